@@ -1,0 +1,65 @@
+# Everything a newcomer needs, on a machine that has only Python 3.11 or later and make.
+.DEFAULT_GOAL := help
+.PHONY: help venv test demo ablation lint lock clean FORCE
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+NEW_ENOUGH := import sys; raise SystemExit(sys.version_info < (3, 11))
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## create .venv and install the locked packages (the other targets do it themselves)
+
+# An environment that an older or removed Python left behind is made anew.
+ifneq ($(shell $(PY) -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo usable),usable)
+$(STAMP): FORCE
+endif
+
+$(STAMP): requirements.lock pyproject.toml setup.py
+	@if ! $(PY) -c '$(NEW_ENOUGH)' >/dev/null 2>&1 || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  found=; bare=; \
+	  for candidate in python3.13 python3.12 python3.11 python3; do \
+	    $$candidate -c '$(NEW_ENOUGH)' >/dev/null 2>&1 || continue; \
+	    if $$candidate -c 'import ensurepip, venv' >/dev/null 2>&1; then found=$$candidate; break; fi; \
+	    bare=$${bare:-$$candidate}; \
+	  done; \
+	  if [ -z "$$found" ] && [ -n "$$bare" ]; then \
+	    echo "error: $$bare cannot create environments; on Debian or Ubuntu: apt-get install $$bare-venv" >&2; exit 1; \
+	  elif [ -z "$$found" ]; then \
+	    echo "error: Python 3.11 or later is needed, and none of python3.13, python3.12, python3.11, python3 is" >&2; exit 1; \
+	  fi; \
+	  echo "creating $(VENV) with $$($$found --version)"; \
+	  $$found -m venv --clear $(VENV); \
+	fi
+	@echo "installing the packages of requirements.lock into $(VENV) (a few minutes on a slow line)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+test: venv  ## run the tests
+	$(PY) -m pytest -q $(ARGS)
+
+demo: venv  ## generate clips, train, sample and write a report to runs/demo
+	$(PY) -m flowley_jax.demo --out runs/demo $(ARGS)
+
+ablation: venv  ## compare attention variants over three seeds (an hour; resumes), in runs/ablation
+	$(PY) -m benchmarks.ablation --out runs/ablation $(ARGS)
+
+lint: venv  ## check style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+lock: venv  ## resolve pyproject.toml again into requirements.lock
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header --extra dev \
+	  pyproject.toml --output-file requirements.lock
+
+clean:  ## remove .venv, caches and builds (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

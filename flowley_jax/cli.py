@@ -1,0 +1,59 @@
+"""How every command line starts and fails: one clear line on stderr, exit code 2, no traceback."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from flowley_jax.errors import FlowleyError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Parses the flags, runs `main` and exits with its result.
+
+    Bad flags, unknown configuration keys, FlowleyError and errors of the operating system (a full disk, a
+    folder that cannot be written) end the program with one line and exit code 2; Ctrl-C with 130.
+    """
+    try:
+        app.run(lambda argv: _quietly(main), flags_parser=_parse_flags)
+    except KeyboardInterrupt:
+        _leave("interrupted; run the same command again to go on", INTERRUPTED)
+    except FlowleyError as error:
+        _leave(f"error: {error}", USER_ERROR)
+    except OSError as error:
+        _leave(f"error: {error.strerror or error}: {error.filename or 'no file named'}", USER_ERROR)
+
+
+def _quietly(main: Callable[[], int | None]) -> int | None:
+    """Runs `main` with this project's log lines on stderr as they are, and of the libraries only errors."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    plain = logging.StreamHandler(sys.stderr)
+    for package in ("flowley_jax", "data_prep", "benchmarks"):
+        logger = logging.getLogger(package)
+        logger.addHandler(plain)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return main()
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        remaining = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        raise FlowleyError(f"{' '.join(str(error).split())} (--help lists the options)") from error
+    if len(remaining) > 1:
+        raise FlowleyError(f"unexpected argument {remaining[1]!r} (--help lists the options)")
+    return remaining
+
+
+def _leave(line: str, code: int) -> None:
+    print(line, file=sys.stderr, flush=True)
+    # Reader threads of the data pipeline must not keep a failed program alive.
+    logging.shutdown()
+    os._exit(code)
