@@ -1,0 +1,224 @@
+"""The published Flowley state dict: names and layouts, in both directions.
+
+Linear weights are (out, in) there and (in, out) here; convolutions (out, in, kernel) there and (kernel, in,
+out) here; fused attention maps are laid out (head, channel, q/k/v) there and (q/k/v, head, channel) here.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from flowley_jax.errors import FlowleyError
+from flowley_jax.model import Flowley, ModelConfig
+
+PREFIX = "model."
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """How one tensor is stored there (`to_torch`) and here (`from_torch`)."""
+
+    to_torch: Callable[[np.ndarray], np.ndarray]
+    from_torch: Callable[[np.ndarray], np.ndarray]
+
+
+_PLAIN = _Layout(to_torch=lambda x: x, from_torch=lambda x: x)
+_LINEAR = _Layout(to_torch=lambda x: x.T, from_torch=lambda x: x.T)
+_CONV = _Layout(to_torch=lambda x: x.transpose(2, 1, 0), from_torch=lambda x: x.transpose(2, 1, 0))
+_ROW = _Layout(to_torch=lambda x: x[None], from_torch=lambda x: x.reshape(-1))
+_LATENT = _Layout(to_torch=lambda x: x[None, None], from_torch=lambda x: x.reshape(-1))
+
+
+def _fused(parts: int, num_heads: int) -> _Layout:
+    """Rows (head, channel, part) of the (out, in) weight or (out,) bias ↔ columns (part, head, channel)."""
+
+    def to_torch(x):
+        rows = x.T if x.ndim == 2 else x
+        rows = rows.reshape(parts, num_heads, -1, *rows.shape[1:])
+        return np.moveaxis(rows, 0, 2).reshape(-1, *rows.shape[3:])
+
+    def from_torch(x):
+        rows = x.reshape(num_heads, -1, parts, *x.shape[1:])
+        rows = np.moveaxis(rows, 2, 0).reshape(-1, *x.shape[1:])
+        return rows.T if x.ndim == 2 else rows
+
+    return _Layout(to_torch=to_torch, from_torch=from_torch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Entry:
+    variable: nnx.Variable
+    layout: _Layout
+
+
+def flowley_from_torch(state_dict: Mapping[str, np.ndarray], config: ModelConfig) -> Flowley:
+    """Builds the model from a published state dict.
+
+    The original's configuration does not say whether its single-stream blocks share weights: where
+    `config.share_single` is set and the tensors under the block indices differ, a model with separate
+    blocks is built and the log says so.
+
+    Args:
+      state_dict: torch names (with or without the checkpoint's prefix "model.") to arrays.
+      config: sizes and variant, see `ModelConfig.from_torch_config`.
+
+    Raises:
+      FlowleyError: a key is missing, left over or of the wrong shape, or a fixed α differs from
+        config.balance; all of them are listed.
+    """
+    state_dict = _without_prefix(state_dict)
+    if config.share_single and _blocks_differ(state_dict):
+        log.warning("the single-stream blocks of this state dict differ: building share_single=False")
+        config = dataclasses.replace(config, share_single=False)
+    abstract = nnx.eval_shape(lambda: Flowley(config, rngs=nnx.Rngs(0)))
+    entries = _entries(abstract)
+    _check(state_dict, entries, config)
+    for name, entry in entries.items():
+        value = entry.layout.from_torch(np.asarray(state_dict[name], np.float32))
+        entry.variable.set_value(jnp.asarray(value))
+    return abstract
+
+
+def flowley_to_torch(model: Flowley) -> dict[str, np.ndarray]:
+    """The model's state dict under the published names, without the checkpoint's prefix, float32.
+
+    Shared single-stream blocks are repeated under every index, as in the published file.
+    """
+    result = {
+        name: entry.layout.to_torch(np.asarray(jax.device_get(entry.variable[...]))).copy(order="C")
+        for name, entry in _entries(model).items()
+    }
+    if model.config.balance is not None and model.config.single_type == "psca":
+        fixed = np.asarray(model.config.balance, np.float32)
+        result.update({_balance_name(index): fixed for index in range(model.config.single_depth)})
+    return result
+
+
+def _without_prefix(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if state_dict and all(name.startswith(PREFIX) for name in state_dict):
+        return {name.removeprefix(PREFIX): value for name, value in state_dict.items()}
+    return dict(state_dict)
+
+
+def _blocks_differ(state_dict: Mapping[str, np.ndarray]) -> bool:
+    first = "single_modal_stream.0."
+    for name, value in state_dict.items():
+        stem, _, rest = name.removeprefix("single_modal_stream.").partition(".")
+        if not name.startswith("single_modal_stream.") or first + rest not in state_dict or stem == "0":
+            continue
+        if not np.array_equal(value, state_dict[first + rest]):
+            return True
+    return False
+
+
+def _check(state_dict: Mapping[str, np.ndarray], entries: Mapping[str, _Entry], config: ModelConfig) -> None:
+    fixed_balances = set()
+    if config.balance is not None and config.single_type == "psca":
+        fixed_balances = {_balance_name(index) for index in range(config.single_depth)}
+    problems = [f"missing {name}" for name in entries if name not in state_dict]
+    problems += [
+        f"left over {name}" for name in state_dict if name not in entries and name not in fixed_balances
+    ]
+    for name in sorted(fixed_balances & set(state_dict)):
+        value = float(np.asarray(state_dict[name]))
+        if not np.isclose(value, config.balance or 0.0, rtol=0, atol=1e-6):
+            problems.append(f"{name} is {value}, config.balance is {config.balance}")
+    for name, entry in entries.items():
+        if name not in state_dict:
+            continue
+        want = entry.layout.to_torch(np.empty(entry.variable.shape, np.bool_)).shape
+        have = np.shape(state_dict[name])
+        if have != want:
+            problems.append(f"{name} has shape {have}, expected {want}")
+    if problems:
+        raise FlowleyError(
+            f"the state dict does not fit the configuration ({len(problems)} problems): "
+            + "; ".join(problems)
+        )
+
+
+def _balance_name(index: int) -> str:
+    return f"single_modal_stream.{index}.cross_weight"
+
+
+def _entries(model: Flowley) -> dict[str, _Entry]:
+    """Torch name → variable and layout, in the order of the network."""
+    found: dict[str, _Entry] = {}
+
+    def add(name: str, variable: nnx.Variable, layout: _Layout) -> None:
+        found[name] = _Entry(variable=variable, layout=layout)
+
+    def linear(name: str, layer, layout: _Layout = _LINEAR) -> None:
+        add(f"{name}.weight", layer.kernel, layout)
+        if layer.bias is not None:
+            add(f"{name}.bias", layer.bias, layout if layout not in (_LINEAR, _CONV) else _PLAIN)
+
+    def time_map(name: str, layer) -> None:
+        linear(name, layer, _CONV if layer.kernel.ndim == 3 else _LINEAR)
+
+    def gated(name: str, mlp) -> None:
+        for part in ("w1", "w2", "w3"):
+            time_map(f"{name}.{part}", getattr(mlp, part))
+
+    def self_attention(name: str, qkv) -> None:
+        linear(f"{name}.qkv_prj", qkv.qkv, _fused(3, qkv.num_heads))
+        add(f"{name}.qk_norm.query_norm.scale", qkv.query_norm.scale, _PLAIN)
+        add(f"{name}.qk_norm.key_norm.scale", qkv.key_norm.scale, _PLAIN)
+
+    def cross_attention(name: str, cross) -> None:
+        linear(f"{name}.q_prj", cross.q)
+        linear(f"{name}.kv_prj", cross.kv, _fused(2, cross.num_heads))
+        add(f"{name}.q_norm.scale", cross.query_norm.scale, _PLAIN)
+        add(f"{name}.k_norm.scale", cross.key_norm.scale, _PLAIN)
+
+    def block_tail(name: str, block) -> None:
+        time_map(f"{name}.linear1", block.out)
+        gated(f"{name}.ffn", block.ffn)
+        linear(f"{name}.adaLN_modulation.adaLN_modulation.1", block.modulation.linear)
+
+    add("latent_mean", model.latent_mean, _LATENT)
+    add("latent_std", model.latent_std, _LATENT)
+    add("empty_visual_feature", model.empty_video, _ROW)
+    add("empty_text_feature", model.empty_text, _ROW)
+    for name, projection in (
+        ("text_projector", model.text_input),
+        ("visual_projector", model.video_input),
+        ("audio_projector", model.audio_input),
+    ):
+        time_map(f"{name}.0", projection.first)
+        gated(f"{name}.2", projection.mlp)
+    linear("text_cond_projector", model.global_condition.text)
+    linear("visual_cond_projector", model.global_condition.video)
+    gated("global_cond_projector", model.global_condition.mlp)
+    linear("timestep_embedder.mlp.0", model.global_condition.time.first)
+    linear("timestep_embedder.mlp.2", model.global_condition.time.second)
+    for index, block in enumerate(model.multi_stream):
+        for torch_name, branch in (("audio", block.audio), ("visual", block.video), ("text", block.text)):
+            name = f"multimodal_stream.{index}.{torch_name}_block"
+            self_attention(f"{name}.attn", branch.qkv)
+            block_tail(name, branch)
+    for name, cross in (("cross_visual_proj", model.cross_video), ("cross_textual_proj", model.cross_text)):
+        if cross is not None:
+            linear(f"{name}.proj.0", cross.first)
+            linear(f"{name}.proj.3", cross.second)
+    for index in range(model.config.single_depth):
+        block = model.single_stream[0 if model.config.share_single else index]
+        name = f"single_modal_stream.{index}"
+        if block.reader is None:
+            self_attention(f"{name}.attn", block.qkv)
+        else:
+            if block.reader.balance is not None:
+                add(_balance_name(index), block.reader.balance, _PLAIN)
+            self_attention(f"{name}.self_attn", block.qkv)
+            cross_attention(f"{name}.vis_aud_cross_atn", block.reader.video)
+            cross_attention(f"{name}.tex_aud_cross_atn", block.reader.text)
+        block_tail(name, block)
+    linear("final_layer.adaLN_modulation.adaLN_modulation.1", model.final_modulation.linear)
+    time_map("final_layer.conv", model.final_conv)
+    return found

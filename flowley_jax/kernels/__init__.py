@@ -1,0 +1,1 @@
+"""Operations that deserve an implementation per platform."""

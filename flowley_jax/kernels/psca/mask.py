@@ -1,0 +1,57 @@
+"""The PSCA mask: which video frames an audio position may read, and how much (spec/model.md, PSCA)."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from flowley_jax.model.config import Fade
+
+
+def aligned_frames(
+    audio_length: int, video_length: int, *, video_fps: float, audio_fps: float
+) -> Int[np.ndarray, " Ta"]:
+    """Index of the video frame that is shown at each audio position.
+
+    j_c(i) = clip(round_half_even(i / audio_fps · video_fps), 0, Tv − 1), every step in float32. This is
+    NumPy and not traced: XLA rewrites the division, which moves ties to another frame.
+
+    Returns: (Ta,) int32.
+    """
+    seconds = np.arange(audio_length, dtype=np.float32) / np.float32(audio_fps)
+    frame = np.round(seconds * np.float32(video_fps))
+    return np.clip(frame, 0, video_length - 1).astype(np.int32)
+
+
+def fade_profile(distance, *, fade_range: int, fade: Fade):
+    """F(m) for distances m ≥ 0 beyond the hard window, in frames; "none" is 0 everywhere."""
+    if fade == "linear":
+        return 1.0 - distance / fade_range
+    if fade == "cosine":
+        return 0.5 * (1.0 + jnp.cos(np.pi * distance / fade_range))
+    if fade == "gaussian":
+        return jnp.exp(-0.5 * (distance / (0.5 * fade_range)) ** 2)
+    return jnp.zeros_like(distance)
+
+
+def soft_mask(
+    frames: Int[np.ndarray, " Ta"],
+    video_length: int,
+    *,
+    fade_scale,
+    window: int,
+    fade_range: int,
+    fade: Fade,
+) -> Float[Array, "Ta Tv"]:
+    """M⁽ℓ⁾ in [0, 1]: 1 within `window` frames of the aligned frame, β·F beyond, 0 past `fade_range`.
+
+    Args:
+      frames: aligned frame of every audio position.
+      fade_scale: β_ℓ, a scalar that may be traced.
+      window: ω; negative turns the mask off (all ones).
+    """
+    if window < 0:
+        return jnp.ones((len(frames), video_length), jnp.float32)
+    distance = jnp.abs(jnp.arange(video_length)[None, :] - jnp.asarray(frames)[:, None])
+    beyond = (distance - window).astype(jnp.float32)
+    faded = fade_scale * fade_profile(beyond, fade_range=fade_range, fade=fade)
+    return jnp.where(beyond <= 0, 1.0, jnp.where(beyond <= fade_range, faded, 0.0))
