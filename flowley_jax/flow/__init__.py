@@ -1,0 +1,1 @@
+"""The rectified flow: its mathematics, each part testable alone (spec/model.md, Rectified flow)."""

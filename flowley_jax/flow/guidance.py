@@ -1,0 +1,62 @@
+"""Missing conditions: dropped at random in training, and as the empty branch of guidance."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flowley_jax.model import Flowley
+
+
+def drop_conditions(
+    model: Flowley,
+    video: Float[Array, "B Tv V"],
+    text: Float[Array, "B Tt W"],
+    *,
+    drop_video: Bool[Array, " B"],
+    drop_text: Bool[Array, " B"],
+):
+    """Replaces the features of marked items by the empty ones. Returns video and text."""
+    empty_video, empty_text = _empty_like(model, video, text)
+    video = jnp.where(drop_video[:, None, None], empty_video, video)
+    return video, jnp.where(drop_text[:, None, None], empty_text, text)
+
+
+def random_drops(key: jax.Array, batch_size: int, rate: float) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
+    """Independent marks for video and text, each true with probability `rate`."""
+    marks = jax.random.bernoulli(key, rate, (2, batch_size))
+    return marks[0], marks[1]
+
+
+def guided_velocity(
+    model: Flowley,
+    latent: Float[Array, "B Ta C"],
+    video: Float[Array, "B Tv V"],
+    text: Float[Array, "B Tt W"],
+    text_len: Int[Array, " B"],
+    t: Float[Array, ""],
+    *,
+    scale: float,
+) -> Float[Array, "B Ta C"]:
+    """Classifier-free guidance s·v(condition) + (1 − s)·v(empty) in one batched call.
+
+    Below s = 1 only the conditional branch runs. Both branches keep the condition's text_len, since it
+    decides which tokens the joint attention reads.
+    """
+    times = jnp.full((latent.shape[0],), t, jnp.float32)
+    if scale < 1.0:
+        return model(latent, video, text, text_len, times)
+    empty_video, empty_text = _empty_like(model, video, text)
+    both = model(
+        jnp.concatenate([latent, latent]),
+        jnp.concatenate([video, empty_video]),
+        jnp.concatenate([text, empty_text]),
+        jnp.concatenate([text_len, text_len]),
+        jnp.concatenate([times, times]),
+    )
+    conditional, empty = jnp.split(both, 2)
+    return scale * conditional + (1.0 - scale) * empty
+
+
+def _empty_like(model: Flowley, video: Array, text: Array) -> tuple[Array, Array]:
+    empty_video = jnp.broadcast_to(model.empty_video[...][None, None].astype(video.dtype), video.shape)
+    return empty_video, jnp.broadcast_to(model.empty_text[...][None, None].astype(text.dtype), text.shape)
