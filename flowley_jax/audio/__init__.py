@@ -1,0 +1,1 @@
+"""Sound: mel spectrograms, codecs between waves and latents, vocoders."""

@@ -1,0 +1,79 @@
+"""Waves from log-mel frames by the fast Griffin–Lim algorithm of librosa (Perraudin et al. 2013)."""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import librosa
+import numpy as np
+
+from flowley_jax.audio.mel import MelConfig, from_log, mel_basis
+from flowley_jax.errors import FlowleyError
+
+_MOMENTUM = 0.99
+_SEED = 0
+_TINY = 1e-12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GriffinLimVocoder:
+    """Deterministic vocoder that needs no weights; see `Vocoder`.
+
+    Attributes:
+      mel: the mel front end that made the frames.
+      iterations: of phase estimation.
+    """
+
+    name: ClassVar[str] = "griffin_lim"
+
+    mel: MelConfig
+    iterations: int = 16
+
+    @property
+    def sample_rate(self) -> int:
+        return self.mel.sample_rate
+
+    @property
+    def settings(self) -> dict[str, int]:
+        return {"iterations": self.iterations}
+
+    def __call__(self, log_mel: np.ndarray) -> np.ndarray:
+        """Log-mel frames (frames, bins) to a wave (frames·hop,) float32 within [-1, 1], aligned with them.
+
+        Raises:
+          FlowleyError: if the frames do not have the front end's bins.
+        """
+        if log_mel.ndim != 2 or log_mel.shape[1] != self.mel.bins:
+            raise FlowleyError(f"log-mel frames {log_mel.shape} must be (frames, {self.mel.bins})")
+        magnitude = magnitude_from_mel(from_log(log_mel.astype(np.float32), self.mel), self.mel)
+        # Frame 0 starts `pad` samples before the wave does (see mel.py), hence uncentred framing and the cut.
+        padded = librosa.griffinlim(
+            magnitude.T,
+            n_iter=self.iterations,
+            hop_length=self.mel.hop,
+            n_fft=self.mel.n_fft,
+            center=False,
+            momentum=_MOMENTUM,
+            random_state=_SEED,
+        )
+        wave = padded[self.mel.pad : self.mel.pad + len(log_mel) * self.mel.hop]
+        return np.clip(wave, -1.0, 1.0).astype(np.float32)
+
+
+def magnitude_from_mel(mel: np.ndarray, config: MelConfig, *, iterations: int = 8) -> np.ndarray:
+    """Non-negative magnitudes (frames, n_fft/2 + 1) whose mel energies are close to `mel` (frames, bins).
+
+    Starts at the clipped least-squares solution and improves it by the multiplicative updates of
+    non-negative least squares (Lee and Seung 2001), which keep every magnitude non-negative.
+    """
+    basis = mel_basis(config)
+    magnitude = np.maximum(mel @ _pseudo_inverse(config).T, _TINY)
+    target = mel @ basis
+    for _ in range(iterations):
+        magnitude = magnitude * target / np.maximum((magnitude @ basis.T) @ basis, _TINY)
+    return magnitude
+
+
+@functools.cache
+def _pseudo_inverse(config: MelConfig) -> np.ndarray:
+    return np.linalg.pinv(mel_basis(config).astype(np.float64)).astype(np.float32)

@@ -1,0 +1,65 @@
+"""Captions as hashed word vectors: no vocabulary, no weights, the same on every machine.
+
+Every word (lower case, punctuation removed) has a random unit vector drawn from a generator that is seeded
+with the word's BLAKE2b digest; a last token of its own marks the end of the text.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from flowley_jax.errors import FlowleyError
+
+# No word can contain a space, so no caption can spell this token.
+_END_OF_TEXT = "end of text"
+_WORD = re.compile(r"\w+")
+_SHOWN_CHARACTERS = 40
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HashedTextEncoder:
+    """Encoder of captions; see the module's docstring and `TextEncoder`."""
+
+    name: ClassVar[str] = "hashed_words"
+    version: ClassVar[int] = 1
+
+    dim: int = 64
+    max_tokens: int = 24
+
+    def __post_init__(self):
+        if self.dim < 1 or self.max_tokens < 1:
+            raise FlowleyError(f"text encoder: {self.dim=} and {self.max_tokens=} must be at least 1")
+
+    def __call__(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Captions to features (N, max_tokens, dim) float32, zero in padding rows, and lengths (N,) int32.
+
+        Raises:
+          FlowleyError: if a caption with its end-of-text token has more than `max_tokens` tokens.
+        """
+        features = np.zeros((len(captions), self.max_tokens, self.dim), np.float32)
+        lengths = np.zeros(len(captions), np.int32)
+        for row, caption in enumerate(captions):
+            tokens = [*_WORD.findall(caption.lower()), _END_OF_TEXT]
+            if len(tokens) > self.max_tokens:
+                start = " ".join(caption.split())[:_SHOWN_CHARACTERS]
+                raise FlowleyError(
+                    f"prompt '{start}…' has {len(tokens)} tokens; the text encoder takes "
+                    f"at most max_tokens={self.max_tokens}, end of text included"
+                )
+            features[row, : len(tokens)] = [_word_vector(token, self.dim) for token in tokens]
+            lengths[row] = len(tokens)
+        return features, lengths
+
+
+@functools.lru_cache(maxsize=65_536)
+def _word_vector(word: str, dim: int) -> np.ndarray:
+    seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=16).digest(), "little")
+    # A bare bit generator: the stream of PCG64 is fixed for good, that of Generator's methods is not.
+    bits = np.random.PCG64(seed).random_raw(dim)
+    uniform = bits.astype(np.float64) / 2.0**63 - 1.0
+    return (uniform / np.linalg.norm(uniform)).astype(np.float32)

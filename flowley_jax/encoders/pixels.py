@@ -1,0 +1,202 @@
+"""A fixed, training-free descriptor of a frame and of its change.
+
+For luminance L_t (in [0, 1]) and the forward and backward differences D⁻ = L_t − L_{t−1}, D⁺ = L_{t+1} − L_t:
+
+all on a plane of half the frame's size, where fast things move by fewer pixels:
+
+- where things are: colour relative to mid-grey, pooled over a grid of soft cells;
+- where things move at time t: sqrt(|D⁻|·|D⁺|), which is large only where a moving thing is now and not where
+  it was or will be, pooled over a finer grid and over narrow rows and columns;
+- which way: the products C·∂L/∂x and C·∂L/∂y with the central difference C = (D⁻ + D⁺)/2, which by brightness
+  constancy are −(∂L/∂x)²·u and −(∂L/∂y)²·v, so that a bounce is a change of sign from frame to frame;
+- how that changes: the same products with D⁺ − D⁻, where an impact is a spike;
+- what moves: the colour of the moving pixels, and how many there are.
+
+Cells overlap (triangular windows), so features vary smoothly while a thing crosses from one to the next.
+Products are compressed by x/sqrt(|x| + ε), ε at the level of video coding noise, and everything is scaled by
+fixed constants to a deviation of about one on moving scenes.
+"""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import numpy as np
+
+from flowley_jax.errors import FlowleyError
+
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+_COLOUR_GRID = 6
+_ENERGY_GRID = 8
+_FLOW_GRID = 6
+_PROFILE_CELLS = 16
+_HUES = 8
+_PROJECTION_SEED = 20
+_COLOUR_SCALE = 4.0
+_MOTION_SCALE = 50.0
+_MOTION_NOISE = 3e-4
+_FLOW_SCALE = 120.0
+_FLOW_NOISE = 3e-6
+_NATIVE_DIM = 3 * _COLOUR_GRID**2 + _ENERGY_GRID**2 + 2 * _FLOW_GRID**2 + 6 * _PROFILE_CELLS + _HUES + 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelEncoder:
+    """Encoder of frames; see the module's docstring and `VideoEncoder`.
+
+    Attributes:
+      fps: frames for each second that it is given.
+      frame_size: height and width of a frame.
+      dim: width of the result; another than the descriptor's own is reached by a fixed random projection.
+    """
+
+    name: ClassVar[str] = "pixels"
+    version: ClassVar[int] = 1
+
+    fps: float = 24.0
+    frame_size: int = 96
+    dim: int = _NATIVE_DIM
+
+    def __post_init__(self):
+        if self.fps <= 0 or self.frame_size < 2 * _PROFILE_CELLS or self.frame_size % 2 or self.dim < 1:
+            raise FlowleyError(
+                f"pixel encoder: fps={self.fps} must be positive, frame_size={self.frame_size} even and "
+                f"at least {2 * _PROFILE_CELLS}, dim={self.dim} at least 1"
+            )
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """Frames (T, frame_size, frame_size, 3) uint8 to features (T, dim) float32.
+
+        Raises:
+          FlowleyError: for another shape or type, or no frame at all.
+        """
+        expected = (self.frame_size, self.frame_size, 3)
+        if frames.ndim != 4 or frames.shape[1:] != expected or frames.dtype != np.uint8 or not len(frames):
+            raise FlowleyError(
+                f"frames {frames.shape} of {frames.dtype} must be uint8, "
+                f"(T, {self.frame_size}, {self.frame_size}, 3) with T at least 1"
+            )
+        native = _describe(frames)
+        return native if self.dim == _NATIVE_DIM else native @ _projection(self.dim)
+
+
+def _describe(frames: np.ndarray) -> np.ndarray:
+    """The descriptor itself, (T, H, W, 3) uint8 to (T, _NATIVE_DIM) float32."""
+    colour = _halved(frames)
+    luminance = colour @ _LUMINANCE
+    backward, forward = _differences(luminance)
+    energy = np.sqrt(np.abs(backward * forward))
+    along_y, along_x = _gradients(luminance)
+    central, second = 0.5 * (backward + forward), forward - backward
+    flow_y, flow_x = central * along_y, central * along_x
+    parts = (
+        _COLOUR_SCALE * _pooled_colour(colour - 0.5),
+        _compressed_energy(_pooled(energy, _ENERGY_GRID)),
+        _compressed_energy(_row_profile(energy)),
+        _compressed_energy(_column_profile(energy)),
+        _compressed_flow(_pooled(flow_y, _FLOW_GRID)),
+        _compressed_flow(_pooled(flow_x, _FLOW_GRID)),
+        _compressed_flow(_row_profile(flow_y)),
+        _compressed_flow(_column_profile(flow_x)),
+        _compressed_flow(_row_profile(second * along_y)),
+        _compressed_flow(_column_profile(second * along_x)),
+        _moving_colour(colour, energy),
+    )
+    return np.concatenate([part.reshape(len(frames), -1) for part in parts], axis=1, dtype=np.float32)
+
+
+def _halved(frames: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels in [0, 1], (T, H/2, W/2, 3) float32."""
+    sums = frames[:, ::2, ::2].astype(np.float32)
+    for rows, columns in ((0, 1), (1, 0), (1, 1)):
+        sums += frames[:, rows::2, columns::2]
+    return sums * np.float32(1.0 / (4 * 255))
+
+
+def _differences(luminance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """D⁻ and D⁺, each (T, H, W); zero where there is no neighbouring frame."""
+    backward, forward = np.zeros_like(luminance), np.zeros_like(luminance)
+    np.subtract(luminance[1:], luminance[:-1], out=backward[1:])
+    forward[:-1] = backward[1:]
+    return backward, forward
+
+
+def _gradients(luminance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Central differences down and across, each (T, H, W); zero at the border."""
+    along_y, along_x = np.zeros_like(luminance), np.zeros_like(luminance)
+    np.subtract(luminance[:, 2:], luminance[:, :-2], out=along_y[:, 1:-1])
+    np.subtract(luminance[:, :, 2:], luminance[:, :, :-2], out=along_x[:, :, 1:-1])
+    return along_y, along_x
+
+
+@functools.cache
+def _windows(cells: int, length: int) -> np.ndarray:
+    """Triangular, overlapping windows that each sum to one, (cells, length) float32."""
+    centres = (np.arange(cells) + 0.5) / cells
+    positions = (np.arange(length) + 0.5) / length
+    windows = np.maximum(0.0, 1.0 - cells * np.abs(centres[:, None] - positions))
+    return (windows / windows.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _pooled(plane: np.ndarray, cells: int) -> np.ndarray:
+    """(T, H, W) to window means (T, cells, cells)."""
+    return _windows(cells, plane.shape[1]) @ (plane @ _windows(cells, plane.shape[2]).T)
+
+
+def _pooled_colour(colour: np.ndarray) -> np.ndarray:
+    """(T, H, W, 3) to (T, grid, grid·3)."""
+    count, height, width, channels = colour.shape
+    rows = _windows(_COLOUR_GRID, height) @ colour.reshape(count, height, width * channels)
+    return _windows(_COLOUR_GRID, width) @ rows.reshape(count * _COLOUR_GRID, width, channels)
+
+
+def _row_profile(plane: np.ndarray) -> np.ndarray:
+    """(T, H, W) to means over rows and windows of rows, (T, cells)."""
+    return plane.mean(axis=2) @ _windows(_PROFILE_CELLS, plane.shape[1]).T
+
+
+def _column_profile(plane: np.ndarray) -> np.ndarray:
+    """(T, H, W) to means over columns and windows of columns, (T, cells)."""
+    return plane.mean(axis=1) @ _windows(_PROFILE_CELLS, plane.shape[2]).T
+
+
+def _compressed_energy(energy: np.ndarray) -> np.ndarray:
+    return _MOTION_SCALE * energy / np.sqrt(energy + _MOTION_NOISE)
+
+
+def _compressed_flow(flow: np.ndarray) -> np.ndarray:
+    return _FLOW_SCALE * flow / np.sqrt(np.abs(flow) + _FLOW_NOISE)
+
+
+def _moving_colour(colour: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """Mean colour and rectified chroma directions of the moving pixels, and their amount, (T, hues + 4)."""
+    count, height, width = energy.shape
+    pixels = colour.reshape(count, height * width, 3)
+    weights = energy.reshape(count, 1, height * width)
+    chroma = np.maximum(0.0, pixels @ _hue_axes())
+    amount = weights.sum(axis=2)
+    total = amount + _MOTION_NOISE * height * width
+    mean = (weights @ (pixels - 0.5))[:, 0] / total
+    hues = (weights @ chroma)[:, 0] / total
+    return np.concatenate(
+        [_COLOUR_SCALE * mean, 2 * _COLOUR_SCALE * hues, _compressed_energy(amount / (height * width))],
+        axis=1,
+    )
+
+
+@functools.cache
+def _hue_axes() -> np.ndarray:
+    """(3, hues): directions around the grey axis, in the plane of red-green and yellow-blue opponency."""
+    red_green = np.array([1.0, -1.0, 0.0]) / np.sqrt(2.0)
+    yellow_blue = np.array([1.0, 1.0, -2.0]) / np.sqrt(6.0)
+    angles = 2.0 * np.pi * np.arange(_HUES) / _HUES
+    axes = np.outer(red_green, np.cos(angles)) + np.outer(yellow_blue, np.sin(angles))
+    return axes.astype(np.float32)
+
+
+@functools.cache
+def _projection(dim: int) -> np.ndarray:
+    """(_NATIVE_DIM, dim) float32: independent entries that keep the scale."""
+    uniform = np.random.PCG64(_PROJECTION_SEED).random_raw(_NATIVE_DIM * dim).astype(np.float64) / 2.0**64
+    entries = (uniform - 0.5) * np.sqrt(12.0 / _NATIVE_DIM)
+    return entries.reshape(_NATIVE_DIM, dim).astype(np.float32)

@@ -1,0 +1,145 @@
+"""The pixel descriptor: what it must make readable, and what it must not depend on."""
+
+import numpy as np
+import pytest
+
+from flowley_jax.encoders.pixels import PixelEncoder
+from flowley_jax.encoders.protocols import VideoEncoder
+from flowley_jax.errors import FlowleyError
+
+SIZE = 96
+GREY = 96
+
+
+def _disc(rows, columns, colour=(220, 60, 40), radius=7.0):
+    """Frames (T, SIZE, SIZE, 3) of an antialiased disc whose centre follows `rows`, `columns` in pixels."""
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
+    distance = np.hypot(y - np.reshape(rows, (-1, 1, 1)), x - np.reshape(columns, (-1, 1, 1)))
+    cover = np.clip(radius + 0.5 - distance, 0.0, 1.0)[..., None]
+    return np.round(GREY + cover * (np.array(colour) - GREY)).astype(np.uint8)
+
+
+def _bounces(impact_frames, count=48):
+    """Height in pixels of a ball that falls onto row 80 at each (fractional) impact frame."""
+    times = np.arange(count)
+    impacts = np.concatenate([[-8.0], impact_frames, [count + 8.0]])
+    after = np.searchsorted(impacts, times, side="right")
+    start, end = impacts[after - 1], impacts[after]
+    return 80.0 - 0.35 * (times - start) * (end - times)
+
+
+def test_shape_type_scale_and_determinism():
+    rng = np.random.default_rng(0)
+    frames = _disc(20 + 50 * rng.random(40), np.linspace(10, 80, 40))
+    encoder = PixelEncoder()
+    features = encoder(frames)
+    assert isinstance(encoder, VideoEncoder)
+    assert features.shape == (40, encoder.dim) and features.dtype == np.float32
+    np.testing.assert_array_equal(features, encoder(frames))
+    assert 0.1 < features.std() < 3.0
+    assert np.abs(features).max() < 40.0
+
+
+def test_a_still_picture_has_colour_and_no_motion():
+    still = np.repeat(_disc([50.0], [30.0]), 5, axis=0)
+    features = PixelEncoder()(still)
+    noise = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+    changing = (np.abs(PixelEncoder()(noise)).max(axis=0) > 0) & (np.abs(features).max(axis=0) == 0)
+    assert changing.sum() > features.shape[1] // 2
+    np.testing.assert_array_equal(features, np.repeat(features[:1], 5, axis=0))
+    assert np.abs(features).max() > 0.1
+
+
+def test_running_backwards_turns_the_signed_motion_round():
+    frames = _disc(np.linspace(20, 70, 20), np.full(20, 48.0))
+    forwards, backwards = PixelEncoder()(frames), PixelEncoder()(frames[::-1])[::-1]
+    signed = np.abs(forwards + backwards).max(axis=0) < 1e-4
+    signed &= np.abs(forwards).max(axis=0) > 0.5
+    assert signed.sum() >= 10  # direction of motion is in the descriptor
+    same = np.abs(forwards - backwards).max(axis=0) < 1e-4
+    assert (same | signed | (np.abs(forwards).max(axis=0) <= 0.5)).all()
+
+
+def test_position_is_readable_below_a_pixel_pair():
+    rng = np.random.default_rng(1)
+
+    def data(count):
+        rows, columns = rng.uniform(20, 76, (2, count))
+        still = np.stack([PixelEncoder()(_disc([r], [c]))[0] for r, c in zip(rows, columns, strict=True)])
+        return still, np.stack([rows, columns], axis=1)
+
+    train, target = data(600)
+    test, expected = data(100)
+    assert np.median(np.abs(_ridge(train, target, test) - expected)) < 2.0
+
+
+def test_time_since_impact_is_readable_below_a_frame():
+    rng = np.random.default_rng(2)
+
+    def data(clips):
+        features, offsets = [], []
+        for _ in range(clips):
+            impact = rng.uniform(20, 28)
+            video = PixelEncoder()(_disc(_bounces([impact]), np.full(48, rng.uniform(20, 76))))
+            nearest = round(impact)
+            features.append(video[nearest - 1 : nearest + 2].ravel())
+            offsets.append([impact - nearest])
+        return np.stack(features), np.array(offsets)
+
+    train, target = data(200)
+    test, expected = data(60)
+    # A guess that knows nothing is off by a quarter of a frame.
+    assert np.median(np.abs(_ridge(train, target, test) - expected)) < 0.1
+
+
+def test_colour_of_what_moves_is_readable_beside_a_still_thing():
+    colours = [(220, 60, 40), (60, 90, 220), (230, 230, 230)]
+    rng = np.random.default_rng(3)
+
+    def data(count):
+        kinds = rng.integers(0, 3, count)
+        features = []
+        for kind in kinds:
+            frames = _disc(
+                rng.uniform(20, 40) + 3.0 * np.arange(4), np.full(4, rng.uniform(20, 76)), colours[kind]
+            )
+            frames[:, 70:90, 40:60] = colours[rng.integers(3)]
+            features.append(PixelEncoder()(frames)[1:3].mean(axis=0))
+        return np.stack(features), np.eye(3)[kinds]
+
+    train, target = data(300)
+    test, expected = data(100)
+    guesses = _ridge(train, target, test).argmax(axis=1)
+    assert (guesses == expected.argmax(axis=1)).mean() > 0.95
+
+
+def test_another_dim_is_a_fixed_projection():
+    frames = _disc(np.linspace(20, 70, 8), np.full(8, 48.0))
+    native = PixelEncoder()(frames)
+    projected = PixelEncoder(dim=900)(frames)
+    assert projected.shape == (8, 900)
+    expected = np.linalg.norm(native[0] - native[5])
+    scale = np.sqrt(900 / native.shape[1])
+    assert np.linalg.norm(projected[0] - projected[5]) == pytest.approx(expected * scale, rel=0.15)
+
+
+def test_one_frame_and_bad_input():
+    assert np.isfinite(PixelEncoder()(_disc([40.0], [40.0]))).all()
+    for frames in (
+        np.zeros((0, 96, 96, 3), np.uint8),
+        np.zeros((2, 64, 96, 3), np.uint8),
+        np.zeros((2, 96, 96, 3)),
+    ):
+        with pytest.raises(FlowleyError, match="must be uint8"):
+            PixelEncoder()(frames)
+    with pytest.raises(FlowleyError, match="frame_size=97"):
+        PixelEncoder(frame_size=97)
+
+
+def _ridge(train, target, test, strength=1e-2):
+    """Linear regression with a constant, in its dual form."""
+    mean, offset = train.mean(axis=0), target.mean(axis=0)
+    centred = (train - mean).astype(np.float64)
+    gram = centred @ centred.T
+    gram += strength * np.trace(gram) / len(gram) * np.eye(len(gram))
+    return (test - mean) @ (centred.T @ np.linalg.solve(gram, target - offset)) + offset
