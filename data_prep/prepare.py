@@ -1,0 +1,187 @@
+"""From a clip table to training records.
+
+Features of every clip are made in parallel and kept in `OUT/cache`, so that a run that was stopped goes on
+where it was. Then the audio codec is fitted to the training split and the records are written. A clip that
+cannot be used is listed with the reason in `OUT/rejected.tsv`.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.clip_features import RecordSettings, cached_features, digest_of, extract_features
+from flowley_jax.audio.griffin_lim import GriffinLimVocoder
+from flowley_jax.audio.mel import mel_preset
+from flowley_jax.audio.pca import PcaCodec
+from flowley_jax.data.clip_table import SPLITS, Clip, read_clip_table
+from flowley_jax.data.parts import Parts
+from flowley_jax.data.record import Dims, Example, has_records, write_records
+from flowley_jax.errors import FlowleyError
+
+_SUMMARY_FILE = "summary.json"
+_REJECTED_FILE = "rejected.tsv"
+
+
+def prepare_records(
+    clips: str | os.PathLike, out: str | os.PathLike, settings: RecordSettings, *, workers: int = 1
+) -> dict[str, Any]:
+    """Makes records and parts of the clips in a table, or finds them made.
+
+    Args:
+      clips: the clip table.
+      out: folder for the records, made if missing.
+      settings: what they are made with.
+      workers: processes that read clips.
+
+    Returns:
+      The summary that is also in `out/summary.json`: settings, counts for each split, rejected clips.
+
+    Raises:
+      FlowleyError: if the table is bad, no training clip can be used, or `out` holds records of another
+        table or of other settings.
+    """
+    out = Path(out)
+    table = read_clip_table(clips)
+    identity = _identity(table, settings)
+    finished = _finished_summary(out, identity)
+    if finished is not None:
+        print(f"records are made already in {out}: {_counts_line(finished)}")
+        return finished
+    cache = out / "cache"
+    _make_folder(cache)
+    reasons = extract_features(table, settings, cache, workers)
+    _write_rejected(out / _REJECTED_FILE, table, reasons)
+    accepted = [clip for clip in table if clip.id not in reasons]
+    if not any(clip.split == "train" for clip in accepted):
+        first = next(iter(reasons.values()), "the table has none")
+        raise FlowleyError(f"{clips}: no training clip can be used ({first}); see {out / _REJECTED_FILE}")
+    codec = _fit_codec(accepted, settings, cache)
+    parts = _parts(codec, accepted, settings, cache, source=Path(clips).name)
+    summary = {
+        "identity": identity,
+        "settings": dataclasses.asdict(settings),
+        "examples": dict(Counter(clip.split for clip in accepted)),
+        "rejected": len(reasons),
+    }
+    parts.save(out)
+    _write_text(out / _SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    _write_all(out, accepted, parts.dims, codec, settings, cache)
+    shutil.rmtree(cache)
+    print(f"records are in {out}: {_counts_line(summary)}")
+    return summary
+
+
+def _identity(table: Sequence[Clip], settings: RecordSettings) -> str:
+    """A digest of everything that the records depend on, except the contents of the media."""
+    rows = [(clip.id, clip.video_path.name, clip.caption, clip.split, clip.label) for clip in table]
+    return digest_of([dataclasses.asdict(settings), settings.versions, rows])
+
+
+def _finished_summary(out: Path, identity: str) -> dict[str, Any] | None:
+    if not has_records(out):
+        return None
+    path = out / _SUMMARY_FILE
+    try:
+        summary = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FlowleyError(f"{path}: cannot be read though {out} has records ({error})") from error
+    if summary.get("identity") != identity:
+        raise FlowleyError(f"{out}: has records of other clips or settings; choose another folder")
+    return summary
+
+
+def _fit_codec(accepted: Sequence[Clip], settings: RecordSettings, cache: Path) -> PcaCodec:
+    log_mels = _training_log_mels(accepted, settings, cache)
+    return PcaCodec.fit(log_mels, mel=mel_preset(settings.mel), latent_dim=settings.latent_dim)
+
+
+def _training_log_mels(
+    accepted: Sequence[Clip], settings: RecordSettings, cache: Path
+) -> Iterator[np.ndarray]:
+    for clip in accepted:
+        if clip.split == "train":
+            yield cached_features(clip, settings, cache)["log_mel"]
+
+
+def _parts(
+    codec: PcaCodec, accepted: Sequence[Clip], settings: RecordSettings, cache: Path, source: str
+) -> Parts:
+    """The parts, with the latents' statistics over the training split."""
+    count, total, squares = 0, np.zeros(codec.latent_dim), np.zeros(codec.latent_dim)
+    for spectrogram in _training_log_mels(accepted, settings, cache):
+        latents = codec.encode_log_mel(spectrogram[None])[0].astype(np.float64)
+        count += len(latents)
+        total += latents.sum(axis=0)
+        squares += np.square(latents).sum(axis=0)
+    mean = total / count
+    return Parts(
+        seconds=settings.seconds,
+        video_encoder=settings.video_encoder,
+        text_encoder=settings.text_encoder,
+        codec=codec,
+        vocoder=GriffinLimVocoder(mel=codec.mel),
+        latent_mean=mean.astype(np.float32),
+        latent_std=np.sqrt(np.maximum(squares / count - mean**2, 0.0)).astype(np.float32),
+        source=source,
+    )
+
+
+def _write_all(
+    out: Path, accepted: Sequence[Clip], dims: Dims, codec: PcaCodec, settings: RecordSettings, cache: Path
+) -> None:
+    def examples_of(split: str) -> Callable[[], Iterator[Example]]:
+        chosen = [clip for clip in accepted if clip.split == split]
+        return lambda: (_example(clip, codec, cached_features(clip, settings, cache)) for clip in chosen)
+
+    present = {clip.split for clip in accepted}
+    write_records(out, dims, {split: examples_of(split) for split in SPLITS if split in present})
+
+
+def _example(clip: Clip, codec: PcaCodec, features: Mapping[str, np.ndarray]) -> Example:
+    latents = codec.encode_log_mel(features["log_mel"][None])[0]
+    return {
+        "audio_mean": latents,
+        "audio_std": np.zeros_like(latents),
+        "video_features": features["video_features"],
+        "text_features": features["text_features"],
+        "text_len": features["text_len"],
+        "id": clip.id,
+        "caption": clip.caption,
+        "label": clip.label,
+    }
+
+
+def _write_rejected(path: Path, table: Sequence[Clip], reasons: Mapping[str, str]) -> None:
+    if reasons:
+        print(f"{len(reasons)} of {len(table)} clips cannot be used; the reasons are in {path}")
+    rows = [("id", "video_path", "reason")]
+    rows += [(clip.id, str(clip.video_path), reasons[clip.id]) for clip in table if clip.id in reasons]
+    _write_text(path, "".join("\t".join(row) + "\n" for row in rows))
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise FlowleyError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlowleyError(f"{path}: cannot be made: {error.strerror or error}") from error
+
+
+def _counts_line(summary: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{number} {split}" for split, number in summary["examples"].items())
+    return f"{counts}; {summary['rejected']} rejected"

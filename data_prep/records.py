@@ -1,0 +1,40 @@
+"""Clip table to training records: python -m data_prep.records --clips DIR/clips.tsv --out DIR/records"""
+
+from absl import flags
+
+from data_prep.clip_features import RecordSettings
+from data_prep.prepare import prepare_records
+from flowley_jax.cli import run_main
+
+_CLIPS = flags.DEFINE_string("clips", None, "Clip table (TSV).", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder for the records.", required=True)
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "Length that every clip is cut to.")
+_MEL = flags.DEFINE_enum("mel", "16k", ["16k", "44k"], "Mel front end, which fixes the sample rate.")
+_LATENT_DIM = flags.DEFINE_integer("latent_dim", 20, "Channels of the PCA codec's latents.")
+_VIDEO_FPS = flags.DEFINE_float("video_fps", 24.0, "Frames per second that the picture encoder sees.")
+_FRAME_SIZE = flags.DEFINE_integer("frame_size", 96, "Height and width of those frames.")
+_TEXT_DIM = flags.DEFINE_integer("text_dim", 64, "Width of a word vector.")
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 24, "Longest caption in tokens, end of text included.")
+_PAD_SECONDS = flags.DEFINE_float("pad_seconds", 0.0, "Clips that are short by at most this much are padded.")
+_NORMALIZE_PEAK = flags.DEFINE_bool("normalize_peak", False, "Scale each track to a peak of 0.95.")
+_WORKERS = flags.DEFINE_integer("workers", 2, "Processes that read clips; 1 reads in this one.")
+
+
+def main() -> None:
+    """Command line."""
+    settings = RecordSettings(
+        seconds=_SECONDS.value,
+        mel=_MEL.value,
+        latent_dim=_LATENT_DIM.value,
+        video_fps=_VIDEO_FPS.value,
+        frame_size=_FRAME_SIZE.value,
+        text_dim=_TEXT_DIM.value,
+        max_tokens=_MAX_TOKENS.value,
+        pad_seconds=_PAD_SECONDS.value,
+        normalize_peak=_NORMALIZE_PEAK.value,
+    )
+    prepare_records(_CLIPS.value, _OUT.value, settings, workers=_WORKERS.value)
+
+
+if __name__ == "__main__":
+    run_main(main)

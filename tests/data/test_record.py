@@ -1,0 +1,80 @@
+"""Records: what goes in comes out, without TensorFlow, for any sizes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from flowley_jax.data.record import Dims, arrays_of, has_records, open_records, texts_of, write_records
+from flowley_jax.errors import FlowleyError
+
+
+def _dims(**changes):
+    sizes = dict(audio_length=5, audio_dim=3, video_length=4, video_dim=7, text_length=6, text_dim=2)
+    return Dims(**{**sizes, **changes})
+
+
+def _examples(dims, count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "audio_mean": rng.standard_normal((dims.audio_length, dims.audio_dim)).astype(np.float32),
+            "audio_std": rng.random((dims.audio_length, dims.audio_dim)).astype(np.float32),
+            "video_features": rng.standard_normal((dims.video_length, dims.video_dim)).astype(np.float32),
+            "text_features": rng.standard_normal((dims.text_length, dims.text_dim)).astype(np.float32),
+            "text_len": np.int32(index % 4 + 1),
+            "id": f"clip-{index}",
+            "caption": "ein Glöckchen klingt",
+            "label": "bell",
+        }
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("dims", [_dims(), _dims(audio_length=1, video_dim=1, text_length=1)])
+def test_round_trip_keeps_order_and_bits(tmp_path, dims):
+    written = {"train": _examples(dims, 12), "test": _examples(dims, 3, seed=1)}
+    write_records(tmp_path, dims, {split: lambda rows=rows: rows for split, rows in written.items()})
+    assert has_records(tmp_path)
+    for split, rows in written.items():
+        read = open_records(tmp_path, split)
+        assert len(read) == len(rows)
+        for index, row in enumerate(rows):
+            assert texts_of(read[index]) == {key: row[key] for key in ("id", "caption", "label")}
+            for field, values in arrays_of(read[index]).items():
+                assert values.dtype == (np.int32 if field == "text_len" else np.float32)
+                np.testing.assert_array_equal(values, row[field])
+
+
+def test_an_example_that_does_not_fit_leaves_nothing(tmp_path):
+    rows = _examples(_dims(), 2) + _examples(_dims(video_dim=8), 1)
+    with pytest.raises(FlowleyError, match="do not fit"):
+        write_records(tmp_path, _dims(), {"train": lambda: rows})
+    assert not has_records(tmp_path)
+    write_records(tmp_path, _dims(), {"train": lambda: rows[:2]})
+    assert len(open_records(tmp_path, "train")) == 2
+
+
+def test_records_are_never_overwritten(tmp_path):
+    write_records(tmp_path, _dims(), {"train": lambda: _examples(_dims(), 1)})
+    with pytest.raises(FlowleyError, match="has records already"):
+        write_records(tmp_path, _dims(), {"train": lambda: _examples(_dims(), 2)})
+    assert len(open_records(tmp_path, "train")) == 1
+
+
+def test_missing_and_empty_records_name_the_folder(tmp_path):
+    with pytest.raises(FlowleyError, match="nowhere: no such folder"):
+        open_records(tmp_path / "nowhere", "train")
+    with pytest.raises(FlowleyError, match=f"{tmp_path}: has no records"):
+        open_records(tmp_path, "train")
+    with pytest.raises(FlowleyError, match='split "valid": No examples'):
+        write_records(tmp_path, _dims(), {"train": lambda: _examples(_dims(), 1), "valid": list})
+    write_records(tmp_path, _dims(), {"train": lambda: _examples(_dims(), 1)})
+    with pytest.raises(FlowleyError, match=f"{tmp_path}: no examples in split 'valid'; there are train"):
+        open_records(tmp_path, "valid")
+
+
+def test_tensorflow_is_not_imported():
+    program = "import sys, flowley_jax.data.pipeline; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "error", "-c", program], check=False).returncode == 0
