@@ -1,0 +1,60 @@
+"""A small model on the generated clip set: from nothing to sound in time on a laptop.
+
+`:debug` trains a few steps on generated records.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from flowley_jax.config import (
+    DataConfig,
+    EmaConfig,
+    ExperimentConfig,
+    FlowConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+)
+from flowley_jax.flow.solver import SolverConfig
+from flowley_jax.model.config import ModelConfig
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Configuration of the demonstration; `variant` is "" or "debug"."""
+    if variant not in ("", "debug"):
+        raise ValueError(f"configs/impacts.py has no variant {variant!r}; it has debug")
+    config = ExperimentConfig(
+        model=ModelConfig(
+            audio_dim=20,
+            video_dim=352,
+            text_dim=64,
+            width=64,
+            num_heads=2,
+            multi_depth=2,
+            single_depth=4,
+            video_fps=24.0,
+            dropout=0.0,
+        ),
+        data=DataConfig(records="runs/demo/records", batch_size=16),
+        flow=FlowConfig(),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=50, schedule="cosine"),
+        ema=EmaConfig(snapshot_every=150),
+        train=TrainConfig(
+            steps=900,
+            log_every=20,
+            valid_every=150,
+            preview_every=900,
+            checkpoint_every=150,
+            keep_checkpoints=2,
+        ),
+        sample=SampleConfig(solver=SolverConfig(steps=25), guidance=2.0, sigma_rel=0.05),
+    )
+    if variant == "debug":
+        config = dataclasses.replace(
+            config,
+            data=DataConfig(generate=8, generate_seconds=4.0, generate_text_length=24, batch_size=4),
+            train=TrainConfig(steps=4, log_every=1, valid_every=4, preview_every=4, checkpoint_every=2),
+            ema=EmaConfig(snapshot_every=4),
+        )
+    return ConfigDict(dataclasses.asdict(config))

@@ -1,0 +1,154 @@
+"""Everything a run is made of, as typed values; ml_collections stops at `experiment_from`."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from flowley_jax.errors import FlowleyError
+from flowley_jax.flow.losses import LossConfig
+from flowley_jax.flow.solver import SolverConfig
+from flowley_jax.flow.time_sampling import TimeConfig
+from flowley_jax.model.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the records are and how batches are drawn.
+
+    Attributes:
+      records: folder of the records (`data_prep.records`), with train and valid splits.
+      generate: number of random records of the model's sizes to train on instead, for trying a
+        configuration out; they are written into the run's folder. 0 for real data.
+      generate_seconds, generate_text_length: length of generated records, in seconds and text tokens.
+      batch_size: examples per step over all devices.
+      num_workers: processes that read ahead; 0 reads in the training process.
+    """
+
+    records: str = ""
+    generate: int = 0
+    generate_seconds: float = 8.0
+    generate_text_length: int = 77
+    batch_size: int = 512
+    num_workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Training target: distribution of t, losses, coupling, condition dropout."""
+
+    time: TimeConfig = TimeConfig()
+    loss: LossConfig = LossConfig()
+    immiscible: bool = True
+    condition_dropout: float = 0.1
+
+    def __post_init__(self):
+        if not 0.0 <= self.condition_dropout <= 1.0:
+            raise FlowleyError(f"flow.condition_dropout={self.condition_dropout} must be in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with global-norm clipping and a stepwise schedule (spec/model.md, optimiser).
+
+    Attributes:
+      warmup_steps: linear warm-up, factor (step + 1)/(warmup_steps + 1).
+      schedule: "steps" multiplies by `decay_factor` at each of `decay_steps` counted from the end of
+        warm-up; "cosine" falls to zero at the last training step.
+    """
+
+    learning_rate: float = 1.5e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 1e-6
+    clip_norm: float = 1.0
+    warmup_steps: int = 1000
+    schedule: Literal["steps", "cosine"] = "steps"
+    decay_steps: tuple[int, ...] = (180_000, 300_000)
+    decay_factor: float = 0.1
+
+    def __post_init__(self):
+        if self.learning_rate <= 0.0:
+            raise FlowleyError(f"optim.learning_rate={self.learning_rate} must be positive")
+        if self.schedule not in ("steps", "cosine"):
+            raise FlowleyError(f"optim.schedule={self.schedule!r} must be steps or cosine")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Post-hoc EMA tracks (Karras et al. 2024): their σ_rel, and steps between stored snapshots."""
+
+    sigma_rels: tuple[float, ...] = (0.05, 0.10)
+    snapshot_every: int = 5000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length of the run and what happens how often, in steps."""
+
+    steps: int = 300_000
+    log_every: int = 100
+    valid_every: int = 2000
+    preview_every: int = 10_000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise FlowleyError(f"train.{field.name}={getattr(self, field.name)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What the sampler does unless told otherwise.
+
+    Attributes:
+      guidance: classifier-free guidance scale; below 1 the condition alone.
+      sigma_rel: EMA length of the sampled weights.
+    """
+
+    solver: SolverConfig = SolverConfig()
+    guidance: float = 7.5
+    sigma_rel: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """One training run; `seed` decides initial values, data order and every draw of the training."""
+
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    flow: FlowConfig = FlowConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+
+
+def experiment_from(tree: Mapping[str, Any]) -> ExperimentConfig:
+    """Builds the typed configuration from nested mappings (a ConfigDict, or parsed JSON).
+
+    Raises:
+      FlowleyError: for a key that does not exist, naming it and the keys that do.
+    """
+    return _build(ExperimentConfig, tree, "config")
+
+
+def _build(kind, tree: Mapping[str, Any], path: str):
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(tree) - set(hints))
+    if unknown:
+        raise FlowleyError(f"unknown key {path}.{unknown[0]}; {path} has {', '.join(sorted(hints))}")
+    return kind(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in tree.items()})
+
+
+def _convert(hint, value, path: str):
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    if hint is float and isinstance(value, int):
+        return float(value)
+    return value

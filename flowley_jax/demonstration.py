@@ -1,0 +1,170 @@
+"""The stages of the demonstration: clips, records, training, sounds, scores, report."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.clip_features import RecordSettings
+from data_prep.impacts.generate import ClipSetConfig, generate
+from data_prep.prepare import prepare_records
+from flowley_jax.audio.mel import log_mel
+from flowley_jax.config import ExperimentConfig
+from flowley_jax.data.clip_table import read_clip_table
+from flowley_jax.errors import FlowleyError
+from flowley_jax.evaluation.held_out import HeldOut, score_held_out
+from flowley_jax.kernels.psca.mask import aligned_frames, soft_mask
+from flowley_jax.media.read import read_audio
+from flowley_jax.report import ReportClip, write_report
+from flowley_jax.sampling.sampler import Sampler
+from flowley_jax.training.loop import train
+from flowley_jax.training.metrics import read_history
+
+SHOWN_CLIPS = 6
+MEANINGS = {
+    "generated": "F1 of the onsets heard in the generated sound against the true times, within ±100 ms.",
+    "ceiling": "F1 of the real sound after codec and vocoder: the best that a model of these latents can do.",
+    "floor": "F1 of the generated sound against the events of another clip: what chance gives.",
+    "real": "F1 of the real sound itself: what the onset detector can do.",
+}
+
+
+def prepare_clips(clip_set: ClipSetConfig, out: Path, *, workers: int) -> tuple[Path, Path]:
+    """Clips and their records, or what is there of them. Returns both folders."""
+    clips, records = out / "clips", out / "records"
+    _heading("generating the clips")
+    generate(clip_set, clips, workers=workers)
+    _heading("preparing the records")
+    prepare_records(clips / "clips.tsv", records, RecordSettings(seconds=clip_set.seconds), workers=workers)
+    return clips, records
+
+
+def run_demonstration(
+    config: ExperimentConfig, clip_set: ClipSetConfig, out: Path, *, workers: int
+) -> dict[str, float | int | str | None]:
+    """Runs every stage in `out`, or finds it done, and returns the figures.
+
+    Raises:
+      FlowleyError: a stage failed, or the training was interrupted; running it again goes on.
+    """
+    started = time.monotonic()
+    clips, records = prepare_clips(clip_set, out, workers=workers)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, records=str(records)))
+    _heading("training")
+    if train(config, out / "train").interrupted:
+        raise FlowleyError("the training was interrupted; run the same command again to go on")
+    _heading("giving the held-out clips their sound")
+    sampler = Sampler.load(out / "train")
+    scored = score_held_out(sampler, clips, out / "samples")
+    for line in scored.failed:
+        print(f"left out: {line}", file=sys.stderr)
+    figures = _figures(scored, seconds=time.monotonic() - started)
+    report = out / "report.html"
+    _heading("writing the report")
+    _write_report(report, config, scored, sampler, clips, out)
+    print(f"videos with their generated sound: {out / 'samples'}")
+    print(f"report: {report}")
+    print(_table(scored))
+    return {**figures, "samples": str(out / "samples"), "report": str(report)}
+
+
+def _heading(stage: str) -> None:
+    print(f"== {stage}", file=sys.stderr, flush=True)
+
+
+def _figures(scored: HeldOut, *, seconds: float) -> dict[str, float | int | str | None]:
+    figures = {name: row.figures for name, row in scored.rows.items()}
+    return {
+        "f1": figures["generated"]["f1"],
+        "median_abs_error_ms": figures["generated"]["median_abs_error_ms"],
+        "precision": figures["generated"]["precision"],
+        "recall": figures["generated"]["recall"],
+        "ceiling_f1": figures["ceiling"]["f1"],
+        "floor_f1": figures["floor"]["f1"],
+        "real_f1": figures["real"]["f1"],
+        "clips": len(scored.rows["generated"].clips),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _table(scored: HeldOut) -> str:
+    lines = [f"{'':10} {'precision':>9} {'recall':>9} {'F1':>9} {'|error|':>9}"]
+    for name, row in scored.rows.items():
+        cells = (f"{row.figures[key]:9.3f}" for key in ("precision", "recall", "f1"))
+        lines.append(f"{name:10} {' '.join(cells)} {_milliseconds(row.figures['median_abs_error_ms']):>9}")
+    return "\n".join(lines)
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} ms"
+
+
+def _write_report(
+    path: Path, config: ExperimentConfig, scored: HeldOut, sampler: Sampler, clips: Path, out: Path
+) -> None:
+    figures = {
+        name: (f"{scored.rows[name].figures['f1']:.2f}", meaning) for name, meaning in MEANINGS.items()
+    }
+    error = scored.rows["generated"].figures["median_abs_error_ms"]
+    figures["error"] = (_milliseconds(error), "Median distance of a matched onset from its true time.")
+    write_report(
+        path,
+        title="Flowley-JAX on generated impacts",
+        figures=figures,
+        history=read_history(out / "train"),
+        masks=_masks(config, sampler),
+        clips=_report_clips(scored, sampler, clips),
+        settings=dataclasses.asdict(config),
+    )
+
+
+def _masks(config: ExperimentConfig, sampler: Sampler) -> np.ndarray | None:
+    """M of every single-stream block, (N2, Ta, Tv); None for a model without PSCA."""
+    model, dims = config.model, sampler.parts.dims
+    if model.single_type != "psca" or model.window < 0:
+        return None
+    audio_fps = model.video_fps * dims.audio_length / dims.video_length
+    frames = aligned_frames(
+        dims.audio_length, dims.video_length, video_fps=model.video_fps, audio_fps=audio_fps
+    )
+    return np.stack(
+        [
+            soft_mask(
+                frames,
+                dims.video_length,
+                fade_scale=scale,
+                window=model.window,
+                fade_range=model.fade_range,
+                fade=model.fade,
+            )
+            for scale in model.fade_scales
+        ]
+    )
+
+
+def _report_clips(scored: HeldOut, sampler: Sampler, clips: Path) -> list[ReportClip]:
+    """The first clips of the split, not chosen by their scores."""
+    parts, shown = sampler.parts, []
+    captions = {clip.id: clip.caption for clip in read_clip_table(clips / "clips.tsv")}
+    for clip in scored.rows["generated"].clips[:SHOWN_CLIPS]:
+        video, real_video = scored.videos[clip.id], clips / "test" / f"{clip.id}.mp4"
+        mels = [
+            log_mel(read_audio(path, sample_rate=parts.sample_rate), parts.codec.mel)
+            for path in (real_video, video)
+        ]
+        shown.append(
+            ReportClip(
+                title=captions[clip.id],
+                video=video,
+                real_video=real_video,
+                events=clip.events,
+                detected=clip.detected,
+                real_mel=mels[0],
+                generated_mel=mels[1],
+                frame_rate=parts.sample_rate / parts.codec.mel.hop,
+                f1=clip.score.f1,
+            )
+        )
+    return shown

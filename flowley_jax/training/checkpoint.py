@@ -1,0 +1,155 @@
+"""Checkpoints of a run and snapshots of its EMA tracks, both written by Orbax."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from flowley_jax.errors import FlowleyError
+from flowley_jax.training.ema import synthesis_weights, weighted_sum
+from flowley_jax.training.state import TrainState
+
+log = logging.getLogger(__name__)
+# Orbax annotates its own policies so that they do not fit its own argument.
+_policies: Any = ocp.training.preservation_policies
+
+
+class RunCheckpoints:
+    """The latest states of a run, each with the position in its data, in one atomic step.
+
+    Saves run in the background; `close` (or leaving the `with` block) waits for the last one.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int):
+        self._checkpointer = ocp.training.Checkpointer(
+            str((workdir / "checkpoints").absolute()), preservation_policy=_policies.LatestN(keep)
+        )
+
+    def __enter__(self) -> "RunCheckpoints":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._checkpointer.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: TrainState, data_state: Mapping[str, Any]) -> None:
+        """Stores the state after `step` steps, unless that step is stored already."""
+        if step == self.latest_step:
+            return
+        self._checkpointer.save_checkpointables_async(
+            step, {"state": _plain(state)}, custom_metadata={"data": dict(data_state)}, force=True
+        )
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state, placed like `like`, and its data position.
+
+        Raises:
+          FlowleyError: the stored tree has other leaves or shapes.
+        """
+        latest = self._checkpointer.latest
+        assert latest is not None
+        abstract = jax.tree.map(_abstract, _plain(like))
+        try:
+            loaded = self._checkpointer.load_checkpointables(latest.step, {"state": abstract})
+        except (ValueError, KeyError) as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise FlowleyError(
+                f"{self._checkpointer.directory}/{latest.step}: the stored state does not fit this "
+                f"configuration: {first_line}"
+            ) from error
+        metadata: Any = self._checkpointer.checkpointables_metadata(latest.step).custom_metadata
+        if not isinstance(metadata, dict) or "data" not in metadata:
+            raise FlowleyError(f"{self._checkpointer.directory}/{latest.step}: holds no data position")
+        return _unplain(loaded["state"], like), metadata["data"]
+
+
+class EmaSnapshots:
+    """Stored EMA tracks of one run, from which averages of any length are made afterwards."""
+
+    def __init__(self, workdir: Path):
+        self._checkpointer = ocp.training.Checkpointer(
+            str((workdir / "ema").absolute()), preservation_policy=_policies.PreserveAll()
+        )
+
+    def __enter__(self) -> "EmaSnapshots":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._checkpointer.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a complete snapshot, ascending."""
+        return sorted(entry.step for entry in self._checkpointer.checkpoints)
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Stores all tracks after `step` steps; each step is written once."""
+        if step in self.steps:
+            return
+        items = {f"track_{index}": _plain(tree) for index, tree in enumerate(state.averages)}
+        self._checkpointer.save_checkpointables(
+            step, {**items, "constants": _plain(state.constants)}, force=True
+        )
+
+    def constants(self, like) -> Any:
+        """The model's constants (latent statistics, empty features) of the last snapshot."""
+        return _unplain(self._load(self.last_step, "constants", like), like)
+
+    def synthesise(self, like, *, sigma_rels: tuple[float, ...], sigma_rel: float) -> Any:
+        """Parameters averaged with relative length `sigma_rel` up to the last snapshot.
+
+        Args:
+          like: a tree of the parameters' structure and shapes.
+          sigma_rels: lengths of the stored tracks.
+        """
+        last = self.last_step
+        if sigma_rel in sigma_rels:
+            return _unplain(self._load(last, f"track_{sigma_rels.index(sigma_rel)}", like), like)
+        stored = [(step, track) for track in range(len(sigma_rels)) for step in self.steps]
+        weights = synthesis_weights(
+            [step for step, _ in stored],
+            [sigma_rels[track] for _, track in stored],
+            sigma_rel=sigma_rel,
+            step=last,
+        )
+        averages = [self._load(step, f"track_{track}", like) for step, track in stored]
+        return _unplain(weighted_sum(averages, weights.tolist()), like)
+
+    def _load(self, step: int, item: str, like) -> dict[str, Any]:
+        abstract = jax.tree.map(_abstract, _plain(like))
+        return self._checkpointer.load_checkpointables(step, {item: abstract})[item]
+
+    @property
+    def last_step(self) -> int:
+        """Step of the newest snapshot. Raises FlowleyError if there is none."""
+        if not self.steps:
+            raise FlowleyError(f"{self._checkpointer.directory}: no snapshots of the averaged weights yet")
+        return self.steps[-1]
+
+
+def _abstract(leaf):
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+
+def _plain(tree) -> Any:
+    """Nested dicts of arrays with string keys, the form that other tools can read."""
+    return {"/".join(map(str, _keys(path))): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _unplain(plain: Mapping[str, Any], like) -> Any:
+    leaves = [plain["/".join(map(str, _keys(path)))] for path, _ in jax.tree.leaves_with_path(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _keys(path) -> list:
+    return [getattr(part, "key", getattr(part, "name", getattr(part, "idx", None))) for part in path]
