@@ -101,7 +101,7 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
                 writer.scalars(step, values)
                 progress.note(f"step {step}: validation loss {values['valid/loss']:.4f}")
                 window.restart_clock()
-            if _due(step, config.train.preview_every, config):
+            if step % config.train.preview_every == 0:
                 preview.write(writer, step, graphdef, state, records, parts, config)
                 window.restart_clock()
             if _due(step, config.ema.snapshot_every, config):

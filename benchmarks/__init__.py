@@ -1,0 +1,1 @@
+"""Measurements of this project; results are kept in benchmarks/results/."""

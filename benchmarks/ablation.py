@@ -1,0 +1,167 @@
+"""What PSCA is worth: attention variants on the same clips and budget: python -m benchmarks.ablation
+
+Every run trains on one core, as many at a time as there are cores. A finished run is not repeated, and one
+that was stopped goes on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from flowley_jax.cli import run_main
+from flowley_jax.errors import FlowleyError
+
+# No visual cross-attention: α = 1 reads text alone, so that video comes in by the joint attention only.
+VARIANTS = {
+    "PSCA": [],
+    "PSCA without β": ["--config.model.progressive=False"],
+    "plain cross-attention": ["--config.model.window=-1"],
+    "no visual cross-attention": ["--config.model.balance=1.0"],
+}
+FIGURES = ("f1", "median_abs_error_ms", "precision", "recall")
+POLL_SECONDS = 20.0
+
+_OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of all runs and of the table.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each variant.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 900, "Training steps of each run.", lower_bound=1)
+_JOBS = flags.DEFINE_integer("jobs", os.cpu_count() or 1, "Runs at a time, one core each.", lower_bound=1)
+
+
+class Run:
+    """One variant and seed: a process that trains and scores, pinned to a core."""
+
+    def __init__(self, variant: str, seed: int, folder: Path):
+        self.variant, self.seed, self.folder = variant, seed, folder
+        self._process: subprocess.Popen | None = None
+
+    @property
+    def result(self) -> dict[str, float] | None:
+        """The figures, once the run is finished."""
+        path = self.folder / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    @property
+    def step(self) -> int:
+        """Last step in the run's history."""
+        path = self.folder / "train" / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return json.loads(lines[-1])["step"] if lines else 0
+
+    def start(self, clips: Path, records: Path, steps: int, core: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.ablation_run",
+            f"--out={self.folder}",
+            f"--clips={clips}",
+        ]
+        command += [
+            "--config=configs/impacts.py",
+            f"--config.data.records={records}",
+            f"--config.seed={self.seed}",
+        ]
+        command += [f"--config.train.steps={steps}", f"--config.train.preview_every={10 * steps}"]
+        with (self.folder / "log.txt").open("a") as log:
+            self._process = subprocess.Popen(
+                command + VARIANTS[self.variant],
+                stdout=log,
+                stderr=log,
+                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            )
+
+    def wait_a_little(self) -> bool:
+        """Whether the process has ended. Raises FlowleyError if it failed."""
+        assert self._process is not None
+        code = self._process.poll()
+        if code:
+            raise FlowleyError(
+                f"{self.variant}, seed {self.seed} failed with code {code}; see {self.folder}/log.txt"
+            )
+        return code == 0
+
+
+def main() -> int:
+    """Trains and scores every run, then prints the table and writes it to table.json and table.md."""
+    from data_prep.impacts.generate import ClipSetConfig
+    from flowley_jax.demonstration import prepare_clips
+
+    out = Path(_OUT.value)
+    clips, records = prepare_clips(ClipSetConfig(), out, workers=_JOBS.value)
+    runs = [
+        Run(variant, seed, out / f"{variant.replace(' ', '_').replace('β', 'beta')}_{seed}")
+        for seed in range(_SEEDS.value)
+        for variant in VARIANTS
+    ]
+    _run_all(runs, clips, records, _STEPS.value, _JOBS.value)
+    table = _table(runs)
+    (out / "table.json").write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
+    (out / "table.md").write_text(_markdown(table))
+    print(_markdown(table), end="")
+    print(f"table: {out / 'table.md'}")
+    return 0
+
+
+def _run_all(runs: list[Run], clips: Path, records: Path, steps: int, jobs: int) -> None:
+    waiting = [run for run in runs if run.result is None]
+    print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already", file=sys.stderr)
+    cores = sorted(os.sched_getaffinity(0))
+    free, active = [cores[job % len(cores)] for job in range(jobs)], {}
+    total, started = len(waiting), time.monotonic()
+    before = sum(run.step for run in waiting)
+    todo = list(waiting)
+    while todo or active:
+        while todo and free:
+            run, core = todo.pop(0), free.pop(0)
+            run.start(clips, records, steps, core)
+            active[run] = core
+        time.sleep(POLL_SECONDS)
+        for run in [run for run in active if run.wait_a_little()]:
+            free.append(active.pop(run))
+        done = sum(run.step for run in waiting) - before
+        pace = (time.monotonic() - started) / max(1, done)
+        left = pace * (total * steps - before - done) / 60
+        names = ", ".join(f"{run.variant} {run.seed}: {run.step}/{steps}" for run in active)
+        finished = total - len(todo) - len(active)
+        print(f"{finished}/{total} finished; {names}; about {left:.0f} min left", file=sys.stderr, flush=True)
+
+
+def _table(runs: list[Run]) -> dict[str, dict]:
+    rows = {}
+    for variant in VARIANTS:
+        results = [run.result or {} for run in runs if run.variant == variant]
+        rows[variant] = {
+            name: {
+                "mean": float(np.mean([result[name] for result in results])),
+                "std": float(np.std([result[name] for result in results], ddof=min(1, len(results) - 1))),
+                "runs": [result[name] for result in results],
+            }
+            for name in (*FIGURES, "valid_loss")
+        }
+    return rows
+
+
+def _markdown(table: dict[str, dict]) -> str:
+    lines = [
+        "| variant | F1 | median error | precision | recall | validation loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for variant, row in table.items():
+        cells = [_cell(row["f1"], 3), _cell(row["median_abs_error_ms"], 1) + " ms"]
+        cells += [_cell(row["precision"], 3), _cell(row["recall"], 3), _cell(row["valid_loss"], 4)]
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: dict, digits: int) -> str:
+    return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
+
+
+if __name__ == "__main__":
+    run_main(main)
