@@ -44,7 +44,7 @@ def _with_generated_records(config: ExperimentConfig, records: Path) -> Experime
             records,
             audio_length=round(seconds * LATENT_RATE),
             audio_dim=model.audio_dim,
-            video_length=round(seconds * model.video_fps),
+            video_fps=model.video_fps,
             video_dim=model.video_dim,
             text_length=config.data.generate_text_length,
             text_dim=model.text_dim,

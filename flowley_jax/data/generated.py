@@ -31,7 +31,7 @@ def write_generated_records(
     *,
     audio_length: int,
     audio_dim: int,
-    video_length: int,
+    video_fps: float,
     video_dim: int,
     text_length: int,
     text_dim: int,
@@ -43,7 +43,8 @@ def write_generated_records(
 
     Args:
       records_dir: folder, made if missing.
-      audio_length, audio_dim, video_length, video_dim, text_length, text_dim: sizes of an example.
+      audio_length, audio_dim, video_dim, text_length, text_dim: sizes of an example.
+      video_fps: frames per second, of as many seconds as the latents cover.
       count: training examples.
       seed: of all numbers.
       sample_rate: 16000 or 44100, the front end that previews and samples go through.
@@ -51,12 +52,12 @@ def write_generated_records(
     Raises:
       FlowleyError: for impossible sizes, or if the folder has records already.
     """
-    if count < 1 or min(audio_length, video_length) < 1 or text_length < 8:
+    if count < 1 or audio_length < 1 or video_fps <= 0.0 or text_length < 8:
         raise FlowleyError(
-            f"generated records: {count=}, {audio_length=} and {video_length=} must be at least 1, "
-            f"{text_length=} at least 8"
+            f"generated records: {count=} and {audio_length=} must be at least 1, "
+            f"{text_length=} at least 8, {video_fps=} positive"
         )
-    parts = _parts(audio_length, audio_dim, video_length, video_dim, text_length, text_dim, seed, sample_rate)
+    parts = _parts(audio_length, audio_dim, video_fps, video_dim, text_length, text_dim, seed, sample_rate)
     held_out = max(1, count // _EVAL_SHARE)
     counts = {"train": count, "valid": held_out, "test": held_out}
     splits = {
@@ -70,7 +71,7 @@ def write_generated_records(
 def _parts(
     audio_length: int,
     audio_dim: int,
-    video_length: int,
+    video_fps: float,
     video_dim: int,
     text_length: int,
     text_dim: int,
@@ -87,7 +88,7 @@ def _parts(
     components, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, audio_dim)))
     return Parts(
         seconds=seconds,
-        video_encoder=PixelEncoder(fps=video_length / seconds, dim=video_dim),
+        video_encoder=PixelEncoder(fps=video_fps, dim=video_dim),
         text_encoder=HashedTextEncoder(dim=text_dim, max_tokens=text_length),
         codec=PcaCodec(
             mel=mel,

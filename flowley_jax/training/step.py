@@ -40,7 +40,7 @@ def make_train_step(
         parameters: Any = optax.apply_updates(state.parameters, updates)
         finished = state.step + 1
         averages = update_averages(state.averages, parameters, finished, config.ema.sigma_rels)
-        metrics = {**_named(losses), "gradient_norm": optax.global_norm(gradients)}
+        metrics = {**_named(losses), "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(finished, parameters, state.constants, optimizer_state, averages), metrics
 
     return jax.jit(step, donate_argnums=0)

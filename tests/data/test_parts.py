@@ -132,10 +132,10 @@ def test_another_codec_and_a_missing_or_broken_file_are_refused(tmp_path):
 
 
 def test_generated_records_fit_their_parts(tmp_path):
-    sizes = dict(audio_length=20, audio_dim=20, video_length=6, video_dim=48, text_length=9, text_dim=5)
-    write_generated_records(tmp_path, **sizes, count=8, seed=4)
+    sizes = dict(audio_length=20, audio_dim=20, video_dim=48, text_length=9, text_dim=5)
+    write_generated_records(tmp_path, **sizes, video_fps=9.0, count=8, seed=4)
     parts = Parts.load(tmp_path)
-    assert parts.dims == Dims(**sizes)
+    assert parts.dims == Dims(**sizes, video_length=6)
     assert parts.source == SOURCE
     assert [len(open_records(tmp_path, split)) for split in ("train", "valid", "test")] == [8, 2, 2]
     (batch,) = eval_batches(tmp_path, "train", batch_size=8)
@@ -146,6 +146,6 @@ def test_generated_records_fit_their_parts(tmp_path):
 
 
 def test_generated_records_of_impossible_sizes(tmp_path):
-    sizes = dict(audio_length=20, audio_dim=161, video_length=6, video_dim=4, text_length=9, text_dim=5)
+    sizes = dict(audio_length=20, audio_dim=161, video_fps=9.0, video_dim=4, text_length=9, text_dim=5)
     with pytest.raises(FlowleyError, match="audio_dim=161"):
         write_generated_records(tmp_path, **sizes, count=1, seed=0)

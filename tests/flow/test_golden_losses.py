@@ -28,7 +28,7 @@ def _losses(model: Flowley, config: LossConfig):
         "latent", "noise", "visual_feature", "text_feature", "text_len", "t"
     )
     data = model.standardise(latent)
-    velocity = model(path.interpolate(noise, data, t), video, text, text_len, t)
+    velocity = nnx.jit(model)(path.interpolate(noise, data, t), video, text, text_len, t)
     return flow_losses(velocity, path.target_velocity(noise, data), config)
 
 
@@ -56,7 +56,7 @@ def test_gradient_of_every_parameter():
     def loss(parameters):
         return _losses(nnx.merge(graphdef, parameters, constants), LossConfig()).total
 
-    gradients = flowley_to_torch(nnx.merge(graphdef, jax.grad(loss)(parameters), constants))
+    gradients = flowley_to_torch(nnx.merge(graphdef, jax.jit(jax.grad(loss))(parameters), constants))
     trained = {key for key in gradients if not key.startswith(("latent_", "empty_", "single_modal_stream."))}
     assert trained | {key for key in gradients if key.startswith("single_modal_stream.0.")} == set(golden)
     errors = {key: relative_error(gradients[key], value) for key, value in golden.items()}
@@ -153,7 +153,7 @@ def test_first_step_has_finite_gradients_of_ordinary_size(adaln_init, empty):
         velocity = model(path.interpolate(noise, data, t), video, text, jnp.asarray([3, 1]), t)
         return flow_losses(velocity, path.target_velocity(noise, data), LossConfig()).total
 
-    value, gradients = jax.value_and_grad(loss)(parameters)
+    value, gradients = jax.jit(jax.value_and_grad(loss))(parameters)
     # The velocity is zero at first: the mean square of the target, and a cosine of 0 everywhere.
     assert float(value) == pytest.approx(float(jnp.mean(jnp.square(data - noise))) + 0.5, rel=1e-5)
     leaves = jax.tree.leaves(gradients)

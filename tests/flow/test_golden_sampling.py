@@ -75,18 +75,19 @@ def test_heun_is_of_second_order():
     [("euler", 1), ("heun", 2), ("midpoint", 2), ("rk4", 4), ("tsit5", None), ("dopri5", None)],
 )
 def test_order_on_an_equation_with_a_known_solution(name, order):
+    # The logistic equation dx/dt = 3x(1 − x) from x(0) = 1/10.
     def error(steps):
         solution = solve_flow(
-            lambda t, x: -2.0 * t * x,
-            jnp.ones((1, 1, 1)),
+            lambda t, x: 3.0 * x * (1.0 - x),
+            jnp.full((1, 1, 1), 0.1),
             SolverConfig(name=name, steps=steps, rtol=1e-6, atol=1e-6),
         )
-        return abs(float(solution.latent[0, 0, 0]) - np.exp(-1.0))
+        return abs(float(solution.latent[0, 0, 0]) - 1.0 / (1.0 + 9.0 * np.exp(-3.0)))
 
     if order is None:
         assert error(8) < 1e-5
     else:
-        assert np.log2(error(4) / error(8)) == pytest.approx(order, abs=0.35)
+        assert np.log2(error(4) / error(8)) == pytest.approx(order, abs=0.4)
 
 
 def test_a_solver_that_runs_out_of_steps_says_so():

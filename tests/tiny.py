@@ -1,0 +1,57 @@
+"""A run of seconds: a tiny model on generated records."""
+
+import dataclasses
+from pathlib import Path
+
+from flowley_jax.config import DataConfig, EmaConfig, ExperimentConfig, OptimConfig, SampleConfig, TrainConfig
+from flowley_jax.data.generated import write_generated_records
+from flowley_jax.flow.solver import SolverConfig
+from flowley_jax.model.config import ModelConfig
+
+FPS = 12.0
+MODEL = ModelConfig(
+    audio_dim=6,
+    video_dim=10,
+    text_dim=8,
+    width=16,
+    num_heads=2,
+    multi_depth=1,
+    single_depth=2,
+    video_fps=FPS,
+)
+
+
+def write_records(folder: Path) -> Path:
+    """Records of clips of 0.8 seconds: 25 latents, 10 frames."""
+    write_generated_records(
+        folder,
+        audio_length=25,
+        audio_dim=MODEL.audio_dim,
+        video_fps=FPS,
+        video_dim=MODEL.video_dim,
+        text_length=9,
+        text_dim=MODEL.text_dim,
+        count=10,
+        seed=0,
+    )
+    return folder
+
+
+def experiment(records: Path, *, steps: int = 6, **changes) -> ExperimentConfig:
+    """A run of `steps` steps that logs and keeps every step."""
+    config = ExperimentConfig(
+        model=MODEL,
+        data=DataConfig(records=str(records), batch_size=4),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=2),
+        ema=EmaConfig(snapshot_every=3),
+        train=TrainConfig(
+            steps=steps,
+            log_every=1,
+            valid_every=4,
+            preview_every=1000,
+            checkpoint_every=2,
+            keep_checkpoints=2,
+        ),
+        sample=SampleConfig(solver=SolverConfig(steps=2), guidance=1.5),
+    )
+    return dataclasses.replace(config, **changes)

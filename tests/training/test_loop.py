@@ -1,0 +1,195 @@
+"""The training loop: exact resume, interruption, what a run leaves behind, and how it fails."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flowley_jax.config import OptimConfig
+from flowley_jax.data.parts import Parts
+from flowley_jax.errors import FlowleyError
+from flowley_jax.training.checkpoint import EmaSnapshots, RunCheckpoints
+from flowley_jax.training.loop import NonFiniteLossError, train
+from flowley_jax.training.metrics import read_history
+from flowley_jax.training.optimizer import make_optimizer
+from flowley_jax.training.progress import Progress
+from flowley_jax.training.state import create_state
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return tiny.write_records(tmp_path_factory.mktemp("records"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(records, tmp_path_factory):
+    """An uninterrupted run of six steps."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert train(tiny.experiment(records), workdir).step == 6
+    return workdir
+
+
+def _final_state(workdir, records):
+    config, parts = tiny.experiment(records), Parts.load(records)
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    _, state = create_state(config, optimizer, latent_mean=parts.latent_mean, latent_std=parts.latent_std)
+    with RunCheckpoints(workdir, keep=2) as checkpoints:
+        return checkpoints.restore(state)
+
+
+def _losses(workdir):
+    return [(row["step"], row["train/loss"]) for row in read_history(workdir) if "train/loss" in row]
+
+
+def _assert_same_run(one, other, records):
+    assert _losses(one) == _losses(other)
+    (state, data), (other_state, other_data) = _final_state(one, records), _final_state(other, records)
+    assert data == other_data
+    for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+
+
+@pytest.mark.parametrize("first_part", [1, 3, 5])
+def test_a_run_in_two_parts_equals_one_run_bit_for_bit(whole_run, records, tmp_path, first_part):
+    train(tiny.experiment(records, steps=first_part), tmp_path)
+    train(tiny.experiment(records), tmp_path)
+    _assert_same_run(tmp_path, whole_run, records)
+
+
+def test_a_signal_finishes_the_step_and_resume_is_exact(whole_run, records, tmp_path, monkeypatch):
+    original = Progress.show
+
+    def signalled(self, step, values):
+        original(self, step, values)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "show", signalled)
+    outcome = train(tiny.experiment(records), tmp_path)
+    assert outcome.interrupted and outcome.step == 3
+    monkeypatch.setattr(Progress, "show", original)
+    outcome = train(tiny.experiment(records), tmp_path)
+    assert not outcome.interrupted
+    _assert_same_run(tmp_path, whole_run, records)
+
+
+def test_a_crash_goes_back_to_the_last_checkpoint_and_repeats_the_same_steps(
+    whole_run, records, tmp_path, monkeypatch
+):
+    original = Progress.show
+
+    def crash(self, step, values):
+        original(self, step, values)
+        if step == 5:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Progress, "show", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tiny.experiment(records), tmp_path)
+    monkeypatch.setattr(Progress, "show", original)
+    train(tiny.experiment(records), tmp_path)
+    _assert_same_run(tmp_path, whole_run, records)
+
+
+def test_a_finished_run_is_left_as_it_is(whole_run, records):
+    before = (whole_run / "metrics.jsonl").read_bytes()
+    outcome = train(tiny.experiment(records), whole_run)
+    assert outcome.step == 6 and not outcome.interrupted
+    assert (whole_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_history_has_losses_speed_and_validation(whole_run):
+    history = read_history(whole_run)
+    logged = [row for row in history if "train/loss" in row]
+    assert [row["step"] for row in logged] == [1, 2, 3, 4, 5, 6]
+    for row in logged:
+        assert row["train/loss"] == pytest.approx(
+            row["train/velocity_loss"] + 0.5 * row["train/direction_loss"]
+        )
+        assert row["step_time"] > row["data_wait"] >= 0
+        assert row["examples_per_second"] == pytest.approx(4 / row["step_time"])
+    assert [row["step"] for row in history if "valid/loss" in row] == [4, 6]
+    assert all(np.isfinite(value) for row in history for value in row.values())
+
+
+def test_learning_lowers_the_loss(records, tmp_path):
+    train(tiny.experiment(records, steps=60, optim=OptimConfig(learning_rate=5e-3, warmup_steps=5)), tmp_path)
+    losses = [loss for _, loss in _losses(tmp_path)]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_tensorboard_has_scalars_pictures_and_sounds(records, tmp_path):
+    config = tiny.experiment(records, steps=2)
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, preview_every=2)), tmp_path)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()
+    assert "train/loss" in tags["scalars"] and "valid/loss" in tags["scalars"]
+    assert {"generated/0/mel", "real/0/mel"} <= set(tags["images"])
+    assert {"generated/0/sound", "real/0/sound"} <= set(tags["audio"])
+    losses = {event.step: event.value for event in board.Scalars("train/loss")}
+    assert losses == pytest.approx(dict(_losses(tmp_path)), rel=1e-6)
+
+
+def test_snapshots_give_averages_of_any_length(whole_run, records):
+    state, _ = _final_state(whole_run, records)
+    with EmaSnapshots(whole_run) as snapshots:
+        assert snapshots.steps == [3, 6]
+        stored = snapshots.synthesise(state.parameters, sigma_rels=(0.05, 0.1), sigma_rel=0.1)
+        between = snapshots.synthesise(state.parameters, sigma_rels=(0.05, 0.1), sigma_rel=0.08)
+        constants = snapshots.constants(state.constants)
+    for leaf, expected in zip(jax.tree.leaves(stored), jax.tree.leaves(state.averages[1]), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+    assert jax.tree.structure(between) == jax.tree.structure(state.parameters)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(between))
+    np.testing.assert_array_equal(constants["latent_std"][...], Parts.load(records).latent_std)
+
+
+def test_non_finite_loss_stops_with_the_step_named(records, tmp_path):
+    config = tiny.experiment(
+        records, optim=OptimConfig(learning_rate=1e30, warmup_steps=0, clip_norm=float("inf"))
+    )
+    with pytest.raises(NonFiniteLossError, match=r"the loss of step [23] is"):
+        train(config, tmp_path)
+    with RunCheckpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step in (None, 2)
+
+
+def test_another_configuration_is_refused_and_every_difference_listed(whole_run, records):
+    before = (whole_run / "config.json").read_bytes()
+    config = dataclasses.replace(
+        tiny.experiment(records), seed=1, model=dataclasses.replace(tiny.MODEL, width=32)
+    )
+    with pytest.raises(FlowleyError, match=r"model\.width is 16 there, 32 here; seed is 0 there, 1 here"):
+        train(config, whole_run)
+    assert (whole_run / "config.json").read_bytes() == before
+
+
+def test_another_data_set_is_refused(whole_run, records, tmp_path):
+    other = tiny.write_records(tmp_path / "other")
+    parts = json.loads((other / "parts.json").read_text())
+    (other / "parts.json").write_text(json.dumps({**parts, "latent_std": [2.0] * 6}))
+    with pytest.raises(FlowleyError, match="another data set"):
+        train(tiny.experiment(other), whole_run)
+
+
+def test_records_of_other_sizes_are_refused(records, tmp_path):
+    config = tiny.experiment(records, model=dataclasses.replace(tiny.MODEL, audio_dim=7, video_fps=8.0))
+    with pytest.raises(FlowleyError, match=r"model\.audio_dim=7, records have 6; model\.video_fps=8"):
+        train(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_checkpoint_of_another_shape_is_an_error_that_names_it(whole_run, records):
+    config, parts = tiny.experiment(records), Parts.load(records)
+    config = dataclasses.replace(config, model=dataclasses.replace(tiny.MODEL, multi_depth=2))
+    optimizer = make_optimizer(config.optim, 6)
+    _, state = create_state(config, optimizer, latent_mean=parts.latent_mean, latent_std=parts.latent_std)
+    with RunCheckpoints(whole_run, keep=2) as checkpoints, pytest.raises(FlowleyError, match="does not fit"):
+        checkpoints.restore(state)
