@@ -7,6 +7,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from flowley_jax.cli import config_dict_of
 from flowley_jax.config import (
     DataConfig,
     EmaConfig,
@@ -57,4 +58,4 @@ def get_config(variant: str = "") -> ConfigDict:
             train=TrainConfig(steps=4, log_every=1, valid_every=4, preview_every=4, checkpoint_every=2),
             ema=EmaConfig(snapshot_every=4),
         )
-    return ConfigDict(dataclasses.asdict(config))
+    return config_dict_of(config)

@@ -7,6 +7,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from flowley_jax.cli import config_dict_of
 from flowley_jax.config import DataConfig, ExperimentConfig, TrainConfig
 
 
@@ -21,4 +22,4 @@ def get_config(variant: str = "") -> ConfigDict:
             data=DataConfig(generate=4, batch_size=2),
             train=TrainConfig(steps=2, log_every=1, valid_every=2, preview_every=10**9, checkpoint_every=2),
         )
-    return ConfigDict(dataclasses.asdict(config))
+    return config_dict_of(config)

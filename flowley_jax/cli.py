@@ -1,12 +1,16 @@
 """How every command line starts and fails: one clear line on stderr, exit code 2, no traceback."""
 
+import dataclasses
 import logging
 import os
 import sys
+import typing
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_dict
 
 from flowley_jax.errors import FlowleyError
 
@@ -28,6 +32,20 @@ def run_main(main: Callable[[], int | None]) -> None:
         _leave(f"error: {error}", USER_ERROR)
     except OSError as error:
         _leave(f"error: {error.strerror or error}: {error.filename or 'no file named'}", USER_ERROR)
+
+
+def config_dict_of(config: Any) -> ConfigDict:
+    """A configuration dataclass as flags see it; fields that are None now can still be set by a flag."""
+    tree = ConfigDict()
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = config_dict_of(value)
+        elif value is None:
+            value = config_dict.placeholder(typing.get_args(hints[field.name])[0])
+        tree[field.name] = value
+    return tree
 
 
 def _quietly(main: Callable[[], int | None]) -> int | None:

@@ -1,8 +1,12 @@
 """Settings shared by all tests: CPU only, no silent broadcasting between ranks, flags parsed, no window."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Many tests, and the programs that they start, compile the same training step.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import matplotlib
