@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.clip_features import RecordSettings
+from data_prep.impacts.contact_sheet import draw_contact_sheet
 from data_prep.impacts.generate import ClipSetConfig, generate
 from data_prep.prepare import prepare_records
 from flowley_jax.audio.mel import log_mel
@@ -23,6 +24,7 @@ from flowley_jax.training.loop import train
 from flowley_jax.training.metrics import read_history
 
 SHOWN_CLIPS = 6
+OVERVIEW_CLIPS = 3
 MEANINGS = {
     "generated": "F1 of the onsets heard in the generated sound against the true times, within ±100 ms.",
     "ceiling": "F1 of the real sound after codec and vocoder: the best that a model of these latents can do.",
@@ -64,8 +66,9 @@ def run_demonstration(
     report = out / "report.html"
     _heading("writing the report")
     _write_report(report, config, scored, sampler, clips, out)
+    draw_contact_sheet(clips, out / "overview.png", generated=out / "samples", clips=OVERVIEW_CLIPS)
     print(f"videos with their generated sound: {out / 'samples'}")
-    print(f"report: {report}")
+    print(f"report: {report} (and a picture, {out / 'overview.png'})")
     print(_table(scored))
     return {**figures, "samples": str(out / "samples"), "report": str(report)}
 

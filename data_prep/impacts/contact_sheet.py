@@ -12,33 +12,54 @@ from flowley_jax.data.clip_table import Clip, read_clip_table
 from flowley_jax.media.read import read_audio, read_frames
 
 CLIPS = 6
-FRAMES = 12
+FRAMES = 16
 
 
-def draw_contact_sheet(folder: Path, path: Path) -> None:
+def draw_contact_sheet(folder: Path, path: Path, *, generated: Path | None = None, clips: int = CLIPS) -> None:
     """Draws the first clips of the test split (or of the whole set, without one) to a .png.
 
     Args:
       folder: the clip set, as `generate` leaves it.
+      generated: folder of the same clips with another sound, drawn below the real one.
+      clips: how many are drawn.
     """
     table = read_clip_table(folder / "clips.tsv")
-    chosen = ([clip for clip in table if clip.split == "test"] or table)[:CLIPS]
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    by_id = {row["id"]: row for row in events}
-    figure = Figure(figsize=(12, 2.4 * len(chosen)), layout="constrained")
-    axes = figure.subplots(2 * len(chosen), 1, height_ratios=[1.1, 1] * len(chosen))
+    chosen = ([clip for clip in table if clip.split == "test"] or table)[:clips]
+    rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    events = {row["id"]: row for row in rows}
+    heights = [0.8, 1.0, 1.0] if generated else [0.8, 1.0]
+    figure = Figure(figsize=(11, 1.0 * sum(heights) * len(chosen)), layout="constrained", dpi=110)
+    axes = figure.subplots(len(heights) * len(chosen), 1, height_ratios=heights * len(chosen))
     for index, clip in enumerate(chosen):
-        _draw_clip(axes[2 * index], axes[2 * index + 1], clip, by_id[clip.id])
+        picture, *sounds = axes[index * len(heights) : (index + 1) * len(heights)]
+        _draw_frames(picture, clip, events[clip.id])
+        _draw_sound(sounds[0], clip.video_path, events[clip.id], "real" if generated else "")
+        if generated:
+            _draw_sound(sounds[1], generated / f"{clip.id}.mp4", events[clip.id], "generated")
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def _draw_clip(picture, sound, clip: Clip, events: dict) -> None:
+def _draw_frames(axes, clip: Clip, events: dict) -> None:
     frames = read_frames(clip.video_path, fps=FRAMES / events["seconds"], seconds=events["seconds"])
-    picture.imshow(np.concatenate(list(frames), axis=1), aspect="auto")
-    picture.set_title(f"{clip.id}: {clip.caption}", loc="left", fontsize=9)
-    picture.set_axis_off()
-    mel = log_mel(read_audio(clip.video_path, sample_rate=MEL_16K.sample_rate), MEL_16K)
-    sound.imshow(mel.T, origin="lower", aspect="auto", extent=(0, events["seconds"], 0, 1), cmap="magma")
+    axes.imshow(np.concatenate(list(frames), axis=1), aspect="auto")
+    axes.set_title(clip.caption, loc="left", fontsize=9)
+    axes.set_axis_off()
+
+
+def _draw_sound(axes, path: Path, events: dict, name: str) -> None:
+    mel = log_mel(read_audio(path, sample_rate=MEL_16K.sample_rate), MEL_16K)
+    axes.imshow(
+        mel.T,
+        origin="lower",
+        aspect="auto",
+        extent=(0, len(mel) * MEL_16K.hop / MEL_16K.sample_rate, 0, 1),
+        cmap="magma",
+        vmin=-4.0,
+        vmax=1.0,
+    )
     for impact in events["impacts"]:
-        sound.axvline(impact["time"], color="cyan", linewidth=0.8, linestyle=":")
-    sound.set_yticks([])
+        axes.axvline(impact["time"], color="cyan", linewidth=1.2, linestyle="--")
+    axes.set_xlim(0, events["seconds"])
+    axes.set_ylabel(name, fontsize=8)
+    axes.set_yticks([])
+    axes.tick_params(labelsize=7)
