@@ -147,6 +147,8 @@ def _build(kind, tree: Mapping[str, Any], path: str):
 def _convert(hint, value, path: str):
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, path)
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+        raise FlowleyError(f"{path}={value!r} must be one of {', '.join(typing.get_args(hint))}")
     if typing.get_origin(hint) is tuple:
         return tuple(value)
     if hint is float and isinstance(value, int):

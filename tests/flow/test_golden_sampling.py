@@ -135,7 +135,7 @@ def test_noise_of_an_item_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"name": "rk5"}, "rk5.*euler"), ({"steps": 0}, "steps=0"), ({"rtol": 0.0}, "rtol=0.0")],
+    [({"steps": 0}, "steps=0"), ({"rtol": 0.0}, "rtol=0.0")],
 )
 def test_impossible_solvers_are_refused(change, message):
     with pytest.raises(FlowleyError, match=message):

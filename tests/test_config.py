@@ -1,0 +1,79 @@
+"""Configurations: typed, complete, and refused with a name when wrong."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs import impacts, vggsound
+from flowley_jax.cli import config_dict_of
+from flowley_jax.config import ExperimentConfig, experiment_from
+from flowley_jax.errors import FlowleyError
+
+
+def test_vggsound_is_the_published_run():
+    config = experiment_from(vggsound.get_config().to_dict())
+    assert (config.model.width, config.model.multi_depth, config.model.single_depth) == (512, 5, 10)
+    assert (config.model.window, config.model.fade_range, config.model.fade) == (0, 4, "cosine")
+    assert (config.optim.learning_rate, config.optim.weight_decay, config.data.batch_size) == (
+        1.5e-4,
+        1e-6,
+        512,
+    )
+    assert (config.sample.guidance, config.sample.solver.name, config.sample.solver.steps) == (
+        7.5,
+        "euler",
+        25,
+    )
+    assert config.flow.immiscible and config.flow.time.kind == "cosmap" and config.flow.loss.kind == "mse"
+
+
+def test_vggsound_debug_keeps_the_network():
+    full, debug = (experiment_from(vggsound.get_config(variant).to_dict()) for variant in ("", "debug"))
+    assert debug.model == full.model and debug.data.generate > 0
+
+
+@pytest.mark.parametrize("module", [impacts, vggsound])
+def test_an_unknown_variant_is_named(module):
+    with pytest.raises(ValueError, match=r"no variant 'huge'; it has debug"):
+        module.get_config("huge")
+
+
+def test_survives_json_exactly():
+    config = experiment_from(impacts.get_config().to_dict())
+    assert experiment_from(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_fields_that_are_none_can_be_set():
+    tree = config_dict_of(ExperimentConfig())
+    assert experiment_from(tree.to_dict()) == ExperimentConfig()
+    tree.model.balance = 0.25
+    assert experiment_from(tree.to_dict()).model.balance == 0.25
+    with pytest.raises(TypeError):
+        tree.model.balance = "half"
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (
+            {"optim": {"learning_rte": 1.0}},
+            r"unknown key config\.optim\.learning_rte; config\.optim has beta1",
+        ),
+        ({"colour": 1}, r"unknown key config\.colour"),
+        ({"model": {"width": 30, "num_heads": 4}}, r"model\.width=30 must be a multiple of 2·num_heads=8"),
+        ({"model": {"fade": "square"}}, r"model\.fade='square' must be one of cosine"),
+        ({"model": {"dropout": 1.0}}, r"model\.dropout=1\.0 must be in"),
+        ({"model": {"mask_floor": -1.0}}, r"model\.mask_floor=-1\.0"),
+        ({"optim": {"schedule": "saw"}}, r"optim\.schedule='saw'"),
+        ({"optim": {"learning_rate": 0.0}}, r"optim\.learning_rate=0\.0 must be positive"),
+        ({"flow": {"time": {"kind": "late"}}}, r"flow\.time\.kind='late'"),
+        ({"flow": {"loss": {"kind": "l3"}}}, r"flow\.loss\.kind='l3'"),
+        ({"flow": {"condition_dropout": 2.0}}, r"flow\.condition_dropout=2\.0"),
+        ({"sample": {"solver": {"name": "rk5"}}}, r"config\.sample\.solver\.name='rk5' must be one of euler"),
+        ({"train": {"log_every": 0}}, r"train\.log_every=0 must be at least 1"),
+    ],
+)
+def test_bad_values_are_named(tree, message):
+    with pytest.raises(FlowleyError, match=message):
+        experiment_from(tree)

@@ -1,0 +1,70 @@
+"""The README's Python runs as it stands, and its commands name things that exist."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import tiny
+
+from flowley_jax.media.read import probe
+from flowley_jax.media.write import write_video
+from flowley_jax.training.loop import train
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_array_interface_makes_a_video_with_sound(tmp_path, monkeypatch):
+    records = tiny.write_records(tmp_path / "records")
+    train(tiny.experiment(records, steps=3), tmp_path / "runs" / "demo" / "train")
+    monkeypatch.chdir(tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), dtype=np.uint8)
+    write_video("a.mp4", frames, 24.0)
+    block = _python_blocks()[0]
+    assert len(block.splitlines()) <= 12
+    names: dict = {}
+    exec(block, names)
+    assert names["waves"].shape == (2, 16_000 * 30 // 24)
+    assert np.abs(names["waves"]).max() > 0
+    info = probe("a_sound.mp4")
+    assert info.has_audio and info.width == 64
+
+
+def test_published_weights_go_in_and_out():
+    import golden_data
+    import jax.numpy as jnp
+
+    block = _python_blocks()[1].replace("ModelConfig()", "config")
+    video, text, text_len = golden_data.conditions("a_shared")
+    data = golden_data.load("a_shared")
+    original = golden_data.state_dict("a_shared")
+    names = {
+        "state_dict": original,
+        "config": golden_data.model("a_shared").config,
+        "latent": jnp.asarray(data["in/audio_latent"]),
+        "video": video,
+        "text": text,
+        "text_len": text_len,
+        "t": jnp.asarray(data["in/t"]),
+    }
+    exec(block, names)
+    assert golden_data.relative_error(names["velocity"], data["out/flow"]) < 1e-5
+    assert names["state_dict"].keys() == original.keys()
+
+
+def test_commands_and_files_exist():
+    for module in set(re.findall(r"python -m ([a-z_.]+)", README)):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    for target in set(re.findall(r"^make ([a-z]+)|`make ([a-z]+)`", README, re.MULTILINE)):
+        assert re.search(rf"^{''.join(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+    for file in re.findall(r"`(configs/\w+\.py|tests/\w+)`|\((docs/[\w/.]+)\)", README):
+        assert (ROOT / "".join(file)).exists(), file
+    sample = (ROOT / "flowley_jax/sample.py").read_text()
+    section = README[README.index("## Sound for your clips") : README.index("## Training")]
+    for flag in set(re.findall(r"--([a-z_]+)", section)):
+        assert f'"{flag}"' in sample, flag
