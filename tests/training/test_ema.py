@@ -24,7 +24,7 @@ def test_kept_shares(track):
     steps = np.arange(1, 51)
     np.testing.assert_allclose(kept_share(steps, gamma), DATA["out/beta_corrected"][track], rtol=2e-6)
     every = DATA["out/beta_corrected_every10"][track]
-    np.testing.assert_allclose(kept_share(10 * np.arange(1, len(every) + 1), gamma, 10), every, rtol=2e-6)
+    np.testing.assert_allclose(kept_share(1 + 10 * np.arange(len(every)), gamma, 10), every, rtol=2e-6)
 
 
 def test_toy_run():

@@ -193,3 +193,21 @@ def test_a_checkpoint_of_another_shape_is_an_error_that_names_it(whole_run, reco
     _, state = create_state(config, optimizer, latent_mean=parts.latent_mean, latent_std=parts.latent_std)
     with RunCheckpoints(whole_run, keep=2) as checkpoints, pytest.raises(FlowleyError, match="does not fit"):
         checkpoints.restore(state)
+
+
+def test_bfloat16_compute_keeps_float32_weights_and_close_losses(whole_run, records, tmp_path):
+    config = tiny.experiment(records, steps=2, model=dataclasses.replace(tiny.MODEL, dtype="bfloat16"))
+    train(config, tmp_path)
+    losses, exact = ([loss for _, loss in _losses(run)[:2]] for run in (tmp_path, whole_run))
+    assert losses == pytest.approx(exact, rel=1e-2)
+    assert losses[1] != exact[1]
+    with EmaSnapshots(tmp_path) as snapshots:
+        _, state = create_state(
+            config,
+            make_optimizer(config.optim, 2),
+            latent_mean=np.zeros(6, np.float32),
+            latent_std=np.ones(6, np.float32),
+        )
+        averaged = snapshots.synthesise(state.parameters, sigma_rels=(0.05, 0.1), sigma_rel=0.05)
+    assert {leaf.dtype for leaf in jax.tree.leaves(averaged)} == {np.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.parameters)} == {np.dtype("float32")}
