@@ -15,7 +15,9 @@ CLIPS = 6
 FRAMES = 16
 
 
-def draw_contact_sheet(folder: Path, path: Path, *, generated: Path | None = None, clips: int = CLIPS) -> None:
+def draw_contact_sheet(
+    folder: Path, path: Path, *, generated: Path | None = None, clips: int = CLIPS
+) -> None:
     """Draws the first clips of the test split (or of the whole set, without one) to a .png.
 
     Args:

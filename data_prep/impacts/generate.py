@@ -20,6 +20,7 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.media.write import write_video
 
 SPLITS = ("train", "valid", "test")
+GENERATOR_VERSION = 2
 COLUMNS = ("id", "video_path", "text_description", "split", "label")
 
 
@@ -28,7 +29,8 @@ class ClipSetConfig:
     """How many clips of each split, how long, and the seed of all of them.
 
     A clip depends on the seed, its split, its number and the length alone: a larger set begins with the
-    clips of a smaller one.
+    clips of a smaller one. An object rests after six or seven impacts, so clips longer than about eight
+    seconds end quietly.
     """
 
     train: int = 640
@@ -78,7 +80,7 @@ def generate(config: ClipSetConfig, out: Path, *, workers: int = 2) -> None:
     Writes: out/{split}/{id}.mp4, out/clips.tsv and out/events.jsonl. Files do not depend on `workers`.
 
     Raises:
-      FlowleyError: the folder holds a set of another seed or length.
+      FlowleyError: the folder holds a set of another seed, length or version of the generator.
     """
     clips = [
         GeneratedClip(split=split, index=index, seed=config.seed, seconds=config.seconds)
@@ -103,11 +105,14 @@ def generate(config: ClipSetConfig, out: Path, *, workers: int = 2) -> None:
 
 def _claim(config: ClipSetConfig, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    path, wanted = out / "set.json", {"seed": config.seed, "seconds": config.seconds}
+    path = out / "set.json"
+    wanted = {"seed": config.seed, "seconds": config.seconds, "version": GENERATOR_VERSION}
     if path.exists():
         found = json.loads(path.read_text())
         if found != wanted:
-            raise FlowleyError(f"{path}: the folder holds a clip set of {found}, asked for is {wanted}")
+            raise FlowleyError(
+                f"{path}: the folder holds a clip set of {found}, not of {wanted}; choose another folder"
+            )
     else:
         _write(path, json.dumps(wanted) + "\n")
 

@@ -12,7 +12,7 @@ SECOND_OBJECT_SHARE = 0.3
 CONTINUOUS_SHARE = 0.2
 CONTINUOUS_ALONE_SHARE = 0.3
 DISTRACTOR_SHARE = 0.35
-MAX_IMPACTS = 8
+MAX_IMPACTS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,22 +110,12 @@ class Scene:
 
 def draw_scene(rng: np.random.Generator, seconds: float) -> Scene:
     """Draws a scene whose impacts are at least MIN_GAP apart."""
-    while True:
-        scene = _draw(rng, seconds)
-        times = np.asarray([time for time, _, _ in scene.impacts])
-        if not scene.actors or (
-            2 <= len(times) <= MAX_IMPACTS * max(1.0, seconds / 4.0) and np.diff(times).min() >= MIN_GAP
-        ):
-            return scene
-
-
-def _draw(rng: np.random.Generator, seconds: float) -> Scene:
     floor = rng.uniform(72.0, 84.0)
     drone_on = rng.random() < CONTINUOUS_SHARE
     alone = drone_on and rng.random() < CONTINUOUS_ALONE_SHARE
     count = 0 if alone else 2 if rng.random() < SECOND_OBJECT_SHARE else 1
     slots = rng.permutation([22.0, 48.0, 74.0])
-    actors = tuple(_actor(rng, seconds, floor, slots[index], count) for index in range(count))
+    actors = _actors(rng, seconds, floor, slots[:count])
     drone = _drone(rng, slots[2]) if drone_on else None
     distractors = ()
     if rng.random() < DISTRACTOR_SHARE:
@@ -140,6 +130,16 @@ def _draw(rng: np.random.Generator, seconds: float) -> Scene:
         wall_colour=_shade(rng, 0.45, 0.95),
         light=rng.uniform(0.8, 1.1),
     )
+
+
+def _actors(rng: np.random.Generator, seconds: float, floor: float, slots: np.ndarray) -> tuple[Actor, ...]:
+    """One for each slot; only they are drawn again, which leaves the shares of the kinds of scenes alone."""
+    limit = MAX_IMPACTS * max(1.0, seconds / 4.0)
+    while True:
+        actors = tuple(_actor(rng, seconds, floor, x, len(slots)) for x in slots)
+        times = np.sort(np.concatenate([np.zeros(0), *(actor.hops.times for actor in actors)]))
+        if not actors or (2 <= len(times) <= limit and np.diff(times).min() >= MIN_GAP):
+            return actors
 
 
 def _actor(rng: np.random.Generator, seconds: float, floor: float, x: float, count: int) -> Actor:

@@ -53,7 +53,7 @@ def read_events(path: Path) -> dict[str, np.ndarray]:
         try:
             row = json.loads(line)
             events[row["id"]] = np.asarray([impact["time"] for impact in row["impacts"]], np.float64)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise FlowleyError(f"{path}, line {number}: not an event row: {error}") from error
     return events
 

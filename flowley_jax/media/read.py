@@ -136,10 +136,17 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
         with av.open(str(path)) as container:
             yield container
     except (av.error.FFmpegError, EOFError) as error:
-        raise FlowleyError(f"{path}: not readable as video or sound ({error})") from error
+        raise FlowleyError(f"{path}: not readable as video or sound ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _at_rate(container, stream, fps: float) -> Iterator[av.VideoFrame]:
+    if stream.format is None:
+        # Headers without the stream's parameters, as a file cut short may have them.
+        return
     graph = av.filter.Graph()
     source = graph.add_buffer(template=stream)
     rate = graph.add("fps", f"fps={fractions.Fraction(fps).limit_denominator(1001)}")
@@ -147,11 +154,14 @@ def _at_rate(container, stream, fps: float) -> Iterator[av.VideoFrame]:
     source.link_to(rate)
     rate.link_to(sink)
     graph.configure()
+    empty = True
     for frame in container.decode(stream):
+        empty = False
         source.push(frame)
         yield from _pull(sink)
-    source.push(None)
-    yield from _pull(sink)
+    if not empty:
+        source.push(None)
+        yield from _pull(sink)
 
 
 def _pull(sink) -> Iterator[av.VideoFrame]:

@@ -40,7 +40,8 @@ def write_video(
         video = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
-        video.options = {"crf": str(crf), "preset": preset, "threads": "1"}
+        # With the macroblock tree, equal frames of small pictures give unequal bytes now and then.
+        video.options = {"crf": str(crf), "preset": preset, "threads": "1", "mbtree": "0"}
         sound = None if audio is None else _audio_stream(container, audio, _required(sample_rate))
         if sound is not None:
             # ffmpeg's default search for quantisers takes five times as long as everything else here.
@@ -61,17 +62,20 @@ def mux_audio(video_path: str | Path, audio: np.ndarray, sample_rate: int, out_p
       audio: float32 (N,) or (N, C) in [-1, 1] at `sample_rate` Hz.
     """
     video_path = Path(video_path)
-    with _partial(Path(out_path), VIDEO_SUFFIXES) as partial, av.open(str(video_path)) as source:
+    with _partial(Path(out_path), VIDEO_SUFFIXES) as partial, _source(video_path) as source:
         if not source.streams.video:
             raise FlowleyError(f"{video_path}: has no video stream")
         with _container(partial) as container:
             stream = source.streams.video[0]
+            if stream.codec.canonical_name not in container.supported_codecs:
+                raise FlowleyError(
+                    f"{out_path}: cannot hold {video_path}'s {stream.codec.canonical_name} video; .mkv can"
+                )
             copied = container.add_stream_from_template(stream)
             sound = _audio_stream(container, audio, sample_rate)
-            for packet in source.demux(stream):
-                if packet.dts is not None:
-                    packet.stream = copied
-                    container.mux(packet)
+            for packet in _timed_packets(source, stream):
+                packet.stream = copied
+                container.mux(packet)
             _encode_audio(container, sound, audio)
 
 
@@ -99,7 +103,36 @@ def _partial(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
             f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _source(path: Path) -> av.container.InputContainer:
+    try:
+        return av.open(str(path))
+    except av.error.FFmpegError as error:
+        raise FlowleyError(f"{path}: not readable as video ({error.strerror})") from error
+
+
+def _timed_packets(source: av.container.InputContainer, stream) -> Iterator[av.Packet]:
+    """A stream's packets; the first ones of Matroska have no decoding time, and get the instants before."""
+    untimed: list[av.Packet] | None = []
+    for packet in source.demux(stream):
+        if packet.size == 0:
+            continue
+        if untimed is None:
+            yield packet
+        elif packet.dts is None:
+            untimed.append(packet)
+        else:
+            step = packet.duration or round(1 / (stream.average_rate * stream.time_base))
+            for before, early in enumerate(untimed):
+                early.dts = packet.dts - (len(untimed) - before) * step
+                yield early
+            untimed = None
+            yield packet
+    if untimed:
+        raise FlowleyError(f"{source.name}: its video has no decoding times, so that it cannot be copied")
 
 
 def _container(partial: Path) -> av.container.OutputContainer:
