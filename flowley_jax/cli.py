@@ -31,7 +31,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     except FlowleyError as error:
         _leave(f"error: {error}", USER_ERROR)
     except OSError as error:
-        _leave(f"error: {error.strerror or error}: {error.filename or 'no file named'}", USER_ERROR)
+        named = f"{error.strerror}: {error.filename}" if error.filename else _reason(error)
+        _leave(f"error: {named}", USER_ERROR)
 
 
 def config_dict_of(config: Any) -> ConfigDict:
@@ -63,11 +64,23 @@ def _quietly(main: Callable[[], int | None]) -> int | None:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         remaining = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
-        raise FlowleyError(f"{' '.join(str(error).split())} (--help lists the options)") from error
+    except (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
+        raise FlowleyError(f"{_reason(error)} (--help lists the options)") from error
     if len(remaining) > 1:
         raise FlowleyError(f"unexpected argument {remaining[1]!r} (--help lists the options)")
     return remaining
+
+
+def _reason(error: Exception) -> str:
+    """One line; of a configuration file's own error, which ml_collections wraps in a traceback, its last."""
+    if isinstance(error, AttributeError | KeyError):
+        inner = error.args[0]
+        key, *hint = str(inner.args[0] if isinstance(inner, KeyError) else inner).splitlines()
+        return f"unknown configuration key {key}{''.join(f'. {line}' for line in hint)}"
+    text = str(error)
+    if "Traceback" in text or "Failed loading config" in text:
+        text = text.strip().splitlines()[-1].strip()
+    return " ".join(text.removeprefix("ValueError: ").removeprefix("[Errno 2] ").split())
 
 
 def _leave(line: str, code: int) -> None:
