@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "debug":
         config = dataclasses.replace(
             config,
-            data=DataConfig(generate=8, generate_seconds=4.0, generate_text_length=24, batch_size=4),
+            data=DataConfig(generate=8, generate_seconds=4.0, generate_text_length=32, batch_size=4),
             train=TrainConfig(steps=4, log_every=1, valid_every=4, preview_every=4, checkpoint_every=2),
             ema=EmaConfig(snapshot_every=4),
         )

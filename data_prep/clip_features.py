@@ -37,7 +37,7 @@ class RecordSettings:
     video_fps: float = 24.0
     frame_size: int = 96
     text_dim: int = 64
-    max_tokens: int = 24
+    max_tokens: int = 32
     pad_seconds: float = 0.0
     normalize_peak: bool = False
 

@@ -26,10 +26,10 @@ from flowley_jax.training.metrics import read_history
 SHOWN_CLIPS = 6
 OVERVIEW_CLIPS = 3
 MEANINGS = {
-    "generated": "F1 of the onsets heard in the generated sound against the true times, within ±100 ms.",
-    "ceiling": "F1 of the real sound after codec and vocoder: the best that a model of these latents can do.",
-    "floor": "F1 of the generated sound against the events of another clip: what chance gives.",
-    "real": "F1 of the real sound itself: what the onset detector can do.",
+    "generated": "Onsets heard in the generated sound against the true times, within ±100 ms.",
+    "ceiling": "The real sound after codec and vocoder: the best that a model of these latents can do.",
+    "floor": "The generated sound against the events of another clip: what chance gives.",
+    "real": "The real sound itself: what the onset detector can do.",
 }
 
 
@@ -108,10 +108,14 @@ def _write_report(
     path: Path, config: ExperimentConfig, scored: HeldOut, sampler: Sampler, clips: Path, out: Path
 ) -> None:
     figures = {
-        name: (f"{scored.rows[name].figures['f1']:.2f}", meaning) for name, meaning in MEANINGS.items()
+        f"{name} F1": (f"{scored.rows[name].figures['f1']:.2f}", meaning)
+        for name, meaning in MEANINGS.items()
     }
     error = scored.rows["generated"].figures["median_abs_error_ms"]
-    figures["error"] = (_milliseconds(error), "Median distance of a matched onset from its true time.")
+    figures["generated, median error"] = (
+        _milliseconds(error),
+        "Median distance of a matched onset from its true time.",
+    )
     write_report(
         path,
         title="Flowley-JAX on generated impacts",

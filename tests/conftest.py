@@ -10,9 +10,21 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import matplotlib
+import pytest
+import tiny
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 matplotlib.use("Agg")
 # Grain's worker processes read absl flags, which no test parses.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """Folder of a finished run of three steps; tests read it and never train in it."""
+    from flowley_jax.training.loop import train
+
+    folder = tmp_path_factory.mktemp("tiny")
+    train(tiny.experiment(tiny.write_records(folder / "records"), steps=3), folder / "run")
+    return folder / "run"

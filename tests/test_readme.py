@@ -4,11 +4,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-import tiny
 
 from flowley_jax.media.read import probe
 from flowley_jax.media.write import write_video
-from flowley_jax.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -18,9 +16,9 @@ def _python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_array_interface_makes_a_video_with_sound(tmp_path, monkeypatch):
-    records = tiny.write_records(tmp_path / "records")
-    train(tiny.experiment(records, steps=3), tmp_path / "runs" / "demo" / "train")
+def test_array_interface_makes_a_video_with_sound(tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    (tmp_path / "runs/demo/train").symlink_to(tiny_run)
     monkeypatch.chdir(tmp_path)
     frames = np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), dtype=np.uint8)
     write_video("a.mp4", frames, 24.0)

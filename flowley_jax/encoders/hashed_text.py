@@ -29,7 +29,7 @@ class HashedTextEncoder:
     version: ClassVar[int] = 1
 
     dim: int = 64
-    max_tokens: int = 24
+    max_tokens: int = 32
 
     def __post_init__(self):
         if self.dim < 1 or self.max_tokens < 1:

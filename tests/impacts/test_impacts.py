@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from data_prep.clip_features import RecordSettings
 from data_prep.impacts.contact_sheet import draw_contact_sheet
 from data_prep.impacts.generate import ClipSetConfig, GeneratedClip, generate
 from data_prep.impacts.materials import MATERIALS
@@ -77,6 +78,13 @@ def test_clips_splits_seeds_and_lengths_all_differ():
     assert len(with_impacts) > 400
     assert len(set(with_impacts)) == len(with_impacts)
     assert len({scene.wall_colour for scene in drawn}) == len(drawn)
+
+
+def test_captions_fit_the_embedded_text_encoder():
+    captions = [_clip(index).draw()[1] for index in range(3000)]
+    encoder = RecordSettings().text_encoder
+    _, lengths = encoder(captions)
+    assert encoder.max_tokens - 8 < lengths.max() <= encoder.max_tokens
 
 
 def test_impacts_lie_apart_and_within_the_clip(scenes):

@@ -1,0 +1,128 @@
+"""Arrays in, arrays out: what the draw depends on, and what it does not."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from flowley_jax.errors import FlowleyError
+from flowley_jax.flow.solver import SolverConfig
+from flowley_jax.sampling import Clip, Sampler
+from flowley_jax.sampling.keys import item_key
+from flowley_jax.sampling.sampler import fit_length
+from flowley_jax.training.workdir import open_workdir
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny_run):
+    return Sampler.load(tiny_run)
+
+
+def _clip(sampler, name, length=10, prompt="a ball"):
+    size = sampler.parts.video_encoder.frame_size
+    seed = int.from_bytes(name.encode(), "little")
+    frames = np.random.default_rng(seed).integers(0, 256, (length, size, size, 3), dtype=np.uint8)
+    return Clip(id=name, frames=frames, prompt=prompt)
+
+
+def _waves(sampler, clips, **options):
+    return {clip.id: waves for clip, waves in sampler.sounds(clips, **options)}
+
+
+def _settings(sampler, **changes):
+    return dataclasses.replace(sampler, settings=dataclasses.replace(sampler.settings, **changes))
+
+
+def test_sounds_are_as_long_as_their_videos(sampler):
+    clips = [_clip(sampler, name, length) for name, length in (("a", 10), ("b", 7), ("c", 10), ("d", 31))]
+    waves = _waves(sampler, clips, num_samples=2)
+    assert waves.keys() == {"a", "b", "c", "d"}
+    for clip in clips:
+        samples = round(len(clip.frames) / tiny.FPS * sampler.parts.sample_rate)
+        assert waves[clip.id].shape == (2, samples) and waves[clip.id].dtype == np.float32
+        assert np.isfinite(waves[clip.id]).all() and np.abs(waves[clip.id]).max() > 0
+
+
+def test_a_clip_sounds_the_same_in_any_company(sampler):
+    clips = [_clip(sampler, name) for name in "abcdefghij"]
+    together = _waves(sampler, clips, seed=3)
+    backwards = _waves(sampler, clips[::-1], seed=3)
+    alone = _waves(sampler, clips[4:5], seed=3)
+    several = _waves(sampler, clips[4:5], seed=3, num_samples=2)
+    for other in (backwards["e"], alone["e"], several["e"][:1]):
+        np.testing.assert_allclose(other, together["e"], atol=1e-4 * np.abs(together["e"]).max())
+
+
+def test_repeats_are_equal_bit_for_bit(sampler):
+    clip = _clip(sampler, "a")
+    waves = sampler.sound(clip.frames, "a ball", seed=1, num_samples=2)
+    np.testing.assert_array_equal(waves, sampler.sound(clip.frames, "a ball", seed=1, num_samples=2))
+
+
+def test_seed_sample_id_prompt_and_picture_change_the_draw(sampler):
+    clip = _clip(sampler, "a")
+    base = _waves(sampler, [clip], num_samples=2)["a"]
+    others = [
+        base[1:],
+        _waves(sampler, [clip], seed=1)["a"],
+        _waves(sampler, [dataclasses.replace(clip, id="b")])["b"],
+        _waves(sampler, [dataclasses.replace(clip, prompt="a glass")])["a"],
+        _waves(sampler, [dataclasses.replace(clip, frames=255 - clip.frames)])["a"],
+        _waves(_settings(sampler, guidance=6.0), [clip])["a"],
+        _waves(_settings(sampler, solver=SolverConfig(steps=5)), [clip])["a"],
+    ]
+    for other in others:
+        assert np.abs(other[0] - base[0]).max() > 1e-4 * np.abs(base[0]).max()
+
+
+def test_a_clip_without_prompt_gets_the_empty_text(sampler):
+    clips = [_clip(sampler, name, prompt=prompt) for name, prompt in (("a", ""), ("b", " \n"), ("c", "ball"))]
+    video, text, text_len = sampler.features(clips)
+    empty = np.asarray(sampler.variables[1]["empty_text"][...])
+    assert video.shape == (3, 10, tiny.MODEL.video_dim) and text_len.shape == (3,)
+    np.testing.assert_array_equal(text[0], empty)
+    np.testing.assert_array_equal(text[1], empty)
+    assert np.abs(text[2] - empty).max() > 0
+
+
+def test_adaptive_solvers_agree_with_many_small_steps(sampler):
+    clip = _clip(sampler, "a")
+
+    def wave(**solver):
+        return _waves(_settings(sampler, solver=SolverConfig(**solver)), [clip])["a"]
+
+    fine = wave(name="rk4", steps=40)
+    adaptive = wave(name="dopri5", rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(adaptive, fine, atol=2e-3 * np.abs(fine).max())
+
+
+def test_a_solver_that_cannot_finish_says_so(sampler):
+    impossible = _settings(sampler, solver=SolverConfig(name="tsit5", rtol=1e-12, atol=1e-13, max_steps=4))
+    with pytest.raises(FlowleyError, match="tsit5 did not reach t = 1"):
+        _waves(impossible, [_clip(sampler, "a")])
+
+
+def test_no_run_and_a_run_without_averages(tmp_path):
+    with pytest.raises(FlowleyError, match="none: no training run here"):
+        Sampler.load(tmp_path / "none")
+    open_workdir(tmp_path / "run", tiny.experiment(tmp_path / "records"))
+    with pytest.raises(FlowleyError, match="no snapshots of the averaged weights yet"):
+        Sampler.load(tmp_path / "run")
+
+
+def test_keys_depend_on_seed_id_and_number_alone():
+    keys = [item_key(0, "a"), item_key(1, "a"), item_key(0, "b"), item_key(0, "a", 1)]
+    data = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
+    assert len(data) == 4
+    np.testing.assert_array_equal(jax.random.key_data(item_key(0, "a")), jax.random.key_data(keys[0]))
+
+
+@pytest.mark.parametrize("samples", [3, 5, 8])
+def test_waves_are_cut_or_filled_with_silence(samples):
+    waves = np.arange(1.0, 11.0).reshape(2, 5)
+    fitted = fit_length(waves, samples)
+    assert fitted.shape == (2, samples)
+    np.testing.assert_array_equal(fitted[:, :5], waves[:, :samples])
+    assert not fitted[:, 5:].any()

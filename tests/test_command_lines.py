@@ -1,0 +1,242 @@
+"""The programs as a shell sees them: output, exit codes, one clear line for bad input, and nothing lost."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from flowley_jax.media.read import probe
+from flowley_jax.media.write import write_audio, write_video
+
+ROOT = Path(__file__).parents[1]
+IMPACTS, VGGSOUND = (str(ROOT / "configs" / name) for name in ("impacts.py", "vggsound.py"))
+
+
+def _command(module, *flags):
+    return [sys.executable, "-m", module, *map(str, flags)]
+
+
+def _run(module, *flags, **options):
+    return subprocess.run(
+        _command(module, *flags), capture_output=True, text=True, timeout=600, cwd=ROOT, **options
+    )
+
+
+def _train(workdir, *flags, config=f"{IMPACTS}:debug", **options):
+    return _run("flowley_jax.train", "--config", config, "--workdir", workdir, *flags, **options)
+
+
+def _sample(workdir, video, out, *flags, **options):
+    return _run("flowley_jax.sample", "--workdir", workdir, "--video", video, "--out", out, *flags, **options)
+
+
+def _fails_in_one_line(result, *expected):
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: "), result.stderr
+    for part in expected:
+        assert str(part) in line
+    return line
+
+
+def _tree(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def debug_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("debug") / "run"
+    result = _train(workdir)
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+@pytest.fixture
+def video(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (24, 64, 80, 3), dtype=np.uint8)
+    write_video(tmp_path / "a.mp4", frames, 24.0)
+    return tmp_path / "a.mp4"
+
+
+def test_debug_training_shows_progress_and_says_where_its_output_is(debug_run):
+    workdir, result = debug_run
+    for step in range(1, 5):
+        assert f"step {step}/4" in result.stderr
+    assert f"finished at step 4; checkpoints in {workdir}" in result.stderr
+    assert (workdir / "config.json").exists() and list((workdir / "tensorboard").iterdir())
+
+
+def test_a_finished_run_is_found_finished(debug_run):
+    workdir, _ = debug_run
+    history = (workdir / "metrics.jsonl").read_text()
+    result = _train(workdir)
+    assert result.returncode == 0
+    assert f"resuming at step 4 of 4 in {workdir}" in result.stderr
+    assert (workdir / "metrics.jsonl").read_text() == history
+
+
+def test_a_signal_stops_with_code_75_and_the_same_command_goes_on(tmp_path):
+    workdir = tmp_path / "run"
+    flags = ("--config", f"{IMPACTS}:debug", "--workdir", workdir, "--config.train.steps=60")
+    with subprocess.Popen(
+        _command("flowley_jax.train", *flags), stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("step 3/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 75, rest
+    stopped = int(rest.split("stopped at step ")[1].split(";")[0])
+    assert 3 <= stopped < 60
+    result = _run("flowley_jax.train", *flags[:-1], f"--config.train.steps={stopped + 2}")
+    assert result.returncode == 0
+    assert f"resuming at step {stopped} of {stopped + 2}" in result.stderr
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(1, stopped + 3))
+
+
+def test_the_published_model_trains_a_few_steps(tmp_path):
+    result = _train(tmp_path / "run", config=f"{VGGSOUND}:debug")
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) >= 2 and np.isfinite(losses).all()
+    assert "170,9" in result.stderr
+
+
+def test_sampling_a_video(debug_run, video, tmp_path):
+    out = tmp_path / "new" / "a_sound.mp4"
+    result = _sample(
+        debug_run[0], video, out, "--prompt", "a glass ball", "--solver", "heun", "--steps", 2, "--seed", 5
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [str(out)]
+    info = probe(out)
+    assert info.has_audio and (info.width, info.height) == (80, 64)
+
+
+def test_sampling_a_table_keeps_what_is_good_and_names_what_is_not(debug_run, video, tmp_path):
+    (tmp_path / "b.mp4").write_text("no video")
+    table = tmp_path / "clips.tsv"
+    table.write_text("video_path\ttext_description\na.mp4\ta ball\nb.mp4\ta bell\nc.mp4\ta bell\n")
+    out = tmp_path / "out"
+    flags = ("--kind", "wav", "--num_samples", 2, "--steps", 2)
+    result = _sample(debug_run[0], table, out, *flags)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and str(tmp_path / "b.mp4") in errors[0] and str(tmp_path / "c.mp4") in errors[1]
+    assert len(result.stdout.splitlines()) == 2
+    ages = {path: path.stat().st_mtime_ns for path in out.glob("*.wav")}
+    assert len(ages) == 2
+    again = _sample(debug_run[0], table, out, *flags)
+    assert again.stdout == result.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.wav")} == ages
+
+
+def _no_frames(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        container.start_encoding()
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("missing.mp4", lambda path: None, "no such file"),
+        ("text.mp4", lambda path: path.write_text("no video"), "not readable"),
+        ("empty.mp4", lambda path: path.write_bytes(b""), "not readable"),
+        ("sound.wav", lambda path: write_audio(path, np.zeros(999), 16_000), "no video stream"),
+        ("no_frames.mp4", _no_frames, "no frame"),
+        ("empty.tsv", lambda path: path.write_text(""), "empty"),
+        ("no_rows.tsv", lambda path: path.write_text("video_path\ttext_description\n"), "no"),
+        ("folder", lambda path: path.mkdir(), "no video"),
+    ],
+)
+def test_videos_that_cannot_have_a_sound(tiny_run, tmp_path, name, make, reason):
+    make(tmp_path / name)
+    before = sorted(tmp_path.rglob("*"))
+    result = _sample(tiny_run, tmp_path / name, tmp_path / "out.mp4")
+    _fails_in_one_line(result, tmp_path / name, reason)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_absurdly_long_prompt(tiny_run, video, tmp_path):
+    result = _sample(tiny_run, video, tmp_path / "out.mp4", "--prompt", "bang " * 20_000)
+    assert len(_fails_in_one_line(result, "prompt")) < 300
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--solver", "eulr"), ["eulr", "euler, heun"]),
+        (("--steps", "0"), ["steps", "0"]),
+        (("--guidence", "2"), ["guidence"]),
+        (("more",), ["more"]),
+    ],
+)
+def test_sampling_flags_that_mean_nothing(tiny_run, video, tmp_path, flags, expected):
+    _fails_in_one_line(_sample(tiny_run, video, tmp_path / "out.mp4", *flags), *expected)
+
+
+def test_sampling_without_a_run(video, tmp_path):
+    _fails_in_one_line(
+        _sample(tmp_path / "none", video, tmp_path / "out.mp4"), tmp_path / "none", "no training run"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "flag", "expected"),
+    [
+        (IMPACTS, "--config.optim.learning_rte=1", ["'learning_rte'", 'Did you mean "learning_rate"']),
+        (IMPACTS, "--config.model.fade=square", ["config.model.fade='square'", "cosine, linear"]),
+        (IMPACTS, "--config.train.steps=many", ["train.steps", "many"]),
+        (IMPACTS, "--config.data.records=none", ["none/parts.json", "no such file"]),
+        (IMPACTS + ":huge", "--config.seed=1", ["'huge'", "debug"]),
+        ("none.py", "--config.seed=1", ["No such file", "none.py"]),
+    ],
+)
+def test_configurations_that_mean_nothing(tmp_path, config, flag, expected):
+    _fails_in_one_line(_train(tmp_path / "run", flag, config=config), *expected)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_configuration_is_left_alone(debug_run):
+    workdir, _ = debug_run
+    before = _tree(workdir)
+    result = _train(workdir, "--config.optim.learning_rate=0.5", "--config.model.window=9")
+    _fails_in_one_line(result, workdir, "optim.learning_rate is", "0.5 here", "model.window")
+    assert _tree(workdir) == before
+
+
+def _small_files_only(size):
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_disk_without_space_for_the_sound_keeps_the_older_one(tiny_run, video, tmp_path):
+    out = tmp_path / "sound.wav"
+    out.write_text("older")
+    result = _sample(tiny_run, video, out, preexec_fn=_small_files_only(8_000))
+    _fails_in_one_line(result, out, "cannot be written")
+    assert out.read_text() == "older" and not list(tmp_path.glob(".*"))
+
+
+def test_a_disk_without_space_for_a_checkpoint_keeps_the_older_ones(tmp_path):
+    workdir = tmp_path / "run"
+    assert _train(workdir).returncode == 0
+    before = _tree(workdir / "checkpoints")
+    result = _train(workdir, "--config.train.steps=8", preexec_fn=_small_files_only(300_000))
+    _fails_in_one_line(result, workdir)
+    assert before.items() <= _tree(workdir / "checkpoints").items()
+    result = _train(workdir, "--config.train.steps=8")
+    assert result.returncode == 0 and "resuming at step 4 of 8" in result.stderr
