@@ -69,12 +69,8 @@ class Run:
         ]
         command += [f"--config.train.steps={steps}", f"--config.train.preview_every={10 * steps}"]
         with (self.folder / "log.txt").open("a") as log:
-            self._process = subprocess.Popen(
-                command + VARIANTS[self.variant],
-                stdout=log,
-                stderr=log,
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-            )
+            self._process = subprocess.Popen(command + VARIANTS[self.variant], stdout=log, stderr=log)
+        os.sched_setaffinity(self._process.pid, {core})
 
     def wait_a_little(self) -> bool:
         """Whether the process has ended. Raises FlowleyError if it failed."""

@@ -1,7 +1,6 @@
 """One run of the ablation: trains, gives the test clips their sound, and writes result.json."""
 
 import json
-import os
 from pathlib import Path
 
 from absl import flags
@@ -23,6 +22,7 @@ def main() -> int:
     from flowley_jax.sampling.sampler import Sampler
     from flowley_jax.training.loop import train
     from flowley_jax.training.metrics import read_history
+    from flowley_jax.whole_files import write_text
 
     config, out = experiment_from(_CONFIG.value.to_dict()), Path(_OUT.value)
     if train(config, out / "train").interrupted:
@@ -32,9 +32,7 @@ def main() -> int:
     )
     losses = [row["valid/loss"] for row in read_history(out / "train") if "valid/loss" in row]
     figures = {**scored.rows["generated"].figures, "valid_loss": losses[-1]}
-    partial = out / "result.partial"
-    partial.write_text(json.dumps(figures) + "\n")
-    os.replace(partial, out / "result.json")
+    write_text(out / "result.json", json.dumps(figures) + "\n")
     return 0
 
 

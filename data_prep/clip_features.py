@@ -22,6 +22,7 @@ from flowley_jax.encoders.hashed_text import HashedTextEncoder
 from flowley_jax.encoders.pixels import PixelEncoder
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.read import read_audio, read_frames
+from flowley_jax.whole_files import replacing
 
 # One thread of linear algebra for each worker: more of them only contend.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -101,14 +102,8 @@ def _extract(clip: Clip, settings: RecordSettings, cache: Path) -> tuple[str, st
         features = _features_of_clip(clip, settings)
     except Exception as error:  # A file that breaks a decoder in a new way must not end the run.
         return clip.id, " ".join(str(error).split()) or type(error).__name__
-    path = _path_of(cache, clip, settings)
-    partial = path.with_name(f".{path.stem}.partial.npz")
-    try:
+    with replacing(_path_of(cache, clip, settings)) as partial:
         np.savez(partial, **features)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise FlowleyError(f"{path}: cannot be written: {error.strerror or error}") from error
     return clip.id, None
 
 

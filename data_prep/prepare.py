@@ -24,6 +24,7 @@ from flowley_jax.data.clip_table import SPLITS, Clip, read_clip_table
 from flowley_jax.data.parts import Parts
 from flowley_jax.data.record import Dims, Example, has_records, write_records
 from flowley_jax.errors import FlowleyError
+from flowley_jax.whole_files import write_text
 
 _SUMMARY_FILE = "summary.json"
 _REJECTED_FILE = "rejected.tsv"
@@ -71,7 +72,7 @@ def prepare_records(
         "rejected": len(reasons),
     }
     parts.save(out)
-    _write_text(out / _SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    write_text(out / _SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     _write_all(out, accepted, parts.dims, codec, settings, cache)
     shutil.rmtree(cache)
     print(f"records are in {out}: {_counts_line(summary)}")
@@ -163,16 +164,7 @@ def _write_rejected(path: Path, table: Sequence[Clip], reasons: Mapping[str, str
         print(f"{len(reasons)} of {len(table)} clips cannot be used; the reasons are in {path}")
     rows = [("id", "video_path", "reason")]
     rows += [(clip.id, str(clip.video_path), reasons[clip.id]) for clip in table if clip.id in reasons]
-    _write_text(path, "".join("\t".join(row) + "\n" for row in rows))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise FlowleyError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_text(path, "".join("\t".join(row) + "\n" for row in rows))
 
 
 def _make_folder(path: Path) -> None:

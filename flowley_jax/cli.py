@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict, config_dict
 
 from flowley_jax.errors import FlowleyError
 
+FAULT = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -22,7 +24,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     """Parses the flags, runs `main` and exits with its result.
 
     Bad flags, unknown configuration keys, FlowleyError and errors of the operating system (a full disk, a
-    folder that cannot be written) end the program with one line and exit code 2; Ctrl-C with 130.
+    folder that cannot be written) end the program with one line and exit code 2; Ctrl-C with 130. Anything
+    else is a fault of the program: its traceback, and exit code 1.
     """
     try:
         app.run(lambda argv: _quietly(main), flags_parser=_parse_flags)
@@ -33,6 +36,9 @@ def run_main(main: Callable[[], int | None]) -> None:
     except OSError as error:
         named = f"{error.strerror}: {error.filename}" if error.filename else _reason(error)
         _leave(f"error: {named}", USER_ERROR)
+    except Exception:
+        traceback.print_exc()
+        _leave("error: a fault of this program, not of its input; please report the lines above", FAULT)
 
 
 def config_dict_of(config: Any) -> ConfigDict:
@@ -50,8 +56,9 @@ def config_dict_of(config: Any) -> ConfigDict:
 
 
 def _quietly(main: Callable[[], int | None]) -> int | None:
-    """Runs `main` with this project's log lines on stderr as they are, and of the libraries only errors."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    """Runs `main` with this project's log lines on stderr as they are, and nothing of the libraries."""
+    # What libraries log as errors they raise as well.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     plain = logging.StreamHandler(sys.stderr)
     for package in ("flowley_jax", "data_prep", "benchmarks"):
         logger = logging.getLogger(package)

@@ -1,13 +1,11 @@
 """The programs as a shell sees them: output, exit codes, one clear line for bad input, and nothing lost."""
 
 import json
-import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
@@ -22,14 +20,12 @@ def _command(module, *flags):
     return [sys.executable, "-m", module, *map(str, flags)]
 
 
-def _run(module, *flags, **options):
-    return subprocess.run(
-        _command(module, *flags), capture_output=True, text=True, timeout=600, cwd=ROOT, **options
-    )
+def _run(module, *flags):
+    return subprocess.run(_command(module, *flags), capture_output=True, text=True, timeout=600, cwd=ROOT)
 
 
-def _train(workdir, *flags, config=f"{IMPACTS}:debug", **options):
-    return _run("flowley_jax.train", "--config", config, "--workdir", workdir, *flags, **options)
+def _train(workdir, *flags, config=f"{IMPACTS}:debug"):
+    return _run("flowley_jax.train", "--config", config, "--workdir", workdir, *flags)
 
 
 def _sample(workdir, video, out, *flags, **options):
@@ -110,7 +106,7 @@ def test_the_published_model_trains_a_few_steps(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) >= 2 and np.isfinite(losses).all()
-    assert "170,9" in result.stderr
+    assert "170,893,077 parameters" in result.stderr
 
 
 def test_sampling_a_video(debug_run, video, tmp_path):
@@ -143,10 +139,10 @@ def test_sampling_a_table_keeps_what_is_good_and_names_what_is_not(debug_run, vi
 
 
 def _no_frames(path):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=24)
-        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
-        container.start_encoding()
+    """The headers of a video, and nothing behind them."""
+    write_video(path, np.zeros((24, 64, 64, 3), np.uint8), 24.0)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"mdat") + 4])
 
 
 @pytest.mark.parametrize(
@@ -219,14 +215,17 @@ def test_a_folder_of_another_configuration_is_left_alone(debug_run):
     assert _tree(workdir) == before
 
 
-def _small_files_only(size):
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+def _with_file_limit(kilobytes, module, *flags):
+    """Runs a program for which the disk is full after that much of a file."""
+    command = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$0" "$@"', *_command(module, *flags)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
 
 
 def test_a_disk_without_space_for_the_sound_keeps_the_older_one(tiny_run, video, tmp_path):
     out = tmp_path / "sound.wav"
     out.write_text("older")
-    result = _sample(tiny_run, video, out, preexec_fn=_small_files_only(8_000))
+    flags = ("--workdir", tiny_run, "--video", video, "--out", out)
+    result = _with_file_limit(8, "flowley_jax.sample", *flags)
     _fails_in_one_line(result, out, "cannot be written")
     assert out.read_text() == "older" and not list(tmp_path.glob(".*"))
 
@@ -235,8 +234,9 @@ def test_a_disk_without_space_for_a_checkpoint_keeps_the_older_ones(tmp_path):
     workdir = tmp_path / "run"
     assert _train(workdir).returncode == 0
     before = _tree(workdir / "checkpoints")
-    result = _train(workdir, "--config.train.steps=8", preexec_fn=_small_files_only(300_000))
-    _fails_in_one_line(result, workdir)
+    flags = ("--config", f"{IMPACTS}:debug", "--workdir", workdir, "--config.train.steps=8")
+    result = _with_file_limit(300, "flowley_jax.train", *flags)
+    _fails_in_one_line(result, workdir / "checkpoints", "cannot be written (File too large)")
     assert before.items() <= _tree(workdir / "checkpoints").items()
     result = _train(workdir, "--config.train.steps=8")
     assert result.returncode == 0 and "resuming at step 4 of 8" in result.stderr

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import multiprocessing
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from data_prep.impacts.scene import Scene, draw_scene
 from data_prep.impacts.sound import SAMPLE_RATE, synthesise
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.write import write_video
+from flowley_jax.whole_files import write_text
 
 SPLITS = ("train", "valid", "test")
 GENERATOR_VERSION = 2
@@ -114,7 +114,7 @@ def _claim(config: ClipSetConfig, out: Path) -> None:
                 f"{path}: the folder holds a clip set of {found}, not of {wanted}; choose another folder"
             )
     else:
-        _write(path, json.dumps(wanted) + "\n")
+        write_text(path, json.dumps(wanted) + "\n")
 
 
 def _make(clip: GeneratedClip, out: Path) -> None:
@@ -139,8 +139,8 @@ def _write_tables(clips: list[GeneratedClip], out: Path) -> None:
             }
         )
         events.append(json.dumps(_events(clip, scene)) + "\n")
-    _write(out / "events.jsonl", "".join(events))
-    _write(out / "clips.tsv", table.getvalue())
+    write_text(out / "events.jsonl", "".join(events))
+    write_text(out / "clips.tsv", table.getvalue())
 
 
 def _label(scene: Scene) -> str:
@@ -172,9 +172,3 @@ def _events(clip: GeneratedClip, scene: Scene) -> dict:
         ],
         "continuous": drone,
     }
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -13,7 +13,6 @@ import dataclasses
 import os
 import zipfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy as np
 from flowley_jax.audio.mel import MelConfig, log_mel, mel_preset
 from flowley_jax.audio.protocols import FRAMES_PER_LATENT
 from flowley_jax.errors import FlowleyError
+from flowley_jax.whole_files import replacing
 
 _VERSION = 1
 
@@ -100,14 +100,8 @@ class PcaCodec:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the codec to an .npz file, atomically."""
-        path = Path(path)
-        partial = path.with_name(f".{path.stem}.partial.npz")
-        try:
+        with replacing(path) as partial:
             np.savez(partial, version=_VERSION, mel=self.mel.name, mean=self.mean, components=self.components)
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise FlowleyError(f"{path}: cannot be written: {error.strerror or error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "PcaCodec":

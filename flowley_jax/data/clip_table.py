@@ -37,6 +37,8 @@ def read_clip_table(path: str | os.PathLike, *, columns: Sequence[str] = COLUMNS
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if reader.fieldnames is None:
+                raise FlowleyError(f"{path}: the clip table is empty; expected {', '.join(columns)}")
             missing = [column for column in columns if column not in (reader.fieldnames or ())]
             if missing:
                 raise FlowleyError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")

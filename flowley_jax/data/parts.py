@@ -22,6 +22,7 @@ from flowley_jax.encoders.hashed_text import HashedTextEncoder
 from flowley_jax.encoders.pixels import PixelEncoder
 from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder
 from flowley_jax.errors import FlowleyError
+from flowley_jax.whole_files import replacing
 
 PARTS_FILE = "parts.json"
 CODEC_FILE = "codec.npz"
@@ -146,14 +147,10 @@ class Parts:
           FlowleyError: if the disk refuses.
         """
         folder = Path(folder)
-        target, partial = folder / PARTS_FILE, folder / f".{PARTS_FILE}.partial"
-        try:
+        with replacing(folder / PARTS_FILE) as partial:
             folder.mkdir(parents=True, exist_ok=True)
             self.codec.save(folder / CODEC_FILE)
             partial.write_text(json.dumps(self._to_json(_digest(folder / CODEC_FILE)), indent=2) + "\n")
-            os.replace(partial, target)
-        except OSError as error:
-            raise FlowleyError(f"{target}: cannot be written: {error.strerror or error}") from error
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Parts":

@@ -2,7 +2,6 @@
 
 import contextlib
 import fractions
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import soundfile
 
 from flowley_jax.errors import FlowleyError
+from flowley_jax.whole_files import replacing
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
@@ -36,7 +36,7 @@ def write_video(
       audio: float32 (N,) or (N, C) in [-1, 1] at `sample_rate` Hz; None for a silent video.
       crf, preset: x264's quality and speed.
     """
-    with _partial(Path(path), VIDEO_SUFFIXES) as partial, _container(partial) as container:
+    with _replacing(Path(path), VIDEO_SUFFIXES) as partial, _container(partial) as container:
         video = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
@@ -62,7 +62,7 @@ def mux_audio(video_path: str | Path, audio: np.ndarray, sample_rate: int, out_p
       audio: float32 (N,) or (N, C) in [-1, 1] at `sample_rate` Hz.
     """
     video_path = Path(video_path)
-    with _partial(Path(out_path), VIDEO_SUFFIXES) as partial, _source(video_path) as source:
+    with _replacing(Path(out_path), VIDEO_SUFFIXES) as partial, _source(video_path) as source:
         if not source.streams.video:
             raise FlowleyError(f"{video_path}: has no video stream")
         with _container(partial) as container:
@@ -85,26 +85,14 @@ def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
     Args:
       audio: float (N,) or (N, C); clipped to [-1, 1].
     """
-    with _partial(Path(path), AUDIO_SUFFIXES) as partial:
+    with _replacing(Path(path), AUDIO_SUFFIXES) as partial:
         soundfile.write(partial, np.clip(audio, -1.0, 1.0), sample_rate, subtype="PCM_16")
 
 
-@contextlib.contextmanager
-def _partial(path: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block succeeds."""
+def _replacing(path: Path, suffixes: tuple[str, ...]) -> contextlib.AbstractContextManager[Path]:
     if path.suffix not in suffixes:
         raise FlowleyError(f"{path}: the ending must be one of {', '.join(suffixes)}")
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except (av.error.FFmpegError, soundfile.SoundFileError, OSError) as error:
-        raise FlowleyError(
-            f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    return replacing(path, av.error.FFmpegError, soundfile.SoundFileError)
 
 
 def _source(path: Path) -> av.container.InputContainer:

@@ -1,6 +1,5 @@
 """The page itself: headline figures, then training, clips, masks and settings."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -11,6 +10,7 @@ import numpy as np
 from flowley_jax.report.clips import ReportClip, clip_section
 from flowley_jax.report.curves import Row, curves_section
 from flowley_jax.report.masks import masks_section
+from flowley_jax.whole_files import write_text
 
 # The page may show what it carries and fetch nothing.
 POLICY = (
@@ -50,7 +50,7 @@ def write_report(
     if masks is not None:
         sections.append(masks_section(masks))
     sections.append(_settings(settings))
-    _replace(path, _page(title, "\n".join(filter(None, sections))))
+    write_text(path, _page(title, "\n".join(filter(None, sections))))
 
 
 def _page(title: str, body: str) -> str:
@@ -95,13 +95,3 @@ def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
 
 def _asset(name: str) -> str:
     return resources.files("flowley_jax.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _replace(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from flowley_jax.media.write import AUDIO_SUFFIXES, VIDEO_SUFFIXES, mux_audio, w
 from flowley_jax.sampling.clips import Source
 from flowley_jax.sampling.sampler import Clip, Sampler
 from flowley_jax.training.progress import clock
+from flowley_jax.whole_files import append_line
 
 log = logging.getLogger(__name__)
 MANIFEST = "samples.jsonl"
@@ -99,13 +100,15 @@ class _Manifest:
     def __init__(self, folder: Path):
         self._path = folder / MANIFEST
         self._made: dict[str, dict[str, Any]] = {}
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        for line in lines:
+        text = self._path.read_text() if self._path.exists() else ""
+        # What a crash left of the last line must not swallow the next one.
+        self._separator = "" if text.endswith("\n") or not text else "\n"
+        for line in text.splitlines():
             try:
                 row = json.loads(line)
                 self._made[row["id"]] = row
             except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # A line that a crash cut short: its clip is made again.
+                continue  # Its clip is made again.
 
     def has(self, request: dict[str, Any], paths: Sequence[Path]) -> bool:
         made = json.loads(json.dumps(request)) == self._made.get(request["id"])
@@ -113,8 +116,8 @@ class _Manifest:
 
     def add(self, request: dict[str, Any]) -> None:
         self._made[request["id"]] = request
-        with self._path.open("a") as file:
-            file.write(json.dumps(request, ensure_ascii=False) + "\n")
+        append_line(self._path, self._separator + json.dumps(request, ensure_ascii=False))
+        self._separator = ""
 
 
 def _request(sampler: Sampler, source: Source, paths: Sequence[Path], seed: int) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Checkpoints of a run and snapshots of its EMA tracks, both written by Orbax."""
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ class RunCheckpoints:
         return self
 
     def __exit__(self, *exc_info) -> None:
-        self._checkpointer.close()
+        with _writing(self._checkpointer):
+            self._checkpointer.close()
 
     @property
     def latest_step(self) -> int | None:
@@ -42,12 +45,17 @@ class RunCheckpoints:
         return None if latest is None else latest.step
 
     def save(self, step: int, state: TrainState, data_state: Mapping[str, Any]) -> None:
-        """Stores the state after `step` steps, unless that step is stored already."""
+        """Stores the state after `step` steps, unless that step is stored already.
+
+        Raises:
+          FlowleyError: this save could not begin, or the one before could not be finished.
+        """
         if step == self.latest_step:
             return
-        self._checkpointer.save_checkpointables_async(
-            step, {"state": _plain(state)}, custom_metadata={"data": dict(data_state)}, force=True
-        )
+        with _writing(self._checkpointer):
+            self._checkpointer.save_checkpointables_async(
+                step, {"state": _plain(state)}, custom_metadata={"data": dict(data_state)}, force=True
+            )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest state, placed like `like`, and its data position.
@@ -92,13 +100,18 @@ class EmaSnapshots:
         return sorted(entry.step for entry in self._checkpointer.checkpoints)
 
     def save(self, state: TrainState, step: int) -> None:
-        """Stores all tracks after `step` steps; each step is written once."""
+        """Stores all tracks after `step` steps; each step is written once.
+
+        Raises:
+          FlowleyError: they could not be written.
+        """
         if step in self.steps:
             return
         items = {f"track_{index}": _plain(tree) for index, tree in enumerate(state.averages)}
-        self._checkpointer.save_checkpointables(
-            step, {**items, "constants": _plain(state.constants)}, force=True
-        )
+        with _writing(self._checkpointer):
+            self._checkpointer.save_checkpointables(
+                step, {**items, "constants": _plain(state.constants)}, force=True
+            )
 
     def constants(self, like) -> Any:
         """The model's constants (latent statistics, empty features) of the last snapshot."""
@@ -134,6 +147,19 @@ class EmaSnapshots:
         if not self.steps:
             raise FlowleyError(f"{self._checkpointer.directory}: no snapshots of the averaged weights yet")
         return self.steps[-1]
+
+
+@contextlib.contextmanager
+def _writing(checkpointer: ocp.training.Checkpointer) -> Iterator[None]:
+    """Turns what a full or broken disk raises into one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        cause = re.search(r"([^:]+) \[os_error_code", str(error))
+        reason = cause[1].strip() if cause else str(error).strip().splitlines()[0]
+        raise FlowleyError(
+            f"{checkpointer.directory}: a checkpoint cannot be written ({reason}); those before it are whole"
+        ) from error
 
 
 def _abstract(leaf):

@@ -82,38 +82,37 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
             workdir,
             f"{sum(leaf.size for leaf in jax.tree.leaves(state.parameters)):,}",
         )
-        writer = MetricWriter(workdir, first_step=first)
         progress = Progress(first, config.train.steps)
         window = _Window(config.data.batch_size)
-        while step < config.train.steps and not stop.requested:
-            started = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - started
-            state, metrics = step_fn(state, batch)
-            step += 1
-            window.add(step, metrics, waited)
-            if _due(step, config.train.log_every, config):
-                values = window.close()
-                writer.scalars(step, values)
-                progress.show(step, values)
-            if _due(step, config.train.valid_every, config):
-                values = _validate(valid_fn, state, records, config)
-                writer.scalars(step, values)
-                progress.note(f"step {step}: validation loss {values['valid/loss']:.4f}")
-                window.restart_clock()
-            if step % config.train.preview_every == 0:
-                preview.write(writer, step, graphdef, state, records, parts, config)
-                window.restart_clock()
-            if _due(step, config.ema.snapshot_every, config):
-                window.check_finite()
-                snapshots.save(state, step)
-            if _due(step, config.train.checkpoint_every, config):
+        with MetricWriter(workdir, first_step=first) as writer:
+            while step < config.train.steps and not stop.requested:
+                started = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - started
+                state, metrics = step_fn(state, batch)
+                step += 1
+                window.add(step, metrics, waited)
+                if _due(step, config.train.log_every, config):
+                    values = window.close()
+                    writer.scalars(step, values)
+                    progress.show(step, values)
+                if _due(step, config.train.valid_every, config):
+                    values = _validate(valid_fn, state, records, config)
+                    writer.scalars(step, values)
+                    progress.note(f"step {step}: validation loss {values['valid/loss']:.4f}")
+                    window.restart_clock()
+                if step % config.train.preview_every == 0:
+                    preview.write(writer, step, graphdef, state, records, parts, config)
+                    window.restart_clock()
+                if _due(step, config.ema.snapshot_every, config):
+                    window.check_finite()
+                    snapshots.save(state, step)
+                if _due(step, config.train.checkpoint_every, config):
+                    window.check_finite()
+                    checkpoints.save(step, state, batches.get_state())
+            if stop.requested and step > first:
                 window.check_finite()
                 checkpoints.save(step, state, batches.get_state())
-        if stop.requested and step > first:
-            window.check_finite()
-            checkpoints.save(step, state, batches.get_state())
-        writer.close()
     interrupted = step < config.train.steps
     log.info("%s at step %d; checkpoints in %s", "stopped" if interrupted else "finished", step, workdir)
     return Outcome(step=step, interrupted=interrupted)

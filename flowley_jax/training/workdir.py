@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from flowley_jax.config import ExperimentConfig, experiment_from
 from flowley_jax.data.parts import PARTS_FILE, Parts
 from flowley_jax.errors import FlowleyError
+from flowley_jax.whole_files import write_text
 
 CONFIG = "config.json"
 PARTS = "parts"
@@ -35,9 +35,7 @@ def open_workdir(workdir: Path, config: ExperimentConfig) -> None:
         ]
         if changed:
             raise FlowleyError(f"{workdir}: holds a run of another configuration: {'; '.join(changed)}")
-    partial = path.with_suffix(".partial")
-    partial.write_text(_dump(config))
-    os.replace(partial, path)
+    write_text(path, _dump(config))
 
 
 def keep_parts(workdir: Path, parts: Parts, records: Path) -> None:

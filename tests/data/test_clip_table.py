@@ -31,7 +31,7 @@ def test_a_missing_id_is_the_name_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no column video_path"),
+        ("", "the clip table is empty; expected video_path"),
         (HEADER, "no rows"),
         ("id\tvideo_path\tsplit\tlabel\n", "no column text_description"),
         (HEADER + "a\tx.mp4\tc\tholdout\tl\n", "line 2: split 'holdout' must be one of train, valid, test"),

@@ -55,7 +55,7 @@ def test_what_cannot_be_meant(tmp_path):
     table.write_text("")
     refused(table, "empty")
     table.write_text(HEADER)
-    refused(table, "no row|no clip|empty")
+    refused(table, "no rows")
     table.write_text("video_path\tcaption\nx.mp4\tx\n")
     refused(table, "text_description")
     table.write_text(HEADER + "one\t1.mp4\ta bell\ttest\tbell\n")
