@@ -70,12 +70,21 @@ def _quietly(main: Callable[[], int | None]) -> int | None:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
-        remaining = flags.FLAGS(argv)
+        remaining = flags.FLAGS([_underscored(argument) for argument in argv])
     except (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
         raise FlowleyError(f"{_reason(error)} (--help lists the options)") from error
     if len(remaining) > 1:
         raise FlowleyError(f"unexpected argument {remaining[1]!r} (--help lists the options)")
     return remaining
+
+
+def _underscored(argument: str) -> str:
+    """A flag's name with underscores, which is how absl knows it; people type hyphens as well."""
+    name, equals, value = argument.partition("=")
+    known = name.lstrip("-").replace("-", "_")
+    if name.startswith("-") and known in flags.FLAGS:
+        return f"--{known}{equals}{value}"
+    return argument
 
 
 def _reason(error: Exception) -> str:

@@ -64,5 +64,5 @@ def test_commands_and_files_exist():
         assert (ROOT / "".join(file)).exists(), file
     sample = (ROOT / "flowley_jax/sample.py").read_text()
     section = README[README.index("## Sound for your clips") : README.index("## Training")]
-    for flag in set(re.findall(r"--([a-z_]+)", section)):
-        assert f'"{flag}"' in sample, flag
+    for flag in set(re.findall(r"--([a-z-]+)", section)):
+        assert f'"{flag.replace("-", "_")}"' in sample, flag

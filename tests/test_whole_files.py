@@ -37,7 +37,10 @@ def test_errors_of_the_disk_name_the_file(tmp_path):
         replacing(path),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(FlowleyError, match=r"a\.txt: cannot be written \(codec\)"), replacing(path, LookupError):
+    with (
+        pytest.raises(FlowleyError, match=r"a\.txt: cannot be written \(codec\)"),
+        replacing(path, LookupError),
+    ):
         raise LookupError("codec") from None
     with pytest.raises(FlowleyError, match=r"/dev/full: cannot be written \(No space left on device\)"):
         append_line("/dev/full", "x" * 10_000)
