@@ -41,7 +41,7 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	@touch $@
 
 test: venv  ## run the tests
-	$(PY) -m pytest -q $(ARGS)
+	$(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 demo: venv  ## generate clips, train, sample and write a report to runs/demo
 	$(PY) -m flowley_jax.demo --out runs/demo $(ARGS)
