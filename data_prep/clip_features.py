@@ -5,6 +5,7 @@ import concurrent.futures.process
 import dataclasses
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import zipfile
@@ -41,6 +42,10 @@ class RecordSettings:
     max_tokens: int = 32
     pad_seconds: float = 0.0
     normalize_peak: bool = False
+
+    def __post_init__(self):
+        if not 0.0 < self.seconds < math.inf:
+            raise FlowleyError(f"seconds={self.seconds} must be positive")
 
     @property
     def video_encoder(self) -> PixelEncoder:

@@ -54,6 +54,8 @@ def prepare_records(
     finished = _finished_summary(out, identity)
     if finished is not None:
         print(f"records are made already in {out}: {_counts_line(finished)}")
+        if finished["rejected"]:
+            print(f"to try the rejected clips again, remove {out}")
         return finished
     cache = out / "cache"
     _make_folder(cache)

@@ -36,6 +36,10 @@ def run_main(main: Callable[[], int | None]) -> None:
     except OSError as error:
         named = f"{error.strerror}: {error.filename}" if error.filename else _reason(error)
         _leave(f"error: {named}", USER_ERROR)
+    except SystemExit:
+        if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in sys.argv):
+            sys.exit(0)
+        raise
     except Exception:
         traceback.print_exc()
         _leave("error: a fault of this program, not of its input; please report the lines above", FAULT)

@@ -1,6 +1,7 @@
 """Everything a run is made of, as typed values; ml_collections stops at `experiment_from`."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -12,12 +13,19 @@ from flowley_jax.flow.time_sampling import TimeConfig
 from flowley_jax.model.config import ModelConfig
 
 
+def _check_sigma_rel(name: str, value: float) -> None:
+    # At 1/√12 the power function is the plain average of the whole run; there is nothing longer.
+    if not 0.0 < value < 12**-0.5:
+        raise FlowleyError(f"{name}={value} must be between 0 and 0.288, relative to the length of the run")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the records are and how batches are drawn.
 
     Attributes:
-      records: folder of the records (`data_prep.records`), with train and valid splits.
+      records: folder of the records (`data_prep.records`), with a train split and, to
+        validate on, a valid one.
       generate: number of random records of the model's sizes to train on instead, for trying a
         configuration out; they are written into the run's folder. 0 for real data.
       generate_seconds, generate_text_length: length of generated records, in seconds and text tokens.
@@ -70,6 +78,8 @@ class OptimConfig:
     def __post_init__(self):
         if self.learning_rate <= 0.0:
             raise FlowleyError(f"optim.learning_rate={self.learning_rate} must be positive")
+        if self.clip_norm <= 0.0:
+            raise FlowleyError(f"optim.clip_norm={self.clip_norm} must be positive")
         if self.schedule not in ("steps", "cosine"):
             raise FlowleyError(f"optim.schedule={self.schedule!r} must be steps or cosine")
 
@@ -80,6 +90,14 @@ class EmaConfig:
 
     sigma_rels: tuple[float, ...] = (0.05, 0.10)
     snapshot_every: int = 5000
+
+    def __post_init__(self):
+        if not self.sigma_rels:
+            raise FlowleyError("ema.sigma_rels=() must name at least one track")
+        for sigma_rel in self.sigma_rels:
+            _check_sigma_rel("ema.sigma_rels", sigma_rel)
+        if self.snapshot_every < 1:
+            raise FlowleyError(f"ema.snapshot_every={self.snapshot_every} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +129,11 @@ class SampleConfig:
     solver: SolverConfig = SolverConfig()
     guidance: float = 7.5
     sigma_rel: float = 0.05
+
+    def __post_init__(self):
+        if not math.isfinite(self.guidance):
+            raise FlowleyError(f"guidance={self.guidance} must be a number")
+        _check_sigma_rel("sigma_rel", self.sigma_rel)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

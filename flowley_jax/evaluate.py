@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from flowley_jax.cli import run_main
+from flowley_jax.errors import FlowleyError
 
 _SOUNDS = flags.DEFINE_string(
     "sounds", None, "Folder of sounds or videos with sound, named by clip id.", required=True
@@ -28,7 +29,10 @@ def main() -> int:
     from flowley_jax.evaluation.sounds import read_sounds
     from flowley_jax.evaluation.synchrony import compare, read_events
     from flowley_jax.training.workdir import PARTS
+    from flowley_jax.whole_files import write_text
 
+    if _WORKDIR.value and not _REAL.value:
+        raise FlowleyError("--workdir gives the ceiling of the real sounds, which --real must name")
     events = read_events(Path(_EVENTS.value))
     parts = Parts.load(Path(_WORKDIR.value) / PARTS) if _WORKDIR.value else None
     sample_rate = parts.sample_rate if parts else SAMPLE_RATE
@@ -47,9 +51,9 @@ def main() -> int:
         "unreadable": unreadable + unreadable_real,
     }
     text = json.dumps(report, indent=2)
-    if _OUT.value:
-        Path(_OUT.value).write_text(text + "\n")
     print(text)
+    if _OUT.value:
+        write_text(_OUT.value, text + "\n")
     return 0
 
 

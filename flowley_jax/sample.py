@@ -23,7 +23,9 @@ _SPLIT = flags.DEFINE_string("split", None, "Rows of a clip table to take; all i
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed and clip id give the same sound, in any batch.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Sounds per clip.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", None, "Steps of a fixed-step solver.", lower_bound=1)
-_SOLVER = flags.DEFINE_string("solver", None, "euler, heun, midpoint, rk4, tsit5 or dopri5.")
+_SOLVER = flags.DEFINE_enum(
+    "solver", None, ["euler", "heun", "midpoint", "rk4", "tsit5", "dopri5"], "How the ODE is solved."
+)
 _GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Classifier-free guidance scale; below 1 the condition alone."
 )

@@ -71,6 +71,12 @@ def test_fields_that_are_none_can_be_set():
         ({"flow": {"loss": {"kind": "l3"}}}, r"flow\.loss\.kind='l3'"),
         ({"flow": {"condition_dropout": 2.0}}, r"flow\.condition_dropout=2\.0"),
         ({"sample": {"solver": {"name": "rk5"}}}, r"config\.sample\.solver\.name='rk5' must be one of euler"),
+        ({"optim": {"clip_norm": -1.0}}, r"optim\.clip_norm=-1\.0 must be positive"),
+        ({"ema": {"sigma_rels": []}}, r"ema\.sigma_rels=\(\) must name at least one track"),
+        ({"ema": {"sigma_rels": [0.05, 0.3]}}, r"ema\.sigma_rels=0\.3 must be between 0 and 0\.288"),
+        ({"ema": {"snapshot_every": 0}}, r"ema\.snapshot_every=0 must be at least 1"),
+        ({"sample": {"sigma_rel": 0.0}}, r"sigma_rel=0\.0 must be between"),
+        ({"sample": {"guidance": float("nan")}}, r"guidance=nan must be a number"),
         ({"train": {"log_every": 0}}, r"train\.log_every=0 must be at least 1"),
     ],
 )

@@ -42,7 +42,7 @@ class ClipSetConfig:
     def __post_init__(self):
         if min(self.train, self.valid, self.test) < 0 or self.train + self.valid + self.test == 0:
             raise FlowleyError(
-                f"clip counts {self.train}, {self.valid}, {self.test}: at least one clip is needed"
+                f"clip counts {self.train}, {self.valid}, {self.test}: none may be negative, nor all zero"
             )
         if not 3.0 <= self.seconds <= 60.0:
             raise FlowleyError(f"seconds={self.seconds} must be between 3 and 60")
@@ -108,7 +108,10 @@ def _claim(config: ClipSetConfig, out: Path) -> None:
     path = out / "set.json"
     wanted = {"seed": config.seed, "seconds": config.seconds, "version": GENERATOR_VERSION}
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise FlowleyError(f"{path}: damaged ({error})") from error
         if found != wanted:
             raise FlowleyError(
                 f"{path}: the folder holds a clip set of {found}, not of {wanted}; choose another folder"

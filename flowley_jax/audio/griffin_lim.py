@@ -57,7 +57,8 @@ class GriffinLimVocoder:
             random_state=_SEED,
         )
         wave = padded[self.mel.pad : self.mel.pad + len(log_mel) * self.mel.hop]
-        return np.clip(wave, -1.0, 1.0).astype(np.float32)
+        # Turned down as a whole where it would clip: clipping is heard as clicks.
+        return (wave / max(1.0, float(np.abs(wave).max(initial=0.0)))).astype(np.float32)
 
 
 def magnitude_from_mel(mel: np.ndarray, config: MelConfig, *, iterations: int = 8) -> np.ndarray:

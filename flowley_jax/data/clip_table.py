@@ -35,7 +35,7 @@ def read_clip_table(path: str | os.PathLike, *, columns: Sequence[str] = COLUMNS
     """
     path = Path(path)
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             if reader.fieldnames is None:
                 raise FlowleyError(f"{path}: the clip table is empty; expected {', '.join(columns)}")
@@ -59,12 +59,17 @@ def read_clip_table(path: str | os.PathLike, *, columns: Sequence[str] = COLUMNS
 
 def _clip(row: Mapping[str, str | None], path: Path, line: int) -> Clip:
     video, split = row["video_path"], row.get("split")
+    if None in row or None in row.values():
+        raise FlowleyError(f"{path}, line {line}: has not as many fields as the header")
     if not video:
         raise FlowleyError(f"{path}, line {line}: empty video_path")
     if "split" in row and split not in SPLITS:
         raise FlowleyError(f"{path}, line {line}: split {split!r} must be one of {', '.join(SPLITS)}")
+    clip_id = row.get("id") or Path(video).stem
+    if clip_id != Path(clip_id).name or clip_id.startswith("."):
+        raise FlowleyError(f"{path}, line {line}: id {clip_id!r} must do as the name of a file")
     return Clip(
-        id=row.get("id") or Path(video).stem,
+        id=clip_id,
         video_path=path.parent / video,
         caption=row["text_description"] or "",
         split=split or "",

@@ -120,7 +120,16 @@ def open_records(records_dir: str | os.PathLike, split: str) -> Sequence[Example
     filled = [name for name, info in builder.info.splits.items() if info.num_examples]
     if split not in filled:
         raise FlowleyError(f"{records_dir}: no examples in split {split!r}; there are {', '.join(filled)}")
-    return builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+    try:
+        return builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+    except (RuntimeError, OSError, ValueError) as error:
+        raise FlowleyError(f"{records_dir}: the records of {split!r} are damaged ({error})") from error
+
+
+def has_split(records_dir: str | os.PathLike, split: str) -> bool:
+    """Whether the records have an example in a split."""
+    builder = tfds.builder_from_directory(str(_dataset_dir(records_dir)))
+    return split in builder.info.splits and builder.info.splits[split].num_examples > 0
 
 
 def arrays_of(example: Example) -> dict[str, np.ndarray]:

@@ -20,6 +20,9 @@ def read_sounds(folder: Path, *, sample_rate: int) -> tuple[dict[str, np.ndarray
         raise FlowleyError(f"{folder}: no such folder; sounds named by clip id are expected there")
     waves, unreadable = {}, []
     for path in sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.name[0] != "."):
+        if path.stem in waves:
+            unreadable.append(f"{path}: another sound of this folder is called {path.stem} as well")
+            continue
         try:
             waves[path.stem] = read_audio(path, sample_rate=sample_rate)
         except FlowleyError as error:

@@ -54,7 +54,7 @@ def probe(path: str | Path) -> MediaInfo:
 def read_frames(
     path: str | Path, *, fps: float, size: int | None = None, seconds: float | None = None
 ) -> np.ndarray:
-    """Frames that ffmpeg's `fps` filter gives from the start of the stream.
+    """Frames that ffmpeg's `fps` filter gives from the start of the file, turned upright.
 
     Args:
       fps: frames per second.
@@ -74,8 +74,8 @@ def read_frames(
             raise FlowleyError(f"{path}: has no video stream")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        for frame in _at_rate(container, stream, fps):
-            image = frame.to_ndarray(format="rgb24")
+        for frame, rotation in _at_rate(container, stream, fps):
+            image = np.rot90(frame.to_ndarray(format="rgb24"), rotation // 90)
             frames.append(_resized(image, size) if size else image)
             if limit is not None and len(frames) >= limit:
                 break
@@ -134,6 +134,8 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
         raise FlowleyError(f"{path}: no such file")
     try:
         with av.open(str(path)) as container:
+            if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+                raise FlowleyError(f"{path}: is a picture, not a video")
             yield container
     except (av.error.FFmpegError, EOFError) as error:
         raise FlowleyError(f"{path}: not readable as video or sound ({_reason(error)})") from error
@@ -143,25 +145,35 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _at_rate(container, stream, fps: float) -> Iterator[av.VideoFrame]:
+def _at_rate(container, stream, fps: float) -> Iterator[tuple[av.VideoFrame, int]]:
+    """Frames, and by how many degrees counterclockwise each is to be turned to stand upright."""
     if stream.format is None:
         # Headers without the stream's parameters, as a file cut short may have them.
         return
     graph = av.filter.Graph()
     source = graph.add_buffer(template=stream)
-    rate = graph.add("fps", f"fps={fractions.Fraction(fps).limit_denominator(1001)}")
+    wanted = fractions.Fraction(fps).limit_denominator(1001)
+    rate = graph.add("fps", f"fps={wanted}{_lead(container, stream, fps)}")
     sink = graph.add("buffersink")
     source.link_to(rate)
     rate.link_to(sink)
     graph.configure()
-    empty = True
+    rotation = None
     for frame in container.decode(stream):
-        empty = False
+        rotation = frame.rotation
         source.push(frame)
-        yield from _pull(sink)
-    if not empty:
+        yield from ((out, rotation) for out in _pull(sink))
+    if rotation is not None:
         source.push(None)
-        yield from _pull(sink)
+        yield from ((out, rotation) for out in _pull(sink))
+
+
+def _lead(container, stream, fps: float) -> str:
+    """Repeats the first frame from the file's start on, where the picture begins a frame or more later."""
+    start = (container.start_time or 0) / av.time_base
+    if stream.start_time is None or float(stream.start_time * stream.time_base) - start < 1.0 / fps:
+        return ""
+    return f":start_time={start}"
 
 
 def _pull(sink) -> Iterator[av.VideoFrame]:

@@ -56,7 +56,7 @@ def write_video(
 
 
 def mux_audio(video_path: str | Path, audio: np.ndarray, sample_rate: int, out_path: str | Path) -> None:
-    """Puts a sound onto a video: the video's packets are copied, its own sound is left out.
+    """Puts a sound onto a video from its start: the video's packets are copied, its own sound is left out.
 
     Args:
       audio: float32 (N,) or (N, C) in [-1, 1] at `sample_rate` Hz.
@@ -68,11 +68,13 @@ def mux_audio(video_path: str | Path, audio: np.ndarray, sample_rate: int, out_p
         with _container(partial) as container:
             stream = source.streams.video[0]
             if stream.codec.canonical_name not in container.supported_codecs:
-                raise FlowleyError(
-                    f"{out_path}: cannot hold {video_path}'s {stream.codec.canonical_name} video; .mkv can"
-                )
+                raise _cannot_hold(out_path, video_path, stream)
             copied = container.add_stream_from_template(stream)
             sound = _audio_stream(container, audio, sample_rate)
+            try:
+                container.start_encoding()
+            except (av.error.ArgumentError, av.error.PatchWelcomeError) as error:
+                raise _cannot_hold(out_path, video_path, stream) from error
             for packet in _timed_packets(source, stream):
                 packet.stream = copied
                 container.mux(packet)
@@ -95,6 +97,12 @@ def _replacing(path: Path, suffixes: tuple[str, ...]) -> contextlib.AbstractCont
     return replacing(path, av.error.FFmpegError, soundfile.SoundFileError)
 
 
+def _cannot_hold(out_path, video_path: Path, stream) -> FlowleyError:
+    return FlowleyError(
+        f"{out_path}: cannot hold {video_path}'s {stream.codec.canonical_name} video; .mkv can"
+    )
+
+
 def _source(path: Path) -> av.container.InputContainer:
     try:
         return av.open(str(path))
@@ -103,11 +111,19 @@ def _source(path: Path) -> av.container.InputContainer:
 
 
 def _timed_packets(source: av.container.InputContainer, stream) -> Iterator[av.Packet]:
-    """A stream's packets; the first ones of Matroska have no decoding time, and get the instants before."""
+    """A stream's packets, with times that count from the file's start.
+
+    The first ones of Matroska have no decoding time, and get the instants before.
+    """
+    start = round((source.start_time or 0) / av.time_base / stream.time_base)
     untimed: list[av.Packet] | None = []
     for packet in source.demux(stream):
         if packet.size == 0:
             continue
+        if packet.pts is not None:
+            packet.pts -= start
+        if packet.dts is not None:
+            packet.dts -= start
         if untimed is None:
             yield packet
         elif packet.dts is None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from flowley_jax.media.write import AUDIO_SUFFIXES, VIDEO_SUFFIXES, mux_audio, w
 from flowley_jax.sampling.clips import Source
 from flowley_jax.sampling.sampler import Clip, Sampler
 from flowley_jax.training.progress import clock
-from flowley_jax.whole_files import append_line
+from flowley_jax.whole_files import append_line, naming
 
 log = logging.getLogger(__name__)
 MANIFEST = "samples.jsonl"
@@ -32,7 +33,11 @@ class Results:
 
 
 def check_out(out: Path, *, many: bool) -> None:
-    """Raises FlowleyError unless `out` is a folder for many clips, or one file of a known kind."""
+    """Makes the folder of `out`, which is a folder for many clips, or one file of a known kind.
+
+    Raises:
+      FlowleyError: it is neither, or its folder cannot be made or written to.
+    """
     known = (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
     if many and out.suffix in known:
         raise FlowleyError(f"--out {out} is a file; for several clips it must be a folder")
@@ -40,6 +45,11 @@ def check_out(out: Path, *, many: bool) -> None:
         raise FlowleyError(f"--out {out}: the ending must be one of {', '.join(known)}, or none for a folder")
     if out.suffix in known and out.is_dir():
         raise FlowleyError(f"--out {out}: is a folder with the name of a file")
+    folder = out.parent if out.suffix in known else out
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise FlowleyError(f"{folder}: cannot be written (Permission denied)")
 
 
 def write_sounds(
@@ -63,16 +73,18 @@ def write_sounds(
     manifest = None if _is_file(out) else _Manifest(out)
     written: dict[str, list[Path]] = {}
     todo: list[Source] = []
+    failed: list[str] = []
     for source in sources:
         paths = _targets(out, source, kind, num_samples)
         if manifest and manifest.has(_request(sampler, source, paths, seed), paths):
             written[source.id] = paths
+        elif any(path.exists() and source.path.exists() and path.samefile(source.path) for path in paths):
+            failed.append(f"{source.path}: the output would replace the input video")
         else:
             todo.append(source)
     if written:
         log.info("%d of %d clips have their sound already in %s", len(written), len(sources), out)
-    failed: list[str] = []
-    started = time.monotonic()
+    started, made = time.monotonic(), 0
     for start in range(0, len(todo), GROUP):
         group = {source.id: source for source in todo[start : start + GROUP]}
         clips = _read_clips(sampler, group.values(), failed)
@@ -88,9 +100,9 @@ def write_sounds(
             written[source.id] = paths
             if manifest:
                 manifest.add(_request(sampler, source, paths, seed))
-            done = len(written) + len(failed) - (len(sources) - len(todo))
-            left = (time.monotonic() - started) / done * (len(todo) - done)
-            log.info("%d/%d %s  left %s", done, len(todo), paths[0], clock(left))
+            made += 1
+            left = (time.monotonic() - started) / made * (len(todo) - made)
+            log.info("%d/%d %s  left %s", made, len(todo), paths[0], clock(left))
     return Results(written=written, failed=failed)
 
 
@@ -163,10 +175,9 @@ def _targets(out: Path, source: Source, kind: str, num_samples: int) -> list[Pat
 
 
 def _write(path: Path, source: Source, wave: np.ndarray, sample_rate: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in AUDIO_SUFFIXES:
         write_audio(path, wave, sample_rate)
         return
-    if path.exists() and path.samefile(source.path):
-        raise FlowleyError(f"{path}: the output would replace the input video")
     mux_audio(source.path, wave, sample_rate, path)

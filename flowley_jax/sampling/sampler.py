@@ -1,6 +1,7 @@
 """The Python interface: arrays in, arrays out."""
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,13 @@ import numpy as np
 from flax import nnx
 
 from flowley_jax.config import SampleConfig
-from flowley_jax.data.parts import Parts
+from flowley_jax.data.parts import PARTS_FILE, Parts
 from flowley_jax.model import Flowley
 from flowley_jax.model.flowley import Constant
 from flowley_jax.sampling.keys import item_key
 from flowley_jax.sampling.latents import sample_latents
 from flowley_jax.training.checkpoint import EmaSnapshots
-from flowley_jax.training.workdir import PARTS, read_config, run_digest
+from flowley_jax.training.workdir import PARTS, read_config
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 8
@@ -46,7 +47,7 @@ class Sampler:
     Attributes:
       parts: encoders, codec and vocoder of the model's data set.
       settings: guidance scale and solver.
-      origin: what the weights are: digest of the run's configuration and step of the last snapshot.
+      origin: what the sounds are made with: step of the last snapshot, digest of weights and parts.
     """
 
     graphdef: nnx.GraphDef
@@ -75,24 +76,26 @@ class Sampler:
                 parameters, sigma_rels=config.ema.sigma_rels, sigma_rel=settings.sigma_rel
             )
             variables = (averaged, snapshots.constants(constants))
-            origin = {"run": run_digest(config), "step": snapshots.last_step}
+            step = snapshots.last_step
         return cls(
             graphdef=graphdef,
             variables=jax.tree.map(jnp.asarray, variables),
             parts=Parts.load(workdir / PARTS),
             settings=settings,
-            origin=origin,
+            origin={"step": step, "digest": _digest(variables, workdir / PARTS / PARTS_FILE)},
         )
 
     def sound(
-        self, frames: np.ndarray, prompt: str = "", *, seed: int = 0, num_samples: int = 1
+        self, frames: np.ndarray, prompt: str = "", *, clip_id: str = "", seed: int = 0, num_samples: int = 1
     ) -> np.ndarray:
         """Sounds for one clip: float32 (num_samples, N) at `parts.sample_rate`, as long as the video.
 
         Args:
           frames: uint8 (T, H, W, 3) at the rate `parts.video_fps`.
+          clip_id: decides the draw together with the seed; the command line takes the name of the file
+            without its ending.
         """
-        clip = Clip(id="", frames=frames, prompt=prompt)
+        clip = Clip(id=clip_id, frames=frames, prompt=prompt)
         _, waves = next(self.sounds([clip], seed=seed, num_samples=num_samples))
         return waves
 
@@ -145,6 +148,13 @@ class Sampler:
         empty = np.asarray(self.variables[1]["empty_text"][...])
         without = np.asarray([not clip.prompt.strip() for clip in clips])
         return video, np.where(without[:, None, None], empty, text).astype(np.float32), text_len
+
+
+def _digest(variables, parts: Path) -> str:
+    digest = hashlib.sha256(parts.read_bytes())
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def fit_length(waves: np.ndarray, samples: int) -> np.ndarray:

@@ -66,14 +66,8 @@ class RunCheckpoints:
         latest = self._checkpointer.latest
         assert latest is not None
         abstract = jax.tree.map(_abstract, _plain(like))
-        try:
+        with _reading(self._checkpointer, latest.step):
             loaded = self._checkpointer.load_checkpointables(latest.step, {"state": abstract})
-        except (ValueError, KeyError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise FlowleyError(
-                f"{self._checkpointer.directory}/{latest.step}: the stored state does not fit this "
-                f"configuration: {first_line}"
-            ) from error
         metadata: Any = self._checkpointer.checkpointables_metadata(latest.step).custom_metadata
         if not isinstance(metadata, dict) or "data" not in metadata:
             raise FlowleyError(f"{self._checkpointer.directory}/{latest.step}: holds no data position")
@@ -139,7 +133,8 @@ class EmaSnapshots:
 
     def _load(self, step: int, item: str, like) -> dict[str, Any]:
         abstract = jax.tree.map(_abstract, _plain(like))
-        return self._checkpointer.load_checkpointables(step, {item: abstract})[item]
+        with _reading(self._checkpointer, step):
+            return self._checkpointer.load_checkpointables(step, {item: abstract})[item]
 
     @property
     def last_step(self) -> int:
@@ -156,10 +151,27 @@ def _writing(checkpointer: ocp.training.Checkpointer) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         cause = re.search(r"([^:]+) \[os_error_code", str(error))
-        reason = cause[1].strip() if cause else str(error).strip().splitlines()[0]
+        reason = cause[1].strip() if cause else _short(error)
         raise FlowleyError(
             f"{checkpointer.directory}: a checkpoint cannot be written ({reason}); those before it are whole"
         ) from error
+
+
+@contextlib.contextmanager
+def _reading(checkpointer: ocp.training.Checkpointer, step: int) -> Iterator[None]:
+    """Orbax and TensorStore raise many kinds of errors for a damaged tree, or one of other shapes."""
+    try:
+        yield
+    except Exception as error:
+        raise FlowleyError(
+            f"{checkpointer.directory}/{step}: damaged, or of another configuration ({_short(error)})"
+        ) from error
+
+
+def _short(error: Exception) -> str:
+    """The beginning of a message that can be thousands of characters long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def _abstract(leaf):

@@ -14,6 +14,7 @@ import numpy as np
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.data.parts import Parts
 from flowley_jax.data.pipeline import eval_batches, train_batches
+from flowley_jax.data.record import has_split
 from flowley_jax.errors import FlowleyError
 from flowley_jax.training import preview
 from flowley_jax.training import workdir as workdirs
@@ -53,8 +54,10 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     records = Path(config.data.records)
     parts = Parts.load(records)
     _check_sizes(config, parts, records)
-    workdirs.open_workdir(workdir, config)
-    workdirs.keep_parts(workdir, parts, records)
+    workdirs.open_workdir(workdir, config, parts, records)
+    validates = has_split(records, "valid")
+    if not validates:
+        log.info("%s has no valid split: no validation and no previews", records)
 
     optimizer = make_optimizer(config.optim, config.train.steps)
     graphdef, state = create_state(
@@ -96,12 +99,12 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
                     values = window.close()
                     writer.scalars(step, values)
                     progress.show(step, values)
-                if _due(step, config.train.valid_every, config):
+                if validates and _due(step, config.train.valid_every, config):
                     values = _validate(valid_fn, state, records, config)
                     writer.scalars(step, values)
                     progress.note(f"step {step}: validation loss {values['valid/loss']:.4f}")
                     window.restart_clock()
-                if step % config.train.preview_every == 0:
+                if validates and step % config.train.preview_every == 0:
                     preview.write(writer, step, graphdef, state, records, parts, config)
                     window.restart_clock()
                 if _due(step, config.ema.snapshot_every, config):

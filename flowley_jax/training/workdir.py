@@ -1,8 +1,8 @@
 """The folder of a run: its configuration, and the parts of its data set for the sampler."""
 
 import dataclasses
-import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from flowley_jax.data.parts import PARTS_FILE, Parts
 from flowley_jax.errors import FlowleyError
 from flowley_jax.whole_files import write_text
 
+log = logging.getLogger(__name__)
 CONFIG = "config.json"
 PARTS = "parts"
 
@@ -18,16 +19,18 @@ PARTS = "parts"
 _FREE = ("train.", "data.records", "data.num_workers", "data.generate", "sample.")
 
 
-def open_workdir(workdir: Path, config: ExperimentConfig) -> None:
-    """Makes the folder, or checks that its run has this configuration.
+def open_workdir(workdir: Path, config: ExperimentConfig, parts: Parts, records: Path) -> None:
+    """Makes the folder and keeps the configuration and the data set's parts in it.
 
     Raises:
-      FlowleyError: the folder holds a run of another configuration; every difference is listed.
+      FlowleyError: the folder holds a run of another configuration, with every difference listed, or of
+        another data set; it is left as it is.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / CONFIG
+    path, kept = workdir / CONFIG, workdir / PARTS / PARTS_FILE
     if path.exists():
-        stored, wanted = _binding(read_config(workdir)), _binding(config)
+        before = read_config(workdir)
+        stored, wanted = _binding(before), _binding(config)
         changed = [
             f"{key} is {stored[key]!r} there, {wanted[key]!r} here"
             for key in wanted
@@ -35,20 +38,16 @@ def open_workdir(workdir: Path, config: ExperimentConfig) -> None:
         ]
         if changed:
             raise FlowleyError(f"{workdir}: holds a run of another configuration: {'; '.join(changed)}")
-    write_text(path, _dump(config))
-
-
-def keep_parts(workdir: Path, parts: Parts, records: Path) -> None:
-    """Copies the data set's parts into the run's folder.
-
-    Raises:
-      FlowleyError: the run was started on another data set.
-    """
-    folder = workdir / PARTS
-    kept = folder / PARTS_FILE
+        if config.optim.schedule == "cosine" and before.train.steps != config.train.steps:
+            log.warning(
+                "train.steps was %d and is %d now: the learning rate follows another cosine from here on",
+                before.train.steps,
+                config.train.steps,
+            )
     if kept.exists() and kept.read_text() != (records / PARTS_FILE).read_text():
         raise FlowleyError(f"{records}: is another data set than {workdir} was trained on")
-    parts.save(folder)
+    write_text(path, _dump(config))
+    parts.save(workdir / PARTS)
 
 
 def read_config(workdir: Path) -> ExperimentConfig:
@@ -64,11 +63,6 @@ def read_config(workdir: Path) -> ExperimentConfig:
         return experiment_from(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise FlowleyError(f"{path}: not valid JSON: {error}") from error
-
-
-def run_digest(config: ExperimentConfig) -> str:
-    """Names the run: equal for configurations that `open_workdir` takes for the same one."""
-    return hashlib.sha256(json.dumps(_binding(config)).encode()).hexdigest()[:16]
 
 
 def _binding(config: ExperimentConfig) -> dict[str, Any]:

@@ -36,6 +36,10 @@ def test_a_missing_id_is_the_name_of_the_file(tmp_path):
         ("id\tvideo_path\tsplit\tlabel\n", "no column text_description"),
         (HEADER + "a\tx.mp4\tc\tholdout\tl\n", "line 2: split 'holdout' must be one of train, valid, test"),
         (HEADER + "a\t\tc\ttrain\tl\n", "line 2: empty video_path"),
+        (HEADER + "a\tx.mp4\tc\ttrain\n", "line 2: has not as many fields as the header"),
+        (HEADER + "a\tx.mp4\tc\ttrain\tl\tmore\n", "line 2: has not as many fields as the header"),
+        (HEADER + "../a\tx.mp4\tc\ttrain\tl\n", "line 2: id '../a' must do as the name of a file"),
+        (HEADER + ".a\tx.mp4\tc\ttrain\tl\n", "line 2: id '.a' must do as the name of a file"),
         (HEADER + "a\tx.mp4\tc\ttrain\tl\na\ty.mp4\tc\ttest\tl\n", "'a' occurs twice"),
     ],
 )
@@ -48,3 +52,9 @@ def test_bad_tables_are_refused_by_name(tmp_path, text, message):
 def test_missing_table(tmp_path):
     with pytest.raises(FlowleyError, match=r"none\.tsv: no such clip table"):
         read_clip_table(tmp_path / "none.tsv")
+
+
+def test_a_spreadsheet_s_byte_order_mark_is_no_part_of_a_column(tmp_path):
+    path = tmp_path / "clips.tsv"
+    path.write_text(HEADER + "a\tx.mp4\tc\ttrain\tl\n", encoding="utf-8-sig")
+    assert [clip.id for clip in read_clip_table(path)] == ["a"]

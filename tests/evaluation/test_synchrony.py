@@ -244,6 +244,14 @@ def test_unreadable_sounds_are_named_and_the_others_read(tmp_path):
     assert line.startswith(f"{tmp_path / 'b.mp4'}: ")
 
 
+def test_two_sounds_of_one_name(tmp_path):
+    write_audio(tmp_path / "a.flac", _hits(A), RATE)
+    write_audio(tmp_path / "a.wav", _hits(B), RATE)
+    waves, (line,) = read_sounds(tmp_path, sample_rate=RATE)
+    np.testing.assert_allclose(waves["a"], _hits(A).clip(-1, 1), atol=1.1 / 32768)
+    assert line.startswith(f"{tmp_path / 'a.wav'}: another sound")
+
+
 def test_a_folder_without_a_sound(tmp_path):
     with pytest.raises(FlowleyError, match="no readable sound"):
         read_sounds(tmp_path, sample_rate=RATE)
@@ -264,10 +272,12 @@ def test_the_command_prints_the_scores_as_json(tmp_path):
     (sounds / "c.mp4").write_bytes(b"")
     rows = [{"id": n, "impacts": [{"time": t} for t in i]} for n, i in (("a", A), ("b", B), ("c", C))]
     events.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = _evaluate("--sounds", sounds, "--events", events, "--real", sounds, "--out", tmp_path / "o.json")
+    result = _evaluate(
+        "--sounds", sounds, "--events", events, "--real", sounds, "--out", tmp_path / "n/o.json"
+    )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    assert json.loads((tmp_path / "o.json").read_text()) == report
+    assert json.loads((tmp_path / "n/o.json").read_text()) == report
     assert (report["clips"], report["tolerance_s"], report["left_out"]) == (2, 0.1, [])
     assert report["generated"]["f1"] == report["real"]["f1"] == 1.0
     assert report["floor"]["f1"] < 0.5

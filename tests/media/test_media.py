@@ -1,11 +1,13 @@
 """Video and sound through files: what comes back, where it lies in time, and how bad files are refused."""
 
 import os
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from data_prep.impacts.generate import GeneratedClip
 from data_prep.impacts.render import render
@@ -158,6 +160,64 @@ def test_a_new_sound_leaves_the_picture_as_it_is(tmp_path, source, target):
     with av.open(str(new)) as container:
         assert [stream.type for stream in container.streams] == ["video", "audio"]
     np.testing.assert_allclose(read_audio(new, sample_rate=RATE)[2000:14_000], wave[2000:14_000], atol=0.05)
+
+
+def _written(path, frames, *, codec="libx264", rotation=None, start=0.0):
+    """A video with what `write_video` does not write."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=24)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        stream.codec_context.time_base = Fraction(1, 240)
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.time_base, frame.pts = Fraction(1, 240), round(240 * (start + index / 24))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+def test_a_turned_video_is_seen_upright(tmp_path, rotation):
+    upright = np.zeros((6, 64, 32, 3), np.uint8)
+    upright[:, :16] = 220
+    upright[:, 40:, :8] = 120
+    _written(tmp_path / "a.mp4", np.rot90(upright, -rotation // 90, axes=(1, 2)), rotation=rotation)
+    found = read_frames(tmp_path / "a.mp4", fps=24.0)
+    assert found.shape == upright.shape
+    assert np.abs(found.astype(int) - upright).mean() < 6
+    mux_audio(tmp_path / "a.mp4", _clicks(), RATE, tmp_path / "b.mp4")
+    np.testing.assert_array_equal(read_frames(tmp_path / "b.mp4", fps=24.0), found)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_picture_that_begins_late_keeps_its_place_beside_the_sound(tmp_path, suffix):
+    path, out = tmp_path / f"a{suffix}", tmp_path / "b.mp4"
+    _written(path, _frames(24), start=1.0)
+    with av.open(str(path)) as container:
+        begins = float(container.streams.video[0].start_time * container.streams.video[0].time_base)
+        offset = begins - container.start_time / av.time_base
+    found = read_frames(path, fps=24.0)
+    assert len(found) == 24 + round(24 * offset)
+    np.testing.assert_allclose(found[-1].astype(int), _frames(24)[-1], atol=6)
+    mux_audio(path, _clicks(), RATE, out)
+    with av.open(str(out)) as container:
+        video = container.streams.video[0]
+        assert float(video.start_time * video.time_base) == pytest.approx(offset, abs=0.05)
+    np.testing.assert_array_equal(read_frames(out, fps=24.0), found)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_a_picture_is_no_video(tmp_path, name):
+    Image.fromarray(_frames()[0]).save(tmp_path / name, format="png")
+    _refused(READERS["read_frames"], tmp_path / name, "is a picture, not a video")
+
+
+def test_a_codec_that_mov_refuses_late(tmp_path):
+    _written(tmp_path / "a.webm", _frames(), codec="libvpx-vp9")
+    with pytest.raises(FlowleyError, match=r"b\.mov: cannot hold .*a\.webm's vp9 video; \.mkv can"):
+        mux_audio(tmp_path / "a.webm", _clicks(), RATE, tmp_path / "b.mov")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.webm"}
 
 
 def test_a_codec_that_mp4_cannot_hold(tmp_path):

@@ -1,12 +1,14 @@
 """Arrays in, arrays out: what the draw depends on, and what it does not."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
+from flowley_jax.data.parts import Parts
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow import solver
 from flowley_jax.flow.solver import SolverConfig
@@ -62,6 +64,22 @@ def test_repeats_are_equal_bit_for_bit(sampler):
     np.testing.assert_array_equal(waves, sampler.sound(clip.frames, "a ball", seed=1, num_samples=2))
 
 
+def test_the_origin_tells_weights_and_parts_apart(tiny_run, sampler, tmp_path):
+    assert Sampler.load(tiny_run).origin == sampler.origin
+    longer = dataclasses.replace(sampler.settings, sigma_rel=0.1)
+    assert Sampler.load(tiny_run, settings=longer).origin["digest"] != sampler.origin["digest"]
+    shutil.copytree(tiny_run, tmp_path / "run")
+    parts = tmp_path / "run/parts/parts.json"
+    parts.write_text(parts.read_text() + "\n")
+    assert Sampler.load(tmp_path / "run").origin["digest"] != sampler.origin["digest"]
+
+
+def test_the_clip_id_of_an_array_is_that_of_a_file(sampler):
+    clip = _clip(sampler, "a")
+    by_id = sampler.sound(clip.frames, clip.prompt, clip_id="a", seed=2)
+    np.testing.assert_array_equal(by_id, _waves(sampler, [clip], seed=2)["a"])
+
+
 def test_seed_sample_id_prompt_and_picture_change_the_draw(sampler):
     clip = _clip(sampler, "a")
     base = _waves(sampler, [clip], num_samples=2)["a"]
@@ -109,7 +127,8 @@ def test_a_solver_that_cannot_finish_says_so(sampler, monkeypatch):
 def test_no_run_and_a_run_without_averages(tmp_path):
     with pytest.raises(FlowleyError, match="none: no training run here"):
         Sampler.load(tmp_path / "none")
-    open_workdir(tmp_path / "run", tiny.experiment(tmp_path / "records"))
+    records = tiny.write_records(tmp_path / "records")
+    open_workdir(tmp_path / "run", tiny.experiment(records), Parts.load(records), records)
     with pytest.raises(FlowleyError, match="no snapshots of the averaged weights yet"):
         Sampler.load(tmp_path / "run")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -14,12 +15,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowley_jax.config import OptimConfig
 from flowley_jax.data.parts import Parts
 from flowley_jax.errors import FlowleyError
+from flowley_jax.sampling import Sampler
 from flowley_jax.training.checkpoint import EmaSnapshots, RunCheckpoints
 from flowley_jax.training.loop import NonFiniteLossError, train
 from flowley_jax.training.metrics import read_history
 from flowley_jax.training.optimizer import make_optimizer
 from flowley_jax.training.progress import Progress
 from flowley_jax.training.state import create_state
+from flowley_jax.training.workdir import open_workdir
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +178,52 @@ def test_another_data_set_is_refused(whole_run, records, tmp_path):
     other = tiny.write_records(tmp_path / "other")
     parts = json.loads((other / "parts.json").read_text())
     (other / "parts.json").write_text(json.dumps({**parts, "latent_std": [2.0] * 6}))
+    before = (whole_run / "config.json").read_bytes()
     with pytest.raises(FlowleyError, match="another data set"):
         train(tiny.experiment(other), whole_run)
+    assert (whole_run / "config.json").read_bytes() == before
+
+
+def test_records_without_a_valid_split_are_trained_on_without_validation(records, tmp_path, caplog):
+    without = tmp_path / "without"
+    shutil.copytree(records, without)
+    info = next(without.rglob("dataset_info.json"))
+    tree = json.loads(info.read_text())
+    tree["splits"] = [split for split in tree["splits"] if split["name"] != "valid"]
+    info.write_text(json.dumps(tree))
+    with caplog.at_level("INFO", logger="flowley_jax"):
+        assert train(tiny.experiment(without, steps=4), tmp_path / "run").step == 4
+    assert f"{without} has no valid split" in caplog.text
+    assert not any("valid/loss" in row for row in read_history(tmp_path / "run"))
+
+
+# Orbax leaves coroutines behind when it fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_damaged_files_are_named_in_a_short_line(whole_run, records, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "run")
+    for folder in ("checkpoints", "ema"):
+        for path in (tmp_path / "run" / folder).rglob("d/*"):
+            path.write_bytes(path.read_bytes()[:100])
+    config = tiny.experiment(records, steps=8)
+    with pytest.raises(FlowleyError, match=r"run/checkpoints/6: damaged") as caught:
+        train(config, tmp_path / "run")
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+    with pytest.raises(FlowleyError, match=r"run/ema/6: damaged") as caught:
+        Sampler.load(tmp_path / "run")
+    assert len(str(caught.value)) < 400
+
+
+def test_another_length_of_a_cosine_run_is_told(records, tmp_path, caplog):
+    def config(steps):
+        return tiny.experiment(records, steps=steps, optim=OptimConfig(schedule="cosine", warmup_steps=1))
+
+    parts = Parts.load(records)
+    open_workdir(tmp_path / "run", config(2), parts, records)
+    with caplog.at_level("WARNING", logger="flowley_jax"):
+        open_workdir(tmp_path / "run", config(2), parts, records)
+        assert not caplog.records
+        open_workdir(tmp_path / "run", config(3), parts, records)
+    assert "train.steps was 2 and is 3 now" in caplog.text
 
 
 def test_records_of_other_sizes_are_refused(records, tmp_path):
@@ -191,7 +238,10 @@ def test_a_checkpoint_of_another_shape_is_an_error_that_names_it(whole_run, reco
     config = dataclasses.replace(config, model=dataclasses.replace(tiny.MODEL, multi_depth=2))
     optimizer = make_optimizer(config.optim, 6)
     _, state = create_state(config, optimizer, latent_mean=parts.latent_mean, latent_std=parts.latent_std)
-    with RunCheckpoints(whole_run, keep=2) as checkpoints, pytest.raises(FlowleyError, match="does not fit"):
+    with (
+        RunCheckpoints(whole_run, keep=2) as checkpoints,
+        pytest.raises(FlowleyError, match="damaged, or of another configuration"),
+    ):
         checkpoints.restore(state)
 
 
