@@ -1,6 +1,7 @@
 """The training loop: exact resume, interruption, what a run leaves behind, and how it fails."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -211,6 +212,7 @@ def test_damaged_files_are_named_in_a_short_line(whole_run, records, tmp_path):
     with pytest.raises(FlowleyError, match=r"run/ema/6: damaged") as caught:
         Sampler.load(tmp_path / "run")
     assert len(str(caught.value)) < 400
+    gc.collect()
 
 
 def test_another_length_of_a_cosine_run_is_told(records, tmp_path, caplog):
