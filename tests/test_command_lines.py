@@ -176,7 +176,7 @@ def test_an_absurdly_long_prompt(tiny_run, video, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--solver", "eulr"), ["eulr", "euler, heun"]),
+        (("--solver", "eulr"), ["eulr", "euler|heun"]),
         (("--steps", "0"), ["steps", "0"]),
         (("--guidence", "2"), ["guidence"]),
         (("more",), ["more"]),

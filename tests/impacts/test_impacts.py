@@ -229,7 +229,7 @@ def test_a_set_of_another_seed_or_length_is_refused(small, change):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(train=0, valid=0, test=0), "at least one clip"),
+        (dict(train=0, valid=0, test=0), "nor all zero"),
         (dict(train=-1), "clip counts -1"),
         (dict(seconds=2.9), "seconds=2.9 must be between 3 and 60"),
         (dict(seconds=61.0), "must be between"),
