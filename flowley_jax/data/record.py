@@ -110,7 +110,7 @@ def open_records(records_dir: str | os.PathLike, split: str) -> Sequence[Example
     """Random access to the examples of a split, as mappings of NumPy arrays and bytes.
 
     Raises:
-      FlowleyError: if there are no records, no such split, or no example in it.
+      FlowleyError: if there are no records, no such split, no example in it, or its files are damaged.
     """
     if not Path(records_dir).is_dir():
         raise FlowleyError(f"{records_dir}: no such folder of records")
@@ -120,10 +120,13 @@ def open_records(records_dir: str | os.PathLike, split: str) -> Sequence[Example
     filled = [name for name, info in builder.info.splits.items() if info.num_examples]
     if split not in filled:
         raise FlowleyError(f"{records_dir}: no examples in split {split!r}; there are {', '.join(filled)}")
+    source = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
     try:
-        return builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+        # The files are opened by the first reading, which would otherwise be in the middle of a run.
+        source[0]
     except (RuntimeError, OSError, ValueError) as error:
         raise FlowleyError(f"{records_dir}: the records of {split!r} are damaged ({error})") from error
+    return source
 
 
 def has_split(records_dir: str | os.PathLike, split: str) -> bool:

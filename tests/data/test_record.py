@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 
 from flowley_jax.data.record import Dims, arrays_of, has_records, open_records, texts_of, write_records
 from flowley_jax.errors import FlowleyError
@@ -78,3 +79,12 @@ def test_missing_and_empty_records_name_the_folder(tmp_path):
 def test_tensorflow_is_not_imported():
     program = "import sys, flowley_jax.data.pipeline; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "error", "-c", program], check=False).returncode == 0
+
+
+def test_a_file_cut_short_is_named_when_it_is_opened(tmp_path):
+    records = tiny.write_records(tmp_path / "records")
+    path = next(records.rglob("*train*array_record*"))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(FlowleyError, match="the records of 'train' are damaged"):
+        open_records(records, "train")
+    assert len(open_records(records, "test")) > 0

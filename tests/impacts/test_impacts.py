@@ -226,6 +226,12 @@ def test_a_set_of_another_seed_or_length_is_refused(small, change):
     assert {path: path.read_bytes() for path in small.rglob("*") if path.is_file()} == before
 
 
+def test_a_damaged_description_of_the_set_is_named(tmp_path):
+    (tmp_path / "set.json").write_text("{")
+    with pytest.raises(FlowleyError, match=r"set\.json: damaged"):
+        generate(SMALL, tmp_path, workers=1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
