@@ -86,6 +86,7 @@ def video_attention(config: ModelConfig, q, k, v, *, fade_scale) -> Float[Array,
         fade_range=config.fade_range,
         fade=config.fade,
         mask_floor=config.mask_floor,
+        implementation=None if config.psca_implementation == "auto" else config.psca_implementation,
     )
 
 

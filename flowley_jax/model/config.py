@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from flowley_jax.errors import FlowleyError
+from flowley_jax.kernels.psca.mask import Fade
 
-Fade = Literal["cosine", "linear", "gaussian", "none"]
 SingleType = Literal["psca", "dit"]
 
 _TORCH_SINGLE_TYPES: Mapping[str, SingleType] = {"DiTV2": "psca", "DiT": "dit"}
@@ -28,7 +28,9 @@ class ModelConfig:
       window, fade_range, fade: ω and δ in video frames and the fade profile F of PSCA; a negative
         window turns the mask off, which makes PSCA plain cross-attention.
       progressive: fade scale β_ℓ falls from 1 to 0 with depth; False keeps it at 1.
-      mask_floor: ε of log(M + ε); 0.0 is the hard cut, a different function.
+      mask_floor: ε of log(M + ε); 0.0 is the hard cut, a different function, whose cost grows with the
+        window and not with the video.
+      psca_implementation: "auto" (the Pallas kernel on TPU, XLA elsewhere), "xla" or "pallas".
       video_fps: frame rate of the video features, in frames per second.
       dropout: rate in the feed-forward nets, the global condition and the projections P_v and P_t.
       adaln_init: "gaussian" N(0, 0.001) weights for the blocks' adaLN maps, or "zero".
@@ -51,6 +53,7 @@ class ModelConfig:
     fade: Fade = "cosine"
     progressive: bool = True
     mask_floor: float = 1e-6
+    psca_implementation: Literal["auto", "xla", "pallas"] = "auto"
     video_fps: float = 8.0
     dropout: float = 0.1
     adaln_init: Literal["gaussian", "zero"] = "gaussian"
@@ -68,6 +71,7 @@ class ModelConfig:
         _check_choice("single_type", self.single_type, ("psca", "dit"))
         _check_choice("fade", self.fade, ("cosine", "linear", "gaussian", "none"))
         _check_choice("adaln_init", self.adaln_init, ("gaussian", "zero"))
+        _check_choice("psca_implementation", self.psca_implementation, ("auto", "xla", "pallas"))
         _check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         if not 0.0 <= self.dropout < 1.0:
             raise FlowleyError(f"model.dropout={self.dropout} must be in [0, 1)")

@@ -16,7 +16,14 @@ CONFIG = "config.json"
 PARTS = "parts"
 
 # What may change between two starts of one run without changing what it computes.
-_FREE = ("train.", "data.records", "data.num_workers", "data.generate", "sample.")
+_FREE = (
+    "train.",
+    "data.records",
+    "data.num_workers",
+    "data.generate",
+    "model.psca_implementation",
+    "sample.",
+)
 
 
 def open_workdir(workdir: Path, config: ExperimentConfig, parts: Parts, records: Path) -> None:

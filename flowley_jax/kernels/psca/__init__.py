@@ -1,5 +1,5 @@
 """Progressive soft-masked cross-attention."""
 
-from flowley_jax.kernels.psca.reference import psca
+from flowley_jax.kernels.psca.api import Implementation, psca
 
-__all__ = ["psca"]
+__all__ = ["Implementation", "psca"]

@@ -1,10 +1,13 @@
 """The PSCA mask: which video frames an audio position may read, and how much (spec/model.md, PSCA)."""
 
+import dataclasses
+from typing import Literal
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from flowley_jax.model.config import Fade
+Fade = Literal["cosine", "linear", "gaussian", "none"]
 
 
 def aligned_frames(
@@ -20,6 +23,25 @@ def aligned_frames(
     seconds = np.arange(audio_length, dtype=np.float32) / np.float32(audio_fps)
     frame = np.round(seconds * np.float32(video_fps))
     return np.clip(frame, 0, video_length - 1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window:
+    """The mask's shape: ω, δ (frames) and F, ε, and the two clocks in frames and positions per second."""
+
+    video_fps: float
+    audio_fps: float
+    window: int
+    fade_range: int
+    fade: Fade
+    mask_floor: float
+
+    def log_values(self, fade_scale) -> Float[Array, " values"]:
+        """log(M⁽ℓ⁾ + ε) at distances ≤ ω, ω + 1, …, ω + δ, and beyond: all that the mask consists of."""
+        beyond = jnp.arange(1, self.fade_range + 1, dtype=jnp.float32)
+        faded = fade_scale * fade_profile(beyond, fade_range=self.fade_range, fade=self.fade)
+        values = jnp.concatenate([jnp.ones(1), faded, jnp.zeros(1)])
+        return jnp.log(values + self.mask_floor)
 
 
 def fade_profile(distance, *, fade_range: int, fade: Fade):
@@ -52,6 +74,11 @@ def soft_mask(
     if window < 0:
         return jnp.ones((len(frames), video_length), jnp.float32)
     distance = jnp.abs(jnp.arange(video_length)[None, :] - jnp.asarray(frames)[:, None])
+    return mask_at(distance, fade_scale=fade_scale, window=window, fade_range=fade_range, fade=fade)
+
+
+def mask_at(distance, *, fade_scale, window: int, fade_range: int, fade: Fade):
+    """M⁽ℓ⁾ at distances in frames from the aligned frame, for a window ω ≥ 0."""
     beyond = (distance - window).astype(jnp.float32)
     faded = fade_scale * fade_profile(beyond, fade_range=fade_range, fade=fade)
     return jnp.where(beyond <= 0, 1.0, jnp.where(beyond <= fade_range, faded, 0.0))

@@ -1,51 +1,65 @@
-"""PSCA in plain XLA: the definition that every other implementation is judged against."""
-
-import math
+"""PSCA in plain XLA: the definition that the kernels are judged against, and the hard cut in bands."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
 
-from flowley_jax.kernels.psca.mask import aligned_frames, soft_mask
-from flowley_jax.model.config import Fade
+from flowley_jax.kernels.psca.mask import Window, aligned_frames
+
+# Audio rows that share one run of frames in the banded form.
+BAND_ROWS = 64
 
 
-def psca(
-    q: Float[Array, "B Ta H d"],
-    k: Float[Array, "B Tv H d"],
-    v: Float[Array, "B Tv H d"],
-    *,
-    fade_scale,
-    video_fps: float,
-    audio_fps: float,
-    window: int,
-    fade_range: int,
-    fade: Fade,
-    mask_floor: float = 1e-6,
-    scale: float | None = None,
-) -> Float[Array, "B Ta H d"]:
-    """softmax(q kᵀ·scale + log(M⁽ℓ⁾ + ε)) v, with the mask shared by batch and heads (paper, PSCA).
-
-    Args:
-      q, k, v: queries of the audio positions, keys and values of the video frames.
-      fade_scale: β_ℓ of this depth, a scalar that may be traced.
-      video_fps, audio_fps: rates of the two clocks, in frames and positions per second.
-      window, fade_range, fade: ω, δ (frames) and the profile F; a negative ω turns the mask off.
-      mask_floor: ε; at 0.0 frames outside the windows get probability exactly zero.
-      scale: softmax scale, 1/√d unless given.
-
-    Returns: attention output in the type of v; scores and softmax are float32.
-    """
-    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    audio_length, video_length = q.shape[1], k.shape[1]
+def attend(shape: Window, scale: float, fade_scale, q, k, v):
+    """What `psca` returns, for q (B, Ta, H, d) and k, v (B, Tv, H, d)."""
+    frames = aligned_frames(q.shape[1], k.shape[1], video_fps=shape.video_fps, audio_fps=shape.audio_fps)
+    if shape.mask_floor == 0.0 and shape.window >= 0:
+        return _banded(shape, scale, fade_scale, frames, q, k, v)
     # Heads first: XLA:CPU multiplies the other layout at a quarter of the speed.
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
     scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32) * scale
-    if window >= 0:
-        frames = aligned_frames(audio_length, video_length, video_fps=video_fps, audio_fps=audio_fps)
-        mask = soft_mask(
-            frames, video_length, fade_scale=fade_scale, window=window, fade_range=fade_range, fade=fade
-        )
-        scores = scores + jnp.log(mask + mask_floor)[None, None]
+    if shape.window >= 0:
+        distance = jnp.abs(jnp.arange(k.shape[2])[None, :] - jnp.asarray(frames)[:, None])
+        scores = scores + _log_mask(shape, fade_scale, distance)[None, None]
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.moveaxis(jnp.einsum("bhts,bhsd->bhtd", weights, v), 1, 2)
+
+
+def _log_mask(shape: Window, fade_scale, distance):
+    # Chosen from the few values there are: a cosine and a logarithm for every score cost more than the
+    # attention of one head.
+    values = shape.log_values(fade_scale)
+    beyond = distance - shape.window
+    log_mask = jnp.broadcast_to(values[shape.fade_range + 1], distance.shape)
+    for frames in range(shape.fade_range, -1, -1):
+        log_mask = jnp.where(beyond <= frames, values[frames], log_mask)
+    return log_mask
+
+
+def _banded(shape: Window, scale: float, fade_scale, frames: np.ndarray, q, k, v):
+    """The hard cut: every block of audio rows meets only the run of frames that its windows cover."""
+    batch, audio_length, heads, dim = q.shape
+    rows = min(BAND_ROWS, audio_length)
+    blocks = -(-audio_length // rows)
+    missing = blocks * rows - audio_length
+    frames = np.pad(frames, (0, missing), mode="edge").reshape(blocks, rows)
+    indices = _runs(frames, shape.window + shape.fade_range, k.shape[1])
+    # Heads first, as above.
+    q = jnp.pad(q, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    q = q.reshape(batch, blocks, rows, heads, dim).transpose(0, 1, 3, 2, 4)
+    k, v = (x[:, indices].transpose(0, 1, 3, 2, 4) for x in (k, v))
+    scores = jnp.einsum("bnhtd,bnhsd->bnhts", q, k, preferred_element_type=jnp.float32) * scale
+    distance = jnp.abs(jnp.asarray(indices[:, None, :] - frames[:, :, None]))
+    scores = scores + _log_mask(shape, fade_scale, distance)[None, :, None]
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bnhts,bnhsd->bnthd", weights, v)
+    return out.reshape(batch, blocks * rows, heads, dim)[:, :audio_length]
+
+
+def _runs(frames: np.ndarray, reach: int, video_length: int) -> np.ndarray:
+    """For each block of aligned frames (blocks, rows), the indices of all frames in reach, (blocks, S)."""
+    low = np.maximum(frames.min(axis=1) - reach, 0)
+    high = np.minimum(frames.max(axis=1) + reach, video_length - 1)
+    length = int((high - low).max()) + 1
+    start = np.minimum(low, video_length - length)
+    return start[:, None] + np.arange(length)[None, :]

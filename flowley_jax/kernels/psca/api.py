@@ -1,0 +1,180 @@
+"""PSCA's one public function, and the choice between its implementations."""
+
+import functools
+import logging
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from flowley_jax.errors import FlowleyError
+from flowley_jax.kernels.psca import pallas_tpu, reference
+from flowley_jax.kernels.psca.mask import Window, aligned_frames
+from flowley_jax.kernels.psca.plan import Plan, tile_sizes
+
+log = logging.getLogger(__name__)
+
+Implementation = Literal["xla", "pallas"]
+# Mesh axes over which a batch, and the heads, may be split; psca needs no exchange between the parts.
+BATCH_AXES = ("data", "fsdp")
+HEAD_AXIS = "tensor"
+
+
+def psca(
+    q: Float[Array, "B Ta H d"],
+    k: Float[Array, "B Tv H d"],
+    v: Float[Array, "B Tv H d"],
+    *,
+    fade_scale,
+    video_fps: float,
+    audio_fps: float,
+    window: int,
+    fade_range: int,
+    fade,
+    mask_floor: float = 1e-6,
+    scale: float | None = None,
+    implementation: Implementation | None = None,
+    interpret: Any = False,
+) -> Float[Array, "B Ta H d"]:
+    """softmax(q kᵀ·scale + log(M⁽ℓ⁾ + ε)) v, with the mask shared by batch and heads (paper, PSCA).
+
+    Differentiable in q, k and v; the mask has no gradient.
+
+    Args:
+      q, k, v: queries of the audio positions, keys and values of the video frames; float32 or bfloat16.
+      fade_scale: β_ℓ of this depth, a scalar that may be traced.
+      video_fps, audio_fps: rates of the two clocks, in frames and positions per second.
+      window, fade_range, fade: ω, δ (frames) and the profile F; a negative ω turns the mask off.
+      mask_floor: ε; at 0.0 frames outside the windows are neither read nor computed.
+      scale: softmax scale, 1/√d unless given.
+      implementation: "xla", "pallas" (TPU, or any machine with `interpret`), or None, which takes Pallas
+        on TPU where it can and XLA otherwise, and logs why. A named one never falls back.
+      interpret: run the kernels in Pallas's interpreter: True, or pltpu.InterpretParams.
+
+    Returns: attention output in the type of v; scores and softmax are float32.
+
+    Raises:
+      FlowleyError: the named implementation cannot do this call, or the name is unknown.
+    """
+    shape = Window(
+        video_fps=video_fps,
+        audio_fps=audio_fps,
+        window=window,
+        fade_range=fade_range,
+        fade=fade,
+        mask_floor=mask_floor,
+    )
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    fade_scale = jax.lax.stop_gradient(jnp.asarray(fade_scale, jnp.float32))
+    if _choose(shape, q, k, v, implementation, interpret) == "xla":
+        return reference.attend(shape, scale, fade_scale, q, k, v)
+    return _over_mesh(functools.partial(_pallas, shape, scale, interpret), fade_scale, q, k, v)
+
+
+def _choose(shape: Window, q, k, v, implementation: Implementation | None, interpret) -> Implementation:
+    if implementation not in (None, "xla", "pallas"):
+        raise FlowleyError(f"psca implementation {implementation!r} must be xla, pallas or None")
+    if implementation == "xla":
+        return "xla"
+    obstacle = _obstacle(shape, q, k, v, interpret)
+    if obstacle is None:
+        return "pallas"
+    if implementation == "pallas":
+        raise FlowleyError(f"psca(implementation='pallas'): {obstacle}")
+    _log_once(obstacle)
+    return "xla"
+
+
+def _obstacle(shape: Window, q, k, v, interpret) -> str | None:
+    """Why the Pallas kernels cannot take this call; None if they can."""
+    dtypes = {jnp.dtype(x.dtype).name for x in (q, k, v)}
+    if not dtypes <= {"float32", "bfloat16"}:
+        return f"the kernels take float32 and bfloat16, not {', '.join(sorted(dtypes))}"
+    if not interpret and _platform() != "tpu":
+        return f"the kernels are for TPU, the platform is {_platform()}"
+    head_parts = jax.sharding.get_abstract_mesh().shape.get(HEAD_AXIS, 1)
+    if _tiles(shape, q.shape[1], k.shape[1], q.shape[2] * q.shape[3] // head_parts, q.dtype) is None:
+        return f"no tile of {q.shape[2]} heads of {q.shape[3]} in {q.dtype} fits a core's vector memory"
+    return None
+
+
+def _tiles(shape: Window, audio_length: int, video_length: int, width: int, dtype):
+    return tile_sizes(
+        audio_length,
+        video_length,
+        width=width,
+        itemsize=dtype.itemsize,
+        hard_cut=_is_hard_cut(shape),
+    )
+
+
+def _is_hard_cut(shape: Window) -> bool:
+    return shape.mask_floor == 0.0 and shape.window >= 0
+
+
+def _platform() -> str:
+    # Of the mesh in use, which can be one of devices that this machine only compiles for.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+@functools.cache
+def _log_once(obstacle: str) -> None:
+    log.info("psca: XLA, because %s", obstacle)
+
+
+def _pallas(shape: Window, scale: float, interpret, fade_scale, q, k, v):
+    batch, audio_length, heads, dim = q.shape
+    video_length, width = k.shape[1], heads * dim
+    frames = aligned_frames(audio_length, video_length, video_fps=shape.video_fps, audio_fps=shape.audio_fps)
+    tiles = _tiles(shape, audio_length, video_length, width, q.dtype)
+    assert tiles is not None, "checked before this implementation was chosen"
+    audio_tile, video_tile = tiles
+    plan = Plan(
+        audio_length=audio_length,
+        video_length=video_length,
+        num_heads=heads,
+        head_dim=dim,
+        audio_tile=audio_tile,
+        video_tile=video_tile,
+        window=shape.window,
+        fade_range=shape.fade_range,
+        hard_cut=_is_hard_cut(shape),
+        scale=scale,
+        frames=tuple(frames.tolist()),
+        interpret=interpret,
+    )
+    table = jnp.maximum(shape.log_values(fade_scale), pallas_tpu.NOTHING)[None]
+    q, k, v = (x.reshape(batch, x.shape[1], width) for x in (q, k, v))
+    out: Any = pallas_tpu.attend(plan, table, q, k, v)
+    return out.reshape(batch, audio_length, heads, dim)
+
+
+def _over_mesh(kernel, fade_scale, q, k, v):
+    """Runs the kernel on each device's part of batch and heads; XLA cannot split a kernel by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    automatic = [
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == jax.sharding.AxisType.Auto
+    ]
+    batch_axes = tuple(name for name in BATCH_AXES if name in automatic)
+    head_axis = HEAD_AXIS if HEAD_AXIS in automatic else None
+    if not automatic:
+        return kernel(fade_scale, q, k, v)
+    for size, axes, what in (
+        (q.shape[0], batch_axes, "batch"),
+        (q.shape[2], (head_axis,) if head_axis else (), "heads"),
+    ):
+        parts = math.prod(mesh.shape[name] for name in axes)
+        if size % parts:
+            raise FlowleyError(
+                f"psca: {what} {size} cannot be split over {parts} devices of {'×'.join(axes)}"
+            )
+    spec = PartitionSpec(batch_axes or None, None, head_axis, None)
+    return jax.shard_map(
+        kernel, in_specs=(PartitionSpec(), spec, spec, spec), out_specs=spec, check_vma=False
+    )(fade_scale, q, k, v)
