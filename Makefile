@@ -1,6 +1,6 @@
 # Everything a newcomer needs, on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv test demo ablation lint lock clean FORCE
+.PHONY: help venv test test-tpu demo ablation lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -43,6 +43,16 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 test: venv  ## run the tests
 	$(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
+# The TPU compiler stays out of .venv, where JAX would take it for a TPU.
+.tpu: requirements-tpu.lock $(STAMP)
+	@echo "installing libtpu into .tpu (210 MB)"
+	@rm -rf $@ && $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --target $@ -r requirements-tpu.lock
+	@touch $@
+
+test-tpu: .tpu  ## compile kernels and network for TPUs, on a machine without one
+	PYTHONPATH=.tpu JAX_PLATFORMS=cpu $(PY) -m pytest -q -m tpu tests/tpu $(ARGS)
+
 demo: venv  ## generate clips, train, sample and write a report to runs/demo
 	$(PY) -m flowley_jax.demo --out runs/demo $(ARGS)
 
@@ -61,5 +71,5 @@ lock: venv  ## resolve pyproject.toml again into requirements.lock
 	  pyproject.toml --output-file requirements.lock
 
 clean:  ## remove .venv, caches and builds (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tpu build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
