@@ -284,6 +284,8 @@ for a, b in zip(found, expected):
 text = compiled.as_text()
 assert not any(name in text for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
 with jax.set_mesh(mesh):
+    chosen = psca(q[:3], k[:3], v[:3], **options, interpret=True)
+    np.testing.assert_allclose(chosen, expected[0][:3], atol=1e-5)
     try:
         run("pallas")(q[:3], k[:3], v[:3], c[:3])
     except Exception as error:
@@ -306,7 +308,7 @@ def test_split_over_eight_devices_without_an_exchange():
         cwd=Path(__file__).parents[2],
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "psca: batch 3 cannot be split over 4 devices" in result.stdout
+    assert "batch 3 cannot be split over 4 devices of data×fsdp" in result.stdout
 
 
 def test_a_named_implementation_never_falls_back():

@@ -1,5 +1,5 @@
 """Progressive soft-masked cross-attention."""
 
-from flowley_jax.kernels.psca.api import Implementation, psca
+from flowley_jax.kernels.psca.api import psca
 
-__all__ = ["Implementation", "psca"]
+__all__ = ["psca"]

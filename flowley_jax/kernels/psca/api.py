@@ -95,8 +95,12 @@ def _obstacle(shape: Window, q, k, v, interpret) -> str | None:
         return f"the kernels take float32 and bfloat16, not {', '.join(sorted(dtypes))}"
     if not interpret and _platform() != "tpu":
         return f"the kernels are for TPU, the platform is {_platform()}"
-    head_parts = jax.sharding.get_abstract_mesh().shape.get(HEAD_AXIS, 1)
-    if _tiles(shape, q.shape[1], k.shape[1], q.shape[2] * q.shape[3] // head_parts, q.dtype) is None:
+    batch_axes, head_axes = _split_axes()
+    for what, size, axes in (("batch", q.shape[0], batch_axes), ("heads", q.shape[2], head_axes)):
+        if size % _parts(axes):
+            return f"{what} {size} cannot be split over {_parts(axes)} devices of {'×'.join(axes)}"
+    width = q.shape[2] * q.shape[3] // _parts(head_axes)
+    if _tiles(shape, q.shape[1], k.shape[1], width, q.dtype) is None:
         return f"no tile of {q.shape[2]} heads of {q.shape[3]} in {q.dtype} fits a core's vector memory"
     return None
 
@@ -107,12 +111,8 @@ def _tiles(shape: Window, audio_length: int, video_length: int, width: int, dtyp
         video_length,
         width=width,
         itemsize=dtype.itemsize,
-        hard_cut=_is_hard_cut(shape),
+        hard_cut=shape.hard_cut,
     )
-
-
-def _is_hard_cut(shape: Window) -> bool:
-    return shape.mask_floor == 0.0 and shape.window >= 0
 
 
 def _platform() -> str:
@@ -142,7 +142,7 @@ def _pallas(shape: Window, scale: float, interpret, fade_scale, q, k, v):
         video_tile=video_tile,
         window=shape.window,
         fade_range=shape.fade_range,
-        hard_cut=_is_hard_cut(shape),
+        hard_cut=shape.hard_cut,
         scale=scale,
         frames=tuple(frames.tolist()),
         interpret=interpret,
@@ -155,26 +155,22 @@ def _pallas(shape: Window, scale: float, interpret, fade_scale, q, k, v):
 
 def _over_mesh(kernel, fade_scale, q, k, v):
     """Runs the kernel on each device's part of batch and heads; XLA cannot split a kernel by itself."""
-    mesh = jax.sharding.get_abstract_mesh()
-    automatic = [
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == jax.sharding.AxisType.Auto
-    ]
-    batch_axes = tuple(name for name in BATCH_AXES if name in automatic)
-    head_axis = HEAD_AXIS if HEAD_AXIS in automatic else None
-    if not automatic:
+    batch_axes, head_axes = _split_axes()
+    if jax.sharding.AxisType.Auto not in jax.sharding.get_abstract_mesh().axis_types:
         return kernel(fade_scale, q, k, v)
-    for size, axes, what in (
-        (q.shape[0], batch_axes, "batch"),
-        (q.shape[2], (head_axis,) if head_axis else (), "heads"),
-    ):
-        parts = math.prod(mesh.shape[name] for name in axes)
-        if size % parts:
-            raise FlowleyError(
-                f"psca: {what} {size} cannot be split over {parts} devices of {'×'.join(axes)}"
-            )
-    spec = PartitionSpec(batch_axes or None, None, head_axis, None)
+    spec = PartitionSpec(batch_axes or None, None, head_axes or None, None)
     return jax.shard_map(
         kernel, in_specs=(PartitionSpec(), spec, spec, spec), out_specs=spec, check_vma=False
     )(fade_scale, q, k, v)
+
+
+def _split_axes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The axes of the mesh in use, of those that XLA splits over, for the batch and for the heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    automatic = [name for name, kind in kinds.items() if kind == jax.sharding.AxisType.Auto]
+    return tuple(name for name in BATCH_AXES if name in automatic), tuple({HEAD_AXIS} & set(automatic))
+
+
+def _parts(axes: tuple[str, ...]) -> int:
+    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in axes)

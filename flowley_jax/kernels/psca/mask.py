@@ -36,12 +36,30 @@ class Window:
     fade: Fade
     mask_floor: float
 
+    @property
+    def hard_cut(self) -> bool:
+        """Whether frames outside the windows count for nothing at all."""
+        return self.mask_floor == 0.0 and self.window >= 0
+
     def log_values(self, fade_scale) -> Float[Array, " values"]:
         """log(M⁽ℓ⁾ + ε) at distances ≤ ω, ω + 1, …, ω + δ, and beyond: all that the mask consists of."""
         beyond = jnp.arange(1, self.fade_range + 1, dtype=jnp.float32)
         faded = fade_scale * fade_profile(beyond, fade_range=self.fade_range, fade=self.fade)
         values = jnp.concatenate([jnp.ones(1), faded, jnp.zeros(1)])
         return jnp.log(values + self.mask_floor)
+
+
+def log_mask(values, beyond):
+    """The entry of `Window.log_values` for each distance beyond the window, in frames.
+
+    Chosen from the few values there are: a cosine and a logarithm for every score cost more than the
+    attention of one head.
+    """
+    *faded, nothing = values
+    chosen = jnp.broadcast_to(nothing, beyond.shape)
+    for frames, value in reversed(list(enumerate(faded))):
+        chosen = jnp.where(beyond <= frames, value, chosen)
+    return chosen
 
 
 def fade_profile(distance, *, fade_range: int, fade: Fade):
@@ -74,11 +92,6 @@ def soft_mask(
     if window < 0:
         return jnp.ones((len(frames), video_length), jnp.float32)
     distance = jnp.abs(jnp.arange(video_length)[None, :] - jnp.asarray(frames)[:, None])
-    return mask_at(distance, fade_scale=fade_scale, window=window, fade_range=fade_range, fade=fade)
-
-
-def mask_at(distance, *, fade_scale, window: int, fade_range: int, fade: Fade):
-    """M⁽ℓ⁾ at distances in frames from the aligned frame, for a window ω ≥ 0."""
     beyond = (distance - window).astype(jnp.float32)
     faded = fade_scale * fade_profile(beyond, fade_range=fade_range, fade=fade)
     return jnp.where(beyond <= 0, 1.0, jnp.where(beyond <= fade_range, faded, 0.0))

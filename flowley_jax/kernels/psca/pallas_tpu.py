@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from flowley_jax.kernels.psca.mask import log_mask
 from flowley_jax.kernels.psca.plan import Plan, Visits
 
 # Of a score that counts for nothing: finite, so that differences of two of them are.
@@ -80,10 +81,9 @@ def _forward(plan: Plan, table, q, k, v):
     visits = plan.video_visits()
     width, rows = q.shape[-1], plan.audio_tile
     return _call(
-        functools.partial(_forward_kernel, plan, visits.count),
+        _forward_kernel,
         plan,
         visits,
-        (q.shape[0], plan.audio_tiles, visits.count),
         table,
         [_audio(plan, width), _video(plan, width), _video(plan, width)],
         (q, k, v),
@@ -103,10 +103,9 @@ def _backward_audio(plan: Plan, table, q, k, v, cotangent, lse, inner):
     width = q.shape[-1]
     audio, video, heads = _audio(plan, width), _video(plan, width), _audio(plan, plan.num_heads)
     (dq,) = _call(
-        functools.partial(_backward_audio_kernel, plan, visits.count),
+        _backward_audio_kernel,
         plan,
         visits,
-        (q.shape[0], plan.audio_tiles, visits.count),
         table,
         [audio, video, video, audio, heads, heads],
         (q, k, v, cotangent, lse, inner),
@@ -125,10 +124,9 @@ def _backward_video(plan: Plan, table, q, k, v, cotangent, lse, inner):
     audio, video = _audio(plan, width, outer=False), _video(plan, width, outer=True)
     heads = _audio(plan, plan.num_heads, outer=False)
     return _call(
-        functools.partial(_backward_video_kernel, plan, visits.count),
+        _backward_video_kernel,
         plan,
         visits,
-        (q.shape[0], plan.video_tiles, visits.count),
         table,
         [audio, video, video, audio, heads, heads],
         (q, k, v, cotangent, lse, inner),
@@ -161,9 +159,10 @@ def _video(plan: Plan, columns: int, *, outer: bool = False) -> pl.BlockSpec:
 
 
 def _call(
-    kernel, plan: Plan, visits: Visits, grid, table, in_specs, operands, out_specs, out_shape, scratch, *,
+    kernel, plan: Plan, visits: Visits, table, in_specs, operands, out_specs, out_shape, scratch, *,
     name: str, products: int, audio_outer: bool = True,
 ):  # fmt: skip
+    grid = (operands[0].shape[0], len(visits.first), visits.count)
     last = plan.audio_tiles - 1
     if audio_outer:
         frames_spec = pl.BlockSpec((1, plan.audio_tile), lambda b, i, s, first: (0, i))
@@ -173,7 +172,7 @@ def _call(
         )
     table_spec = pl.BlockSpec(table.shape, lambda b, i, s, first: (0, 0))
     call = pl.pallas_call(
-        kernel,
+        functools.partial(kernel, plan, visits.count),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=grid,
@@ -328,9 +327,7 @@ def _log_mask(plan: Plan, table, frames, video_tile):
     bias = jnp.zeros(shape, jnp.float32)
     if plan.window >= 0:
         beyond = jnp.abs(frame - frames[...].reshape(plan.audio_tile, 1)) - plan.window
-        bias = jnp.broadcast_to(table[:, plan.fade_range + 1 :], shape)
-        for distance in range(plan.fade_range, -1, -1):
-            bias = jnp.where(beyond <= distance, table[:, distance : distance + 1], bias)
+        bias = log_mask([table[:, entry : entry + 1] for entry in range(plan.fade_range + 2)], beyond)
     if plan.video_length % plan.video_tile:
         bias = jnp.where(frame < plan.video_length, bias, NOTHING)
     return bias

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowley_jax.kernels.psca.mask import Window, aligned_frames
+from flowley_jax.kernels.psca.mask import Window, aligned_frames, log_mask
 
 # Audio rows that share one run of frames in the banded form.
 BAND_ROWS = 64
@@ -13,7 +13,7 @@ BAND_ROWS = 64
 def attend(shape: Window, scale: float, fade_scale, q, k, v):
     """What `psca` returns, for q (B, Ta, H, d) and k, v (B, Tv, H, d)."""
     frames = aligned_frames(q.shape[1], k.shape[1], video_fps=shape.video_fps, audio_fps=shape.audio_fps)
-    if shape.mask_floor == 0.0 and shape.window >= 0:
+    if shape.hard_cut:
         return _banded(shape, scale, fade_scale, frames, q, k, v)
     # Heads first: XLA:CPU multiplies the other layout at a quarter of the speed.
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
@@ -26,14 +26,7 @@ def attend(shape: Window, scale: float, fade_scale, q, k, v):
 
 
 def _log_mask(shape: Window, fade_scale, distance):
-    # Chosen from the few values there are: a cosine and a logarithm for every score cost more than the
-    # attention of one head.
-    values = shape.log_values(fade_scale)
-    beyond = distance - shape.window
-    log_mask = jnp.broadcast_to(values[shape.fade_range + 1], distance.shape)
-    for frames in range(shape.fade_range, -1, -1):
-        log_mask = jnp.where(beyond <= frames, values[frames], log_mask)
-    return log_mask
+    return log_mask(list(shape.log_values(fade_scale)), distance - shape.window)
 
 
 def _banded(shape: Window, scale: float, fade_scale, frames: np.ndarray, q, k, v):
