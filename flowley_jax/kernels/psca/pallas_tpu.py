@@ -8,7 +8,7 @@ its few values. The forward pass is the usual online softmax over the video tile
 
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from flowley_jax.kernels.psca.mask import log_mask
-from flowley_jax.kernels.psca.plan import Plan, Visits
+from flowley_jax.kernels.psca.plan import Plan
+
+Axis = Literal["audio", "video"]
 
 # Of a score that counts for nothing: finite, so that differences of two of them are.
 NOTHING = -0.7 * float(np.finfo(np.float32).max)
@@ -67,143 +69,112 @@ def _without_derivative(kernel) -> Any:
 
 
 @_without_derivative
-def _backward(plan: Plan, table, q, k, v, out, lse, cotangent):
-    by_head = (*q.shape[:2], plan.num_heads, plan.head_dim)
-    products = out.astype(jnp.float32) * cotangent.astype(jnp.float32)
-    inner = jnp.sum(products.reshape(by_head), axis=-1)
-    dq = _backward_audio(plan, table, q, k, v, cotangent, lse, inner)
-    dk, dv = _backward_video(plan, table, q, k, v, cotangent, lse, inner)
-    return dq, dk, dv
-
-
-@_without_derivative
 def _forward(plan: Plan, table, q, k, v):
-    visits = plan.video_visits()
-    width, rows = q.shape[-1], plan.audio_tile
+    statistics = (*q.shape[:2], plan.num_heads)
     return _call(
         _forward_kernel,
         plan,
-        visits,
         table,
-        [_audio(plan, width), _video(plan, width), _video(plan, width)],
-        (q, k, v),
-        [_audio(plan, width), _audio(plan, plan.num_heads)],
-        [
-            jax.ShapeDtypeStruct(q.shape, v.dtype),
-            jax.ShapeDtypeStruct((*q.shape[:2], plan.num_heads), jnp.float32),
-        ],
-        [(rows, plan.num_heads), (rows, plan.num_heads), (rows, width)],
-        name="psca_forward",
+        outer="audio",
+        audio=(q,),
+        video=(k, v),
+        outputs=[jax.ShapeDtypeStruct(q.shape, v.dtype), jax.ShapeDtypeStruct(statistics, jnp.float32)],
+        scratch=[plan.num_heads, plan.num_heads, q.shape[-1]],
         products=2,
+        name="psca_forward",
     )
 
 
-def _backward_audio(plan: Plan, table, q, k, v, cotangent, lse, inner):
-    visits = plan.video_visits()
-    width = q.shape[-1]
-    audio, video, heads = _audio(plan, width), _video(plan, width), _audio(plan, plan.num_heads)
-    (dq,) = _call(
+@_without_derivative
+def _backward(plan: Plan, table, q, k, v, out, lse, cotangent):
+    call = functools.partial(_call, audio=(q, cotangent, out, lse), video=(k, v))
+    (dq,) = call(
         _backward_audio_kernel,
         plan,
-        visits,
         table,
-        [audio, video, video, audio, heads, heads],
-        (q, k, v, cotangent, lse, inner),
-        [audio],
-        [jax.ShapeDtypeStruct(q.shape, q.dtype)],
-        [(plan.audio_tile, width)],
-        name="psca_backward_audio",
+        outer="audio",
+        outputs=[jax.ShapeDtypeStruct(q.shape, q.dtype)],
+        scratch=[q.shape[-1]],
         products=3,
+        name="psca_backward_audio",
     )
-    return dq
-
-
-def _backward_video(plan: Plan, table, q, k, v, cotangent, lse, inner):
-    visits = plan.audio_visits()
-    width = q.shape[-1]
-    audio, video = _audio(plan, width, outer=False), _video(plan, width, outer=True)
-    heads = _audio(plan, plan.num_heads, outer=False)
-    return _call(
+    dk, dv = call(
         _backward_video_kernel,
         plan,
-        visits,
         table,
-        [audio, video, video, audio, heads, heads],
-        (q, k, v, cotangent, lse, inner),
-        [video, video],
-        [jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)],
-        [(plan.video_tile, width), (plan.video_tile, width)],
-        name="psca_backward_video",
+        outer="video",
+        outputs=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
+        scratch=[k.shape[-1], v.shape[-1]],
         products=4,
-        audio_outer=False,
+        name="psca_backward_video",
     )
-
-
-def _audio(plan: Plan, columns: int, *, outer: bool = True) -> pl.BlockSpec:
-    """A tile of audio rows: that of the grid's middle axis, or the visited one."""
-    last = plan.audio_tiles - 1
-    if outer:
-        return pl.BlockSpec((None, plan.audio_tile, columns), lambda b, i, s, first: (b, i, 0))
-    return pl.BlockSpec(
-        (None, plan.audio_tile, columns), lambda b, i, s, first: (b, jnp.minimum(first[i] + s, last), 0)
-    )
-
-
-def _video(plan: Plan, columns: int, *, outer: bool = False) -> pl.BlockSpec:
-    last = plan.video_tiles - 1
-    if outer:
-        return pl.BlockSpec((None, plan.video_tile, columns), lambda b, i, s, first: (b, i, 0))
-    return pl.BlockSpec(
-        (None, plan.video_tile, columns), lambda b, i, s, first: (b, jnp.minimum(first[i] + s, last), 0)
-    )
+    return dq, dk, dv
 
 
 def _call(
-    kernel, plan: Plan, visits: Visits, table, in_specs, operands, out_specs, out_shape, scratch, *,
-    name: str, products: int, audio_outer: bool = True,
+    kernel, plan: Plan, table, *,
+    outer: Axis, audio, video, outputs, scratch: list[int], products: int, name: str,
 ):  # fmt: skip
-    grid = (operands[0].shape[0], len(visits.first), visits.count)
-    last = plan.audio_tiles - 1
-    if audio_outer:
-        frames_spec = pl.BlockSpec((1, plan.audio_tile), lambda b, i, s, first: (0, i))
-    else:
-        frames_spec = pl.BlockSpec(
-            (1, plan.audio_tile), lambda b, i, s, first: (0, jnp.minimum(first[i] + s, last))
-        )
-    table_spec = pl.BlockSpec(table.shape, lambda b, i, s, first: (0, 0))
+    """Runs a kernel over (batch, tiles of the outer axis, tiles of the other one that each of them visits).
+
+    Args:
+      audio, video: operands (B, T, columns) along each axis, in the order in which the kernel takes them.
+      outputs: along the outer axis.
+      scratch: columns of float32 accumulators with as many rows as a tile of the outer axis.
+      products: matrix products for each pair of tiles, for the cost.
+    """
+    visits = plan.video_visits() if outer == "audio" else plan.audio_visits()
+    grid = (audio[0].shape[0], len(visits.first), visits.count)
+    sizes = {"audio": (plan.audio_tile, plan.audio_tiles), "video": (plan.video_tile, plan.video_tiles)}
+
+    def tile_of(axis: Axis):
+        if axis == outer:
+            return lambda b, i, s, first: i
+        return lambda b, i, s, first: jnp.minimum(first[i] + s, sizes[axis][1] - 1)
+
+    def tile(axis: Axis, array) -> pl.BlockSpec:
+        index = tile_of(axis)
+        return pl.BlockSpec((None, sizes[axis][0], array.shape[-1]), lambda b, *at: (b, index(b, *at), 0))
+
+    frames_tile = tile_of("audio")
+    in_specs = [
+        pl.BlockSpec(table.shape, lambda *_: (0, 0)),
+        pl.BlockSpec((1, plan.audio_tile), lambda *at: (0, frames_tile(*at))),
+        *(tile("audio", array) for array in audio),
+        *(tile("video", array) for array in video),
+    ]
     call = pl.pallas_call(
         functools.partial(kernel, plan, visits.count),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=grid,
-            in_specs=[table_spec, frames_spec, *in_specs],
-            out_specs=out_specs,
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+            in_specs=in_specs,
+            out_specs=[tile(outer, array) for array in outputs],
+            scratch_shapes=[pltpu.VMEM((sizes[outer][0], columns), jnp.float32) for columns in scratch],
         ),
-        out_shape=out_shape,
+        out_shape=outputs,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        cost_estimate=_cost(plan, grid, operands, out_shape, products=products, audio_outer=audio_outer),
+        cost_estimate=_cost(plan, grid, outer, audio, video, outputs, products=products),
         interpret=plan.interpret,
         name=name,
     )
-    frames = np.asarray(plan.frames, np.int32)[None]
-    return call(np.asarray(visits.first, np.int32), table, jnp.asarray(frames), *operands)
+    frames = jnp.asarray(np.asarray(plan.frames, np.int32)[None])
+    return call(np.asarray(visits.first, np.int32), table, frames, *audio, *video)
 
 
-def _cost(plan: Plan, grid, operands, out_shape, *, products: int, audio_outer: bool) -> pl.CostEstimate:
+def _cost(plan: Plan, grid, outer: Axis, audio, video, outputs, *, products: int) -> pl.CostEstimate:
     """What XLA cannot see in a kernel: `products` of matrices for each visited pair of tiles, and bytes."""
-    batch, outer, count = grid
-    scores = batch * outer * count * plan.audio_tile * plan.video_tile
-    video = operands[1:3]
-    audio = (operands[0], *operands[3:])
-    visited, other = (video, audio) if audio_outer else (audio, video)
-    tiles = plan.video_tiles if audio_outer else plan.audio_tiles
+    batch, tiles, count = grid
+    scores = batch * tiles * count * plan.audio_tile * plan.video_tile
+    visited, own, parts = (
+        (video, audio, plan.video_tiles) if outer == "audio" else (audio, video, plan.audio_tiles)
+    )
     # A single tile stays in VMEM; of several, each is read at every visit.
-    reads = 1.0 if tiles == 1 else outer * count / tiles
+    reads = 1.0 if parts == 1 else tiles * count / parts
     return pl.CostEstimate(
         flops=2 * products * scores * plan.num_heads * plan.head_dim,
         transcendentals=scores * plan.num_heads,
-        bytes_accessed=int(reads * _bytes(visited)) + _bytes(other) + _bytes(out_shape),
+        bytes_accessed=int(reads * _bytes(visited)) + _bytes(own) + _bytes(outputs),
     )
 
 
@@ -245,7 +216,7 @@ def _forward_kernel(plan: Plan, count, first, table, frames, q, k, v, out, lse, 
 
 
 def _backward_audio_kernel(
-    plan: Plan, count, first, table, frames, q, k, v, cotangent, lse, inner, dq, acc
+    plan: Plan, count, first, table, frames, q, cotangent, out, lse, k, v, dq, acc
 ):  # fmt: skip
     tile, step = _visited(first)
 
@@ -262,7 +233,7 @@ def _backward_audio_kernel(
             scores = _dot(q[:, lanes], keys[:, lanes], _ROWS_ON_ROWS) * plan.scale + bias
             weights = jnp.exp(scores - lse[:, column])
             dweights = _dot(cotangent[:, lanes], values[:, lanes], _ROWS_ON_ROWS)
-            dscores = weights * (dweights - inner[:, column])
+            dscores = weights * (dweights - _inner(out[:, lanes], cotangent[:, lanes]))
             acc[:, lanes] += _dot(dscores.astype(k.dtype), keys[:, lanes], _COLUMNS_ON_ROWS)
 
     @pl.when(step == count - 1)
@@ -271,7 +242,7 @@ def _backward_audio_kernel(
 
 
 def _backward_video_kernel(
-    plan: Plan, count, first, table, frames, q, k, v, cotangent, lse, inner, dk, dv, dk_acc, dv_acc
+    plan: Plan, count, first, table, frames, q, cotangent, out, lse, k, v, dk, dv, dk_acc, dv_acc
 ):  # fmt: skip
     tile, step = _visited(first)
     video_tile = pl.program_id(1)
@@ -284,8 +255,8 @@ def _backward_video_kernel(
     @pl.when(tile < plan.audio_tiles)
     def _():
         bias = _log_mask(plan, table, frames, video_tile)
-        queries, cotangents, lses, inners = (
-            _rows_only(plan, array, tile) for array in (q, cotangent, lse, inner)
+        queries, cotangents, outs, lses = (
+            _rows_only(plan, array, tile) for array in (q, cotangent, out, lse)
         )
         keys, values = _frames_only(plan, k, video_tile), _frames_only(plan, v, video_tile)
         for head, lanes in _heads(plan):
@@ -294,13 +265,18 @@ def _backward_video_kernel(
             weights = jnp.exp(scores - lses[:, column])
             dv_acc[:, lanes] += _dot(weights.astype(v.dtype), cotangents[:, lanes], _ROWS_SUMMED)
             dweights = _dot(cotangents[:, lanes], values[:, lanes], _ROWS_ON_ROWS)
-            dscores = weights * (dweights - inners[:, column])
+            dscores = weights * (dweights - _inner(outs[:, lanes], cotangents[:, lanes]))
             dk_acc[:, lanes] += _dot(dscores.astype(q.dtype), queries[:, lanes], _ROWS_SUMMED)
 
     @pl.when(step == count - 1)
     def _():
         dk[...] = (dk_acc[...] * plan.scale).astype(dk.dtype)
         dv[...] = dv_acc[...].astype(dv.dtype)
+
+
+def _inner(out, cotangent):
+    """Each row's mean of the weights' gradients, which the softmax takes off."""
+    return jnp.sum(out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1, keepdims=True)
 
 
 def _visited(first):

@@ -123,7 +123,7 @@ def tile_sizes(
 def tile_bytes(audio_tile: int, video_tile: int, *, width: int, itemsize: int) -> int:
     """Vector memory of one step of the largest kernel: double-buffered operands, accumulators, scores."""
     audio_row, video_row = _lanes(width) * itemsize, _lanes(width) * itemsize
-    operands = 2 * (3 * audio_tile * audio_row + 4 * video_tile * video_row)
+    operands = 2 * (4 * audio_tile * audio_row + 4 * video_tile * video_row)
     accumulators = 4 * _lanes(width) * max(audio_tile, 2 * video_tile)
     statistics = 2 * 2 * 4 * LANES * audio_tile
     scores = 4 * 4 * audio_tile * _lanes(video_tile)
