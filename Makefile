@@ -1,6 +1,6 @@
 # Everything a newcomer needs, on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-tpu demo ablation lint lock clean FORCE
+.PHONY: help venv test test-tpu demo ablation benchmark-psca lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 NEW_ENOUGH := import sys; raise SystemExit(sys.version_info < (3, 11))
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## create .venv and install the locked packages (the other targets do it themselves)
 
@@ -58,6 +58,9 @@ demo: venv  ## generate clips, train, sample and write a report to runs/demo
 
 ablation: venv  ## compare attention variants over three seeds (an hour; resumes), in runs/ablation
 	$(PY) -m benchmarks.ablation --out runs/ablation $(ARGS)
+
+benchmark-psca: .tpu  ## measure PSCA on this machine and by the TPU compiler (2 minutes on an idle machine)
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} PYTHONPATH=.tpu:. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PY) -m benchmarks.psca $(ARGS)
 
 lint: venv  ## check style, formatting and types
 	$(PY) -m ruff check .

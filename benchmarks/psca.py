@@ -1,8 +1,9 @@
-"""What PSCA costs beside the same attention without a mask: python -m benchmarks.psca
+"""What PSCA costs beside the same attention without a mask: make benchmark-psca
 
 Times are taken in pairs, one after the other and in alternating order, so that what else the machine does
-falls on both alike. With libtpu on the path (`make test-tpu` puts it into .tpu), the TPU compiler's account
-is added; that needs no TPU.
+falls on both alike. Huge pages (`GLIBC_TUNABLES`) keep the kernel's page faults out of them: a long clip's
+temporaries are made anew in every run. With libtpu on the path, the TPU compiler's account is added; that
+needs no TPU.
 """
 
 import datetime
@@ -22,7 +23,7 @@ from absl import flags
 
 from flowley_jax.cli import run_main
 from flowley_jax.kernels.psca import psca
-from flowley_jax.whole_files import write_text
+from flowley_jax.whole_files import replacing, write_text
 
 # The published network: 8 s of video at 8 frames/s and of sound at 31.25 latents/s, 8 heads of 64.
 BATCH, AUDIO_LENGTH, VIDEO_LENGTH, HEADS, DIM, VIDEO_FPS, LATENT_RATE = 4, 250, 64, 8, 64, 8.0, 31.25
@@ -46,7 +47,8 @@ def main() -> int:
     result = {
         "date": datetime.date.today().isoformat(),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
-        "command": "python -m benchmarks.psca",
+        "command": " ".join(["python -m benchmarks.psca", *sys.argv[1:]]),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
         "published": {
             direction: _compare(direction, _REPEATS.value) for direction in ("forward", "forward+backward")
         },
@@ -172,12 +174,15 @@ def _plot(growth: dict[str, dict], path: Path) -> None:
     axes = figure.subplots()
     for kind, row in growth.items():
         label = f"{kind}: length^{row['exponent']:.2f}"
-        axes.loglog(row["frames"], 1e3 * np.asarray(row["seconds"]), "o-", label=label, base=2)
+        axes.plot(row["frames"], 1e3 * np.asarray(row["seconds"]), "o-", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
     axes.set_xlabel("frames of video")
     axes.set_ylabel("milliseconds, forward, one head")
     axes.grid(alpha=0.3)
     axes.legend()
-    FigureCanvasAgg(figure).print_png(str(path))
+    with replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
 
 
 if __name__ == "__main__":

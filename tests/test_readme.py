@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from flowley_jax.media.read import probe
 from flowley_jax.media.write import write_video
@@ -54,14 +55,23 @@ def test_published_weights_go_in_and_out():
     assert names["state_dict"].keys() == original.keys()
 
 
-def test_commands_and_files_exist():
-    for module in set(re.findall(r"python -m ([a-z_.]+)", README)):
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name
+)
+def test_commands_and_files_exist(page):
+    text, makefile = page.read_text(encoding="utf-8"), (ROOT / "Makefile").read_text()
+    for module in set(re.findall(r"python -m ([a-z_.]+)", text)):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
-    for target in set(re.findall(r"^make ([a-z]+)|`make ([a-z]+)`", README, re.MULTILINE)):
-        assert re.search(rf"^{''.join(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
-    for file in re.findall(r"`(configs/\w+\.py|tests/\w+)`|\((docs/[\w/.]+)\)", README):
-        assert (ROOT / "".join(file)).exists(), file
+    for target in set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", text, re.MULTILINE)):
+        assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
+    for file in re.findall(r"`(configs/\w+\.py|tests/\w+)`", text):
+        assert (ROOT / file).exists(), file
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_flags_of_the_sampler_exist():
     sample = (ROOT / "flowley_jax/sample.py").read_text()
     section = README[README.index("## Sound for your clips") : README.index("## Training")]
     for flag in set(re.findall(r"--([a-z-]+)", section)):
