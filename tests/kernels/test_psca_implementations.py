@@ -5,6 +5,7 @@ than those of a TPU, so that short sequences have several, and ragged ones at th
 """
 
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -316,7 +317,7 @@ def test_a_named_implementation_never_falls_back():
     with pytest.raises(FlowleyError, match="the kernels are for TPU, the platform is cpu"):
         psca(*inputs, **_settings(10, 6), implementation="pallas")
     halves = [x.astype(jnp.float16) for x in inputs]
-    with pytest.raises(FlowleyError, match="float32 and bfloat16, not float16"):
+    with pytest.raises(FlowleyError, match="of one type, float32 or bfloat16, not float16"):
         psca(*halves, **_settings(10, 6), implementation="pallas", interpret=True)
 
 
@@ -356,3 +357,26 @@ def test_heads_too_wide_for_the_memory_are_refused_by_name(monkeypatch):
     q, k, v, _ = _inputs(11, 20, 200, batch=1, heads=64, dim=128)
     with pytest.raises(FlowleyError, match="no tile of 64 heads of 128 in float32 fits"):
         psca(q, k, v, **_settings(20, 200), implementation="pallas", interpret=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fade_range": 0}, "fade_range=0 must be at least 1"),
+        ({"video_fps": 0.0}, "video_fps=0.0 must be positive"),
+        ({"audio_fps": math.nan}, "audio_fps=nan must be positive"),
+        ({"mask_floor": -1e-6}, "mask_floor=-1e-06 must be 0 or a positive number"),
+    ],
+)
+def test_impossible_options_are_named(change, message):
+    q, k, v, _ = _inputs(0, 12, 8)
+    with pytest.raises(FlowleyError, match=message):
+        psca(q, k, v, **_settings(12, 8, **change))
+
+
+def test_shapes_that_do_not_fit_are_named():
+    """Asked of the check itself: under pytest jaxtyping would refuse the call before."""
+    q, k, v, _ = _inputs(0, 12, 8)
+    for keys, values in ((k, v[:, :7]), (k[:, :, :1], v[:, :, :1]), (k[:, :0], v[:, :0])):
+        with pytest.raises(FlowleyError, match=r"q \(2, 12, 2, 8\), k .* must be \(B, Ta, H, d\)"):
+            api._check_shapes(q, keys, values)

@@ -57,8 +57,10 @@ def psca(
     Returns: attention output in the type of v; scores and softmax are float32.
 
     Raises:
-      FlowleyError: the named implementation cannot do this call, or the name is unknown.
+      FlowleyError: shapes do not fit each other, an option is out of its range, the named implementation
+        cannot do this call, or the name is unknown.
     """
+    _check_shapes(q, k, v)
     shape = Window(
         video_fps=video_fps,
         audio_fps=audio_fps,
@@ -72,6 +74,14 @@ def psca(
     if _choose(shape, q, k, v, implementation, interpret) == "xla":
         return reference.attend(shape, scale, fade_scale, q, k, v)
     return _over_mesh(functools.partial(_pallas, shape, scale, interpret), fade_scale, q, k, v)
+
+
+def _check_shapes(q, k, v) -> None:
+    batch, _, heads, dim = q.shape
+    if k.shape != v.shape or (k.shape[0], *k.shape[2:]) != (batch, heads, dim) or k.shape[1] == 0:
+        raise FlowleyError(
+            f"q {q.shape}, k {k.shape} and v {v.shape} must be (B, Ta, H, d), (B, Tv, H, d) and (B, Tv, H, d)"
+        )
 
 
 def _choose(shape: Window, q, k, v, implementation: Implementation | None, interpret) -> Implementation:
@@ -91,8 +101,8 @@ def _choose(shape: Window, q, k, v, implementation: Implementation | None, inter
 def _obstacle(shape: Window, q, k, v, interpret) -> str | None:
     """Why the Pallas kernels cannot take this call; None if they can."""
     dtypes = {jnp.dtype(x.dtype).name for x in (q, k, v)}
-    if not dtypes <= {"float32", "bfloat16"}:
-        return f"the kernels take float32 and bfloat16, not {', '.join(sorted(dtypes))}"
+    if dtypes not in ({"float32"}, {"bfloat16"}):
+        return f"the kernels take q, k, v of one type, float32 or bfloat16, not {', '.join(sorted(dtypes))}"
     if not interpret and _platform() != "tpu":
         return f"the kernels are for TPU, the platform is {_platform()}"
     batch_axes, head_axes = _split_axes()

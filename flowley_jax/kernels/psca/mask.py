@@ -1,11 +1,15 @@
 """The PSCA mask: which video frames an audio position may read, and how much (spec/model.md, PSCA)."""
 
 import dataclasses
+import math
+import typing
 from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from flowley_jax.errors import FlowleyError
 
 Fade = Literal["cosine", "linear", "gaussian", "none"]
 
@@ -35,6 +39,17 @@ class Window:
     fade_range: int
     fade: Fade
     mask_floor: float
+
+    def __post_init__(self):
+        for name in ("video_fps", "audio_fps"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise FlowleyError(f"{name}={getattr(self, name)} must be positive")
+        if self.fade_range < 1:
+            raise FlowleyError(f"fade_range={self.fade_range} must be at least 1 frame")
+        if self.fade not in typing.get_args(Fade):
+            raise FlowleyError(f"fade={self.fade!r} must be one of {', '.join(typing.get_args(Fade))}")
+        if not 0.0 <= self.mask_floor < math.inf:
+            raise FlowleyError(f"mask_floor={self.mask_floor} must be 0 or a positive number")
 
     @property
     def hard_cut(self) -> bool:
