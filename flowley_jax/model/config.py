@@ -34,6 +34,10 @@ class ModelConfig:
       video_fps: frame rate of the video features, in frames per second.
       dropout: rate in the feed-forward nets, the global condition and the projections P_v and P_t.
       adaln_init: "gaussian" N(0, 0.001) weights for the blocks' adaLN maps, or "zero".
+      layers: how blocks stand in the compiled program: "unrolled", "scanned" (compiles once for all blocks
+        of a kind), or "auto", unrolled on CPU and scanned elsewhere.
+      remat: "block" computes a block's activations again in the backward pass and keeps its input alone;
+        "none" keeps all of them.
       dtype: compute type of the network, "float32" or "bfloat16"; parameters are always float32.
     """
 
@@ -57,6 +61,8 @@ class ModelConfig:
     video_fps: float = 8.0
     dropout: float = 0.1
     adaln_init: Literal["gaussian", "zero"] = "gaussian"
+    layers: Literal["auto", "unrolled", "scanned"] = "auto"
+    remat: Literal["none", "block"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -72,6 +78,8 @@ class ModelConfig:
         _check_choice("fade", self.fade, ("cosine", "linear", "gaussian", "none"))
         _check_choice("adaln_init", self.adaln_init, ("gaussian", "zero"))
         _check_choice("psca_implementation", self.psca_implementation, ("auto", "xla", "pallas"))
+        _check_choice("layers", self.layers, ("auto", "unrolled", "scanned"))
+        _check_choice("remat", self.remat, ("none", "block"))
         _check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         if not 0.0 <= self.dropout < 1.0:
             raise FlowleyError(f"model.dropout={self.dropout} must be in [0, 1)")

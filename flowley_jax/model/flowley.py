@@ -17,6 +17,7 @@ from flowley_jax.model.config import ModelConfig
 from flowley_jax.model.layers import Conv1d, Key, Modulation, fold, modulated_norm
 from flowley_jax.model.multi_stream import MultiStreamBlock
 from flowley_jax.model.single_stream import SingleStreamBlock
+from flowley_jax.model.stack import Fetch, as_stored, run_blocks
 
 
 class Constant(nnx.Variable):
@@ -75,6 +76,7 @@ class Flowley(nnx.Module):
         *,
         deterministic: bool = True,
         rng: Key | None = None,
+        fetch: Fetch = as_stored,
     ) -> Float[Array, "B Ta audio_dim"]:
         """Velocity at the standardised noisy latent x_t.
 
@@ -84,11 +86,13 @@ class Flowley(nnx.Module):
           text_len: number of valid text tokens; the joint attention does not read beyond it.
           t: time in [0, 1], 0 is noise and 1 is data.
           deterministic: True turns dropout off; otherwise `rng` must be given.
+          rng: (B,) keys, one for every item: an item's dropout does not depend on the batch it is in.
+          fetch: applied to the weights of a block where the block is computed; see `stack`.
 
         Returns: velocity, float32.
         """
         if not deterministic and rng is None:
-            raise ValueError("deterministic=False needs rng, the key of this call's dropout")
+            raise ValueError("deterministic=False needs rng, a key for every item's dropout")
         key = None if deterministic else rng
         audio = self.audio_input(latent)
         video = self.video_input(video)
@@ -98,19 +102,37 @@ class Flowley(nnx.Module):
         valid_text = jnp.arange(text.shape[1])[None, :] < text_len[:, None]
         always = jnp.ones((latent.shape[0], audio.shape[1] + video.shape[1]), bool)
         readable = jnp.concatenate([always, valid_text], axis=1)
-        for index, block in enumerate(self.multi_stream):
-            audio, video, text = block(
-                audio, video, text, condition=condition, readable=readable, key=fold(key, 100 + index)
-            )
+
+        def joint(block, streams, index):
+            return block(*streams, condition=condition, readable=readable, key=fold(key, 100 + index))
+
+        audio, video, text = run_blocks(
+            self.multi_stream,
+            joint,
+            (audio, video, text),
+            range(self.config.multi_depth),
+            config=self.config,
+            fetch=fetch,
+        )
 
         if self.cross_video is not None and self.cross_text is not None:
             video = self.cross_video(video, key=fold(key, 1))
             text = self.cross_text(text, key=fold(key, 2))
-        for index, fade_scale in enumerate(self.config.fade_scales):
-            block = self.single_stream[0 if self.config.share_single else index]
-            audio = block(
+
+        def refine(block, audio, depth):
+            index, fade_scale = depth
+            return block(
                 audio, video, text, condition=condition, fade_scale=fade_scale, key=fold(key, 200 + index)
             )
+
+        audio = run_blocks(
+            self.single_stream,
+            refine,
+            audio,
+            list(enumerate(self.config.fade_scales)),
+            config=self.config,
+            fetch=fetch,
+        )
 
         shift, scale = self.final_modulation(condition)
         return self.final_conv(modulated_norm(audio, shift, scale)).astype(jnp.float32)

@@ -124,16 +124,16 @@ def modulated_norm(x: Float[Array, "B T D"], shift: Float[Array, "B 1 D"], scale
 
 
 def dropout(x: Array, rate: float, key: Key | None) -> Array:
-    """Inverted dropout; without a key, or at rate 0, x itself."""
+    """Inverted dropout of x (B, …) by (B,) keys; without keys, or at rate 0, x itself."""
     if key is None or rate == 0.0:
         return x
-    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    kept = jax.vmap(lambda item: jax.random.bernoulli(item, 1.0 - rate, x.shape[1:]))(key)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def fold(key: Key | None, index: int) -> Key | None:
-    """The key of the index-th part, or None when there is no randomness."""
-    return None if key is None else jax.random.fold_in(key, index)
+def fold(key: Key | None, index) -> Key | None:
+    """The keys (B,) of the index-th part, or None when there is no randomness."""
+    return None if key is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, index)
 
 
 def safe_sqrt(x: Array) -> Array:

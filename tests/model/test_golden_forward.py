@@ -189,8 +189,8 @@ def test_dropout_needs_a_key_and_depends_on_it():
     )
     with pytest.raises(ValueError, match="needs rng"):
         model(*inputs, deterministic=False)
-    first = model(*inputs, deterministic=False, rng=jax.random.key(0))
-    again = model(*inputs, deterministic=False, rng=jax.random.key(0))
-    other = model(*inputs, deterministic=False, rng=jax.random.key(1))
+    first = model(*inputs, deterministic=False, rng=jax.random.split(jax.random.key(0), len(inputs[0])))
+    again = model(*inputs, deterministic=False, rng=jax.random.split(jax.random.key(0), len(inputs[0])))
+    other = model(*inputs, deterministic=False, rng=jax.random.split(jax.random.key(1), len(inputs[0])))
     np.testing.assert_array_equal(first, again)
     assert float(jnp.abs(first - other).max()) > 1e-3

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from flowley_jax.devices import platform_in_use
 from flowley_jax.errors import FlowleyError
 from flowley_jax.kernels.psca import pallas_tpu, reference
 from flowley_jax.kernels.psca.mask import Window, aligned_frames
@@ -103,8 +104,8 @@ def _obstacle(shape: Window, q, k, v, interpret) -> str | None:
     dtypes = {jnp.dtype(x.dtype).name for x in (q, k, v)}
     if dtypes not in ({"float32"}, {"bfloat16"}):
         return f"the kernels take q, k, v of one type, float32 or bfloat16, not {', '.join(sorted(dtypes))}"
-    if not interpret and _platform() != "tpu":
-        return f"the kernels are for TPU, the platform is {_platform()}"
+    if not interpret and platform_in_use() != "tpu":
+        return f"the kernels are for TPU, the platform is {platform_in_use()}"
     batch_axes, head_axes = _split_axes()
     for what, size, axes in (("batch", q.shape[0], batch_axes), ("heads", q.shape[2], head_axes)):
         if size % _parts(axes):
@@ -123,12 +124,6 @@ def _tiles(shape: Window, audio_length: int, video_length: int, width: int, dtyp
         itemsize=dtype.itemsize,
         hard_cut=shape.hard_cut,
     )
-
-
-def _platform() -> str:
-    # Of the mesh in use, which can be one of devices that this machine only compiles for.
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 @functools.cache

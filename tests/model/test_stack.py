@@ -1,0 +1,103 @@
+"""Scanning, recomputing and fetching change how the network is computed, and not what."""
+
+import dataclasses
+
+import golden_data
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from flowley_jax.model import Flowley, ModelConfig
+from flowley_jax.model.flowley import Constant
+
+CONFIG = ModelConfig(
+    audio_dim=6, video_dim=10, text_dim=8, width=16, num_heads=2, multi_depth=2, single_depth=2
+)
+
+
+def _inputs(batch=2):
+    draw = np.random.default_rng(0)
+    shapes = [(batch, 25, 6), (batch, 8, 10), (batch, 7, 8)]
+    arrays = [jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes]
+    return (*arrays, jnp.asarray([3, 7], jnp.int32), jnp.asarray([0.2, 0.7], jnp.float32))
+
+
+def _variables(config):
+    """Every weight drawn at random: some begin at zero, which would hide what is behind them."""
+    graphdef, parameters, constants = nnx.split(Flowley(config, rngs=nnx.Rngs(0)), nnx.Param, Constant)
+    leaves, tree = jax.tree.flatten(parameters)
+    draw = np.random.default_rng(1)
+    drawn = [jnp.asarray(0.1 * draw.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
+    return graphdef, jax.tree.unflatten(tree, drawn), constants
+
+
+def _loss_and_gradient(config, *, dropout, fetch=None):
+    graphdef, parameters, constants = _variables(dataclasses.replace(config, layers="auto", remat="none"))
+    options = {} if fetch is None else {"fetch": fetch}
+    keys = jax.random.split(jax.random.key(3), 2)
+
+    def loss(parameters):
+        model = nnx.merge(graphdef, parameters, constants)
+        model.config = config
+        velocity = model(*_inputs(), deterministic=not dropout, rng=keys if dropout else None, **options)
+        return jnp.mean(velocity**2)
+
+    return jax.jit(jax.value_and_grad(loss))(parameters)
+
+
+@pytest.mark.parametrize(
+    ("layers", "remat", "share"),
+    [("scanned", "none", True), ("scanned", "block", False), ("unrolled", "block", False)],
+)
+def test_layouts_agree(layers, remat, share):
+    config = dataclasses.replace(CONFIG, share_single=share)
+    expected, expected_gradient = _loss_and_gradient(config, dropout=True)
+    changed = dataclasses.replace(config, layers=layers, remat=remat)
+    loss, gradient = _loss_and_gradient(changed, dropout=True)
+    assert abs(loss - expected) < 1e-6 * abs(expected)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected_gradient))
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("layers", ["scanned", "unrolled"])
+def test_every_block_s_weights_are_fetched_where_it_is_computed(layers):
+    config = dataclasses.replace(CONFIG, layers=layers)
+    fetched = []
+
+    def halved(weights):
+        fetched.append(len(jax.tree.leaves(weights)))
+        return jax.tree.map(lambda leaf: leaf / 2, weights)
+
+    loss, _ = _loss_and_gradient(config, dropout=False, fetch=halved)
+    graphdef, parameters, constants = _variables(config)
+    model = nnx.merge(graphdef, parameters, constants)
+    for block in [*model.multi_stream, *model.single_stream]:
+        nnx.update(block, halved(nnx.split(block)[1]))
+    assert abs(loss - jnp.mean(model(*_inputs()) ** 2)) < 1e-6 * abs(loss)
+    assert len(fetched) > 0
+
+
+def test_the_golden_model_scans():
+    data, model = golden_data.load("a_shared"), golden_data.model("a_shared")
+    scanned = nnx.clone(model)
+    scanned.config = dataclasses.replace(model.config, layers="scanned")
+    velocity = scanned(
+        jnp.asarray(data["in/audio_latent"]),
+        *golden_data.conditions("a_shared"),
+        jnp.asarray(data["in/t"]),
+    )
+    assert golden_data.relative_error(velocity, data["out/flow"]) < 1e-5
+
+
+def test_dropout_of_an_item_does_not_depend_on_its_batch():
+    model = Flowley(CONFIG, rngs=nnx.Rngs(0))
+    _, parameters, _ = _variables(CONFIG)
+    nnx.update(model, parameters)
+    keys = jax.random.split(jax.random.key(3), 2)
+    both = model(*_inputs(), deterministic=False, rng=keys)
+    second = model(*(x[1:] for x in _inputs()), deterministic=False, rng=keys[1:])
+    np.testing.assert_allclose(second[0], both[1], rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(both - model(*_inputs())).max()) > 1e-3
