@@ -28,7 +28,9 @@ class DataConfig:
         validate on, a valid one.
       generate: number of random records of the model's sizes to train on instead, for trying a
         configuration out; they are written into the run's folder. 0 for real data.
-      generate_seconds, generate_text_length: length of generated records, in seconds and text tokens.
+      generate_seconds, generate_text_length: length of generated records, and of the clips for which
+        `flowley_jax.compile` compiles, in seconds and text tokens.
+      latent_rate: their latents per second.
       batch_size: examples per step over all devices.
       num_workers: processes that read ahead; 0 reads in the training process.
     """
@@ -37,20 +39,30 @@ class DataConfig:
     generate: int = 0
     generate_seconds: float = 8.0
     generate_text_length: int = 77
+    latent_rate: float = 31.25
     batch_size: int = 512
     num_workers: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """Training target: distribution of t, losses, coupling, condition dropout."""
+    """Training target: distribution of t, losses, coupling, condition dropout.
+
+    Attributes:
+      immiscible: pairs latents and noises of a batch so that their distances are least in sum.
+      coupling_group: examples that are paired among each other, neighbours in the batch, on whatever devices
+        they are; a batch that is smaller is one group. The published run paired 256.
+    """
 
     time: TimeConfig = TimeConfig()
     loss: LossConfig = LossConfig()
     immiscible: bool = True
+    coupling_group: int = 256
     condition_dropout: float = 0.1
 
     def __post_init__(self):
+        if self.coupling_group < 1:
+            raise FlowleyError(f"flow.coupling_group={self.coupling_group} must be at least 1")
         if not 0.0 <= self.condition_dropout <= 1.0:
             raise FlowleyError(f"flow.condition_dropout={self.condition_dropout} must be in [0, 1]")
 
@@ -102,9 +114,15 @@ class EmaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Length of the run and what happens how often, in steps."""
+    """Length of the run and what happens how often, in steps.
+
+    Attributes:
+      accumulation: parts of a batch whose gradients are computed one after the other and added up, for a
+        batch that does not fit into memory; the result is that of the whole batch.
+    """
 
     steps: int = 300_000
+    accumulation: int = 1
     log_every: int = 100
     valid_every: int = 2000
     preview_every: int = 10_000
@@ -115,6 +133,23 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 1:
                 raise FlowleyError(f"train.{field.name}={getattr(self, field.name)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along the axes of the mesh: `data` copies of the weights, each split over `fsdp` devices, and
+    over `tensor`, which also split heads and hidden channels. -1 takes all devices that the others leave.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        for name, least in (("data", -1), ("fsdp", 1), ("tensor", 1)):
+            value = getattr(self, name)
+            if value < least or value == 0:
+                raise FlowleyError(f"mesh.{name}={value} must be at least 1{', or -1' if least < 0 else ''}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +182,19 @@ class ExperimentConfig:
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
     sample: SampleConfig = SampleConfig()
+
+    def __post_init__(self):
+        batch, group, parts = self.data.batch_size, self.flow.coupling_group, self.train.accumulation
+        if self.flow.immiscible and batch > group and batch % group:
+            raise FlowleyError(f"data.batch_size={batch} must be a multiple of flow.coupling_group={group}")
+        if batch % parts:
+            raise FlowleyError(f"data.batch_size={batch} must be a multiple of train.accumulation={parts}")
+        if parts > 1 and self.flow.loss.kind == "pseudo_huber":
+            raise FlowleyError(
+                f"train.accumulation={parts} needs flow.loss.kind=mse: pseudo_huber is no sum over parts"
+            )
 
 
 def experiment_from(tree: Mapping[str, Any]) -> ExperimentConfig:

@@ -11,12 +11,19 @@ from flowley_jax.config import ExperimentConfig, experiment_from
 
 # What job schedulers take as "run me again".
 STOPPED_EARLY = 75
-# Latents per second of the 16 kHz codec.
-LATENT_RATE = 31.25
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with `:debug` behind it for a few steps on generated records."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of the first of several processes; not needed on Cloud TPU, GKE and Slurm.",
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "Number of processes, with --coordinator.", lower_bound=1
+)
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; a run that is there already is resumed.", required=True
 )
@@ -24,6 +31,9 @@ _WORKDIR = flags.DEFINE_string(
 
 def main() -> int:
     """Command line; returns 0 at the end of the training and 75 when a signal stopped it earlier."""
+    from flowley_jax.training import processes
+
+    processes.join(coordinator=_COORDINATOR.value, count=_PROCESSES.value, index=_PROCESS.value)
     from flowley_jax.training.loop import train
 
     workdir = Path(_WORKDIR.value)
@@ -37,12 +47,13 @@ def main() -> int:
 def _with_generated_records(config: ExperimentConfig, records: Path) -> ExperimentConfig:
     from flowley_jax.data.generated import write_generated_records
     from flowley_jax.data.record import has_records
+    from flowley_jax.training import processes
 
     model, seconds = config.model, config.data.generate_seconds
-    if not has_records(records):
+    if processes.is_first() and not has_records(records):
         write_generated_records(
             records,
-            audio_length=round(seconds * LATENT_RATE),
+            audio_length=round(seconds * config.data.latent_rate),
             audio_dim=model.audio_dim,
             video_fps=model.video_fps,
             video_dim=model.video_dim,
@@ -51,6 +62,7 @@ def _with_generated_records(config: ExperimentConfig, records: Path) -> Experime
             count=config.data.generate,
             seed=config.seed,
         )
+    processes.wait_for_all("generated records")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, records=str(records)))
 
 

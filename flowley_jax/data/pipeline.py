@@ -27,6 +27,8 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    rows: np.ndarray | None = None,
+    group: int = 0,
     num_workers: int = 0,
     split: str = "train",
 ) -> grain.DatasetIterator:
@@ -35,31 +37,52 @@ def train_batches(
     Args:
       records_dir: folder of the records.
       batch_size: examples in each batch B; a batch may span the end of an epoch.
+      rows: (groups, B/groups) which rows of a batch each group of processes reads; by default one group
+        reads all. The batch as a whole is the same for any groups.
+      group: of this process.
       seed: of the order.
       num_workers: processes that read ahead; 0 reads in threads of this one.
       split: usually train.
 
     Returns:
-      An iterator with `get_state` and `set_state` over mappings of contiguous arrays: audio_mean and
-      audio_std (B, Ta, C), video_features (B, Tv, video_dim), text_features (B, Tt, text_dim) float32 and
-      text_len (B,) int32.
+      An iterator with `get_state` and `set_state` over this group's rows as mappings of contiguous arrays:
+      audio_mean and audio_std (rows, Ta, C), video_features (rows, Tv, video_dim), text_features (rows, Tt,
+      text_dim) float32 and text_len (rows,) int32.
 
     Raises:
       FlowleyError: if the records are missing or empty, or a setting is impossible.
     """
     if batch_size < 1 or num_workers < 0:
         raise FlowleyError(f"{batch_size=} must be at least 1 and {num_workers=} at least 0")
+    rows = np.arange(batch_size)[None] if rows is None else rows
     source = open_records(records_dir, split)
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map(arrays_of)
     workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_WORKER_READ_AHEAD)
     batches = grain.experimental.ElasticIterator(
-        examples,
+        _ByGroups(examples, rows),
         batch_size,
-        grain.sharding.NoSharding(),
+        grain.sharding.ShardOptions(group, len(rows)),
         read_options=_READ_AHEAD,
         multiprocessing_options=workers if num_workers else None,
     )
     return iter(batches)
+
+
+class _ByGroups(grain.MapDataset):
+    """Examples in the order in which `ElasticIterator` deals them out, one to each group in turn."""
+
+    def __init__(self, examples: grain.MapDataset, rows: np.ndarray):
+        super().__init__(examples)
+        self._rows = rows.T.ravel()
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index, len(self._rows))
+        return self._parent[batch * len(self._rows) + int(self._rows[place])]
 
 
 def eval_batches(records_dir: str | os.PathLike, split: str, *, batch_size: int) -> Iterator[Batch]:

@@ -1,5 +1,6 @@
 """Immiscible coupling: which noise of the batch goes to which latent."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -13,7 +14,18 @@ def coupling_cost(data: Float[Array, "B Ta C"], noise: Float[Array, "B Ta C"]) -
     return jnp.sqrt(jnp.maximum(squared, 0.0))
 
 
-def immiscible_assignment(data: Float[Array, "B Ta C"], noise: Float[Array, "B Ta C"]) -> Int[Array, " B"]:
-    """Index of the noise that the linear assignment of least total distance gives to each latent."""
-    rows, columns = optax.assignment.hungarian_algorithm(coupling_cost(data, noise))
-    return jnp.zeros_like(columns).at[rows].set(columns)
+def immiscible_assignment(
+    data: Float[Array, "B Ta C"], noise: Float[Array, "B Ta C"], *, group: int | None = None
+) -> Int[Array, " B"]:
+    """Index of the noise that the linear assignment of least total distance gives to each latent.
+
+    Args:
+      group: this many neighbours are coupled with each other; None, or a size that does not divide B,
+        couples the whole batch.
+    """
+    batch = data.shape[0]
+    size = group if group and batch % group == 0 else batch
+    costs = jax.vmap(coupling_cost)(*(x.reshape(-1, size, *x.shape[1:]) for x in (data, noise)))
+    rows, columns = jax.vmap(optax.assignment.hungarian_algorithm)(costs)
+    assigned = jax.vmap(lambda row, column: jnp.zeros_like(column).at[row].set(column))(rows, columns)
+    return (assigned + size * jnp.arange(len(assigned))[:, None]).reshape(batch)

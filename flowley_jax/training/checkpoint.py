@@ -13,6 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from flowley_jax.errors import FlowleyError
 from flowley_jax.training.ema import synthesis_weights, weighted_sum
+from flowley_jax.training.sharding import path_name
 from flowley_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -181,13 +182,9 @@ def _abstract(leaf):
 
 def _plain(tree) -> Any:
     """Nested dicts of arrays with string keys, the form that other tools can read."""
-    return {"/".join(map(str, _keys(path))): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _unplain(plain: Mapping[str, Any], like) -> Any:
-    leaves = [plain["/".join(map(str, _keys(path)))] for path, _ in jax.tree.leaves_with_path(like)]
+    leaves = [plain[path_name(path)] for path, _ in jax.tree.leaves_with_path(like)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _keys(path) -> list:
-    return [getattr(part, "key", getattr(part, "name", getattr(part, "idx", None))) for part in path]

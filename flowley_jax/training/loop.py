@@ -16,12 +16,12 @@ from flowley_jax.data.parts import Parts
 from flowley_jax.data.pipeline import eval_batches, train_batches
 from flowley_jax.data.record import has_split
 from flowley_jax.errors import FlowleyError
-from flowley_jax.training import preview
+from flowley_jax.training import preview, processes
 from flowley_jax.training import workdir as workdirs
 from flowley_jax.training.checkpoint import EmaSnapshots, RunCheckpoints
-from flowley_jax.training.metrics import MetricWriter
 from flowley_jax.training.optimizer import make_optimizer
-from flowley_jax.training.progress import Progress
+from flowley_jax.training.reports import Reports
+from flowley_jax.training.sharding import Layout, make_layout
 from flowley_jax.training.state import TrainState, create_state
 from flowley_jax.training.step import make_train_step, make_valid_step
 
@@ -59,14 +59,24 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     if not validates:
         log.info("%s has no valid split: no validation and no previews", records)
 
+    layout = make_layout(config)
     optimizer = make_optimizer(config.optim, config.train.steps)
     graphdef, state = create_state(
-        config, optimizer, latent_mean=parts.latent_mean, latent_std=parts.latent_std
+        config, optimizer, layout, latent_mean=parts.latent_mean, latent_std=parts.latent_std
     )
-    step_fn = make_train_step(config, graphdef, optimizer)
-    valid_fn = make_valid_step(config, graphdef)
+    whole = layout.left_whole(state.parameters)
+    if whole:
+        log.warning("%d weights stay whole, which the mesh does not divide, such as %s", len(whole), whole[0])
+    step_fn = make_train_step(config, graphdef, optimizer, layout)
+    valid_fn = make_valid_step(config, graphdef, layout)
+    rows, group = layout.rows(config.data.batch_size)
     batches = train_batches(
-        records, batch_size=config.data.batch_size, seed=config.seed, num_workers=config.data.num_workers
+        records,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        rows=rows,
+        group=group,
+        num_workers=config.data.num_workers,
     )
     with (
         RunCheckpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
@@ -85,27 +95,22 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
             workdir,
             f"{sum(leaf.size for leaf in jax.tree.leaves(state.parameters)):,}",
         )
-        progress = Progress(first, config.train.steps)
         window = _Window(config.data.batch_size)
-        with MetricWriter(workdir, first_step=first) as writer:
-            while step < config.train.steps and not stop.requested:
+        with Reports(workdir, first_step=first, last_step=config.train.steps) as reports:
+            while step < config.train.steps and not stop.requested_at(step):
                 started = time.perf_counter()
-                batch = next(batches)
+                batch = layout.place_rows(next(batches))
                 waited = time.perf_counter() - started
                 state, metrics = step_fn(state, batch)
                 step += 1
                 window.add(step, metrics, waited)
                 if _due(step, config.train.log_every, config):
-                    values = window.close()
-                    writer.scalars(step, values)
-                    progress.show(step, values)
+                    reports.training(step, window.close())
                 if validates and _due(step, config.train.valid_every, config):
-                    values = _validate(valid_fn, state, records, config)
-                    writer.scalars(step, values)
-                    progress.note(f"step {step}: validation loss {values['valid/loss']:.4f}")
+                    reports.validation(step, _validate(valid_fn, state, records, config, layout))
                     window.restart_clock()
                 if validates and step % config.train.preview_every == 0:
-                    preview.write(writer, step, graphdef, state, records, parts, config)
+                    preview.write(reports.writer, step, graphdef, state, layout, records, parts, config)
                     window.restart_clock()
                 if _due(step, config.ema.snapshot_every, config):
                     window.check_finite()
@@ -141,12 +146,14 @@ def _due(step: int, every: int, config: ExperimentConfig) -> bool:
     return step % every == 0 or step == config.train.steps
 
 
-def _validate(valid_fn, state: TrainState, records: Path, config: ExperimentConfig) -> dict[str, float]:
+def _validate(
+    valid_fn, state: TrainState, records: Path, config: ExperimentConfig, layout: Layout
+) -> dict[str, float]:
     sums: dict[str, float] = {}
     count = 0
     for index, batch in enumerate(eval_batches(records, "valid", batch_size=config.data.batch_size)):
         size = len(batch["text_len"])
-        for name, value in jax.device_get(valid_fn(state, batch, index)).items():
+        for name, value in jax.device_get(valid_fn(state, layout.place(batch), index)).items():
             sums[name] = sums.get(name, 0.0) + float(value) * size
         count += size
     return {f"valid/{name}": value / count for name, value in sums.items()}
@@ -195,13 +202,18 @@ class _Window:
 
 
 class _StopSignal:
-    """Turns the first SIGTERM or SIGINT into a request; a second one acts as usual."""
+    """Turns the first SIGTERM or SIGINT into a request; a second one acts as usual.
+
+    Of several processes JAX has taken SIGTERM over, and makes all of them stop after the same step.
+    """
 
     def __init__(self):
         self.requested = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "_StopSignal":
+        if jax.process_count() > 1:
+            return self
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._request)
@@ -212,6 +224,11 @@ class _StopSignal:
     def __exit__(self, *exc_info) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def requested_at(self, step: int) -> bool:
+        """Whether to stop now that `step` steps are done; asked after every step, by all processes."""
+        self.requested = self.requested or processes.preempted(step)
+        return self.requested
 
     def _request(self, number, frame) -> None:
         del frame

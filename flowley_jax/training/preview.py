@@ -13,28 +13,35 @@ from flowley_jax.data.pipeline import eval_batches
 from flowley_jax.sampling.keys import item_key
 from flowley_jax.sampling.latents import sample_latents
 from flowley_jax.training.metrics import MetricWriter
+from flowley_jax.training.sharding import Layout
 from flowley_jax.training.state import TrainState
 
 CLIPS = 2
 
 
 def write(
-    writer: MetricWriter,
+    writer: MetricWriter | None,
     step: int,
     graphdef: nnx.GraphDef,
     state: TrainState,
+    layout: Layout,
     records: Path,
     parts: Parts,
     config: ExperimentConfig,
 ) -> None:
     """Samples the first validation clips with the shortest EMA track; sounds and mel pictures, with the
     codec's round trip of the real sound beside them.
+
+    Every process takes part, since the weights are on all devices; the one with a writer goes on alone.
     """
+    variables = layout.on_host((state.averages[0], state.constants))
+    if writer is None:
+        return
     batch = next(islice(eval_batches(records, "valid", batch_size=CLIPS), 1))
     count, audio_length = batch["audio_mean"].shape[:2]
     solution = sample_latents(
         graphdef,
-        (state.averages[0], state.constants),
+        variables,
         jnp.stack([item_key(config.seed, f"preview {index}") for index in range(count)]),
         batch["video_features"],
         batch["text_features"],

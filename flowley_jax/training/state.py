@@ -11,6 +11,7 @@ from flax import nnx
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.model import Flowley
 from flowley_jax.model.flowley import Constant
+from flowley_jax.training.sharding import Layout
 
 
 class TrainState(NamedTuple):
@@ -34,28 +35,42 @@ class TrainState(NamedTuple):
 def create_state(
     config: ExperimentConfig,
     optimizer: optax.GradientTransformation,
+    layout: Layout,
     *,
     latent_mean: np.ndarray,
     latent_std: np.ndarray,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """Initial values, all made inside one jitted function.
+    """Initial values, each made where `layout` wants it: no device ever holds all of them.
 
     Args:
       latent_mean, latent_std: (audio_dim,) statistics of the training latents.
     """
 
     def build():
-        model = Flowley(config.model, rngs=nnx.Rngs(params=jax.random.key(config.seed)))
+        model = _model(config)
         model.latent_mean.set_value(jnp.asarray(latent_mean, jnp.float32))
         model.latent_std.set_value(jnp.asarray(latent_std, jnp.float32))
         return model
 
-    def initial():
-        _, parameters, constants = nnx.split(build(), nnx.Param, Constant)
-        averages = tuple(jax.tree.map(jnp.copy, parameters) for _ in config.ema.sigma_rels)
-        return TrainState(
-            jnp.zeros((), jnp.int32), parameters, constants, optimizer.init(parameters), averages
-        )
+    graphdef, shapes = abstract_state(config, optimizer, layout)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    return graphdef, jax.jit(lambda: _initial(build(), config, optimizer), out_shardings=shardings)()
 
-    graphdef, _ = nnx.split(nnx.eval_shape(build))
-    return graphdef, jax.jit(initial)()
+
+def abstract_state(
+    config: ExperimentConfig, optimizer: optax.GradientTransformation, layout: Layout
+) -> tuple[nnx.GraphDef, TrainState]:
+    """What `create_state` makes, as shapes with their shardings; no array is made."""
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: _model(config)))
+    shapes = jax.eval_shape(lambda: _initial(_model(config), config, optimizer))
+    return graphdef, layout.placed(shapes, layout.of_state(shapes))
+
+
+def _model(config: ExperimentConfig) -> Flowley:
+    return Flowley(config.model, rngs=nnx.Rngs(params=jax.random.key(config.seed)))
+
+
+def _initial(model: Flowley, config: ExperimentConfig, optimizer: optax.GradientTransformation) -> TrainState:
+    _, parameters, constants = nnx.split(model, nnx.Param, Constant)
+    averages = tuple(jax.tree.map(jnp.copy, parameters) for _ in config.ema.sigma_rels)
+    return TrainState(jnp.zeros((), jnp.int32), parameters, constants, optimizer.init(parameters), averages)

@@ -9,6 +9,7 @@ from typing import Any
 from flowley_jax.config import ExperimentConfig, experiment_from
 from flowley_jax.data.parts import PARTS_FILE, Parts
 from flowley_jax.errors import FlowleyError
+from flowley_jax.training import processes
 from flowley_jax.whole_files import write_text
 
 log = logging.getLogger(__name__)
@@ -17,17 +18,21 @@ PARTS = "parts"
 
 # What may change between two starts of one run without changing what it computes.
 _FREE = (
+    "mesh.",
     "train.",
     "data.records",
     "data.num_workers",
     "data.generate",
+    "data.latent_rate",
     "model.psca_implementation",
+    "model.layers",
+    "model.remat",
     "sample.",
 )
 
 
 def open_workdir(workdir: Path, config: ExperimentConfig, parts: Parts, records: Path) -> None:
-    """Makes the folder and keeps the configuration and the data set's parts in it.
+    """Makes the folder and keeps the configuration and the data set's parts in it; one process writes.
 
     Raises:
       FlowleyError: the folder holds a run of another configuration, with every difference listed, or of
@@ -53,8 +58,12 @@ def open_workdir(workdir: Path, config: ExperimentConfig, parts: Parts, records:
             )
     if kept.exists() and kept.read_text() != (records / PARTS_FILE).read_text():
         raise FlowleyError(f"{records}: is another data set than {workdir} was trained on")
-    write_text(path, _dump(config))
-    parts.save(workdir / PARTS)
+    # No process may read what another one writes.
+    processes.wait_for_all("workdir checked")
+    if processes.is_first():
+        write_text(path, _dump(config))
+        parts.save(workdir / PARTS)
+    processes.wait_for_all("workdir written")
 
 
 def read_config(workdir: Path) -> ExperimentConfig:

@@ -98,6 +98,20 @@ def test_number_of_workers_changes_neither_order_nor_state(records):
         parallel.close()
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_groups_of_processes_make_up_the_same_batches(records, groups):
+    """Whatever rows a group has: here every `groups`-th, in one session and after a resume."""
+    rows = np.arange(4).reshape(-1, groups).T
+    expected = _order(train_batches(records, batch_size=4, seed=5), 6).reshape(6, 4)
+    for group in range(groups):
+        batches = train_batches(records, batch_size=4, seed=5, rows=rows, group=group)
+        first = [next(batches)["text_len"] for _ in range(3)]
+        resumed = train_batches(records, batch_size=4, seed=5, rows=rows, group=group)
+        resumed.set_state(batches.get_state())
+        later = [next(resumed)["text_len"] for _ in range(3)]
+        np.testing.assert_array_equal(np.stack(first + later), expected[:, rows[group]])
+
+
 def test_evaluation_sees_every_example_once_in_order(records):
     batches = list(eval_batches(records, "valid", batch_size=4))
     assert [len(batch["text_len"]) for batch in batches] == [4, 4, 2]

@@ -120,6 +120,19 @@ def test_assignment_is_as_good_as_scipys(size):
     assert cost[np.arange(size), chosen].sum() == pytest.approx(cost[rows, columns].sum(), rel=1e-6)
 
 
+def test_groups_are_coupled_apart_from_each_other():
+    keys = jax.random.split(jax.random.key(0))
+    data, noise = (jax.random.normal(key, (12, 5, 3)) for key in keys)
+    chosen = coupling.immiscible_assignment(data, noise, group=4)
+    for start in (0, 4, 8):
+        part = slice(start, start + 4)
+        alone = coupling.immiscible_assignment(data[part], noise[part])
+        np.testing.assert_array_equal(chosen[part], alone + start)
+    whole = coupling.immiscible_assignment(data, noise)
+    np.testing.assert_array_equal(coupling.immiscible_assignment(data, noise, group=5), whole)
+    assert (np.asarray(whole) != np.asarray(chosen)).any()
+
+
 def test_cosine_is_defined_where_a_vector_is_zero():
     x, y = jnp.asarray([[0.0, 0.0], [3.0, 4.0]]), jnp.asarray([[1.0, 0.0], [4.0, 3.0]])
     np.testing.assert_allclose(cosine_similarity(x, y), [0.0, 24 / 25], atol=1e-6)

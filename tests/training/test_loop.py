@@ -22,6 +22,7 @@ from flowley_jax.training.loop import NonFiniteLossError, train
 from flowley_jax.training.metrics import read_history
 from flowley_jax.training.optimizer import make_optimizer
 from flowley_jax.training.progress import Progress
+from flowley_jax.training.sharding import make_layout
 from flowley_jax.training.state import create_state
 from flowley_jax.training.workdir import open_workdir
 
@@ -42,7 +43,9 @@ def whole_run(records, tmp_path_factory):
 def _final_state(workdir, records):
     config, parts = tiny.experiment(records), Parts.load(records)
     optimizer = make_optimizer(config.optim, config.train.steps)
-    _, state = create_state(config, optimizer, latent_mean=parts.latent_mean, latent_std=parts.latent_std)
+    _, state = create_state(
+        config, optimizer, make_layout(config), latent_mean=parts.latent_mean, latent_std=parts.latent_std
+    )
     with RunCheckpoints(workdir, keep=2) as checkpoints:
         return checkpoints.restore(state)
 
@@ -239,7 +242,9 @@ def test_a_checkpoint_of_another_shape_is_an_error_that_names_it(whole_run, reco
     config, parts = tiny.experiment(records), Parts.load(records)
     config = dataclasses.replace(config, model=dataclasses.replace(tiny.MODEL, multi_depth=2))
     optimizer = make_optimizer(config.optim, 6)
-    _, state = create_state(config, optimizer, latent_mean=parts.latent_mean, latent_std=parts.latent_std)
+    _, state = create_state(
+        config, optimizer, make_layout(config), latent_mean=parts.latent_mean, latent_std=parts.latent_std
+    )
     with (
         RunCheckpoints(whole_run, keep=2) as checkpoints,
         pytest.raises(FlowleyError, match="damaged, or of another configuration"),
@@ -257,6 +262,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_close_losses(whole_run, reco
         _, state = create_state(
             config,
             make_optimizer(config.optim, 2),
+            make_layout(config),
             latent_mean=np.zeros(6, np.float32),
             latent_std=np.ones(6, np.float32),
         )

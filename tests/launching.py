@@ -1,0 +1,47 @@
+"""Training in processes of its own, with as many pretended devices as a test wants."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+WORKER = Path(__file__).with_name("scale") / "worker.py"
+PATH = os.pathsep.join(str(WORKER.parents[up]) for up in (1, 2))
+
+
+def start(records, runs, *, devices, processes=1) -> list[subprocess.Popen]:
+    """Starts processes that do the runs, one run after the other; see scale/worker.py."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"records": str(records), "runs": runs, "processes": processes, "port": port}
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": PATH}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), json.dumps({**job, "process": index})],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        for index in range(processes)
+    ]
+
+
+def launch(records, runs, *, devices, processes=1) -> None:
+    """Runs to the end."""
+    for process in start(records, runs, devices=devices, processes=processes):
+        output, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, output[-4000:]
+
+
+def leaves(records, run, *, devices=1) -> dict[str, np.ndarray]:
+    """Every leaf of a run's newest checkpoint, restored onto a mesh and brought together again."""
+    path = Path(run["workdir"]) / f"leaves_{devices}.npz"
+    launch(records, [{**run, "dump": str(path)}], devices=devices)
+    with np.load(path) as stored:
+        return dict(stored)

@@ -1,0 +1,108 @@
+"""The same run on any mesh, in any number of processes: same losses, same state, same order of the data.
+
+`make test-scale` runs these; `make test` leaves them out.
+"""
+
+from pathlib import Path
+
+import launching
+import numpy as np
+import pytest
+import tiny
+
+from flowley_jax.training.metrics import read_history
+
+pytestmark = pytest.mark.scale
+
+STEPS = 20
+TRAIN = {"valid_every": 10, "checkpoint_every": 10}
+# Devices and the runs on them.
+RUNS = {
+    1: {
+        "alone": {},
+        "accumulated": {"train": {"accumulation": 4}},
+        "scanned": {"model": {"layers": "scanned", "remat": "block"}},
+        "with workers": {"data": {"num_workers": 2}},
+    },
+    2: {"fsdp 2": {"mesh": {"fsdp": 2}}},
+    4: {"data 2, tensor 2": {"mesh": {"tensor": 2}, "train": {"accumulation": 2}}},
+    8: {
+        "data 8": {},
+        "fsdp 8": {"mesh": {"fsdp": 8}},
+        "data 2, fsdp 2, tensor 2": {
+            "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+            "model": {"layers": "scanned", "remat": "block"},
+            "train": {"accumulation": 2},
+        },
+    },
+}
+
+
+def _run(workdir, *, steps=STEPS, train=None, **changes):
+    return {"workdir": str(workdir), "steps": steps, "train": {**TRAIN, **(train or {})}, **changes}
+
+
+def _losses(workdir):
+    rows = [row for row in read_history(Path(workdir)) if "train/loss" in row]
+    return [row["step"] for row in rows], [row["train/loss"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return tiny.write_records(tmp_path_factory.mktemp("records") / "records")
+
+
+@pytest.fixture(scope="module")
+def alone(records, tmp_path_factory):
+    """One device, one process, and nothing that changes how the step is computed."""
+    workdir = tmp_path_factory.mktemp("alone")
+    launching.launch(records, [_run(workdir)], devices=1)
+    return workdir
+
+
+def _assert_same_run(workdir, alone):
+    steps, losses = _losses(workdir)
+    assert steps == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(losses, _losses(alone)[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", RUNS)
+def test_losses_do_not_depend_on_the_mesh(devices, records, alone, tmp_path):
+    runs = {name: _run(tmp_path / name, **changes) for name, changes in RUNS[devices].items()}
+    launching.launch(records, list(runs.values()), devices=devices)
+    for name in runs:
+        _assert_same_run(tmp_path / name, alone)
+
+
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 8}, {"fsdp": 2, "tensor": 2}])
+def test_losses_do_not_depend_on_the_processes(mesh, records, alone, tmp_path):
+    launching.launch(records, [_run(tmp_path, mesh=mesh)], devices=4, processes=2)
+    _assert_same_run(tmp_path, alone)
+
+
+def test_a_run_goes_on_with_other_meshes_processes_and_workers(records, alone, tmp_path):
+    """The state of every stop is taken over bit for bit; what follows differs by rounding alone."""
+    halves = [
+        {"steps": 10, "devices": 4, "processes": 2, "mesh": {"fsdp": 4}},
+        {"steps": 15, "devices": 8, "processes": 1, "mesh": {"tensor": 2}, "data": {"num_workers": 2}},
+        {"steps": STEPS, "devices": 1, "processes": 1},
+    ]
+    for half in halves:
+        settings = {key: half.pop(key) for key in ("devices", "processes")}
+        launching.launch(records, [_run(tmp_path, **half)], **settings)
+    _assert_same_run(tmp_path, alone)
+    resumed, whole = (launching.leaves(records, _run(path)) for path in (tmp_path, alone))
+    assert resumed.keys() == whole.keys()
+    for name, value in whole.items():
+        np.testing.assert_allclose(resumed[name], value, rtol=2e-3, atol=2e-5, err_msg=name)
+
+
+def test_a_checkpoint_is_the_same_on_another_mesh(records, tmp_path):
+    launching.launch(records, [_run(tmp_path, steps=10)], devices=4, processes=2)
+    stored = launching.leaves(records, _run(tmp_path))
+    split = _run(tmp_path, mesh={"fsdp": 4, "tensor": 2})
+    restored = launching.leaves(records, split, devices=8)
+    assert int(stored["step"]) == 10
+    assert restored.keys() == stored.keys()
+    for name, value in stored.items():
+        np.testing.assert_array_equal(restored[name], value, err_msg=name)
