@@ -1,6 +1,6 @@
 # Everything a newcomer needs, on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-tpu demo ablation benchmark-psca lint lock clean FORCE
+.PHONY: help venv test test-tpu test-scale demo ablation benchmark-psca compile-table lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -53,6 +53,9 @@ test: venv  ## run the tests
 test-tpu: .tpu  ## compile kernels and network for TPUs, on a machine without one
 	PYTHONPATH=.tpu JAX_PLATFORMS=cpu $(PY) -m pytest -q -m tpu tests/tpu $(ARGS)
 
+test-scale: venv  ## train on meshes of pretended devices and in several processes, and kill them (20 minutes)
+	$(PY) -m pytest -q -m scale tests/scale $(ARGS)
+
 demo: venv  ## generate clips, train, sample and write a report to runs/demo
 	$(PY) -m flowley_jax.demo --out runs/demo $(ARGS)
 
@@ -61,6 +64,9 @@ ablation: venv  ## compare attention variants over three seeds (an hour; resumes
 
 benchmark-psca: .tpu  ## measure PSCA on this machine and by the TPU compiler (2 minutes on an idle machine)
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} PYTHONPATH=.tpu:. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PY) -m benchmarks.psca $(ARGS)
+
+compile-table: .tpu  ## compile the published training step for four TPU slices (10 minutes)
+	JAX_PLATFORMS=cpu PYTHONPATH=.tpu:. $(PY) -m benchmarks.compile_table $(ARGS)
 
 lint: venv  ## check style, formatting and types
 	$(PY) -m ruff check .

@@ -1,14 +1,14 @@
 """TPU programs compiled on a machine without a TPU, and what the compiler says of them."""
 
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from flowley_jax.training.chips import devices_of
 
 # Four chips of each generation.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -16,11 +16,8 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 def mesh_of(generation: str, shape: tuple[int, ...] = (1,), axes: tuple[str, ...] = ("data",)) -> Mesh:
     """A mesh of the first devices of a topology; needs libtpu, and no TPU."""
-    # libtpu would look for the machine's own TPU, and lock it against a second compilation, otherwise.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[generation])
-    devices = np.asarray(topology.devices)[: int(np.prod(shape))].reshape(shape)
+    found, _ = devices_of(TOPOLOGIES[generation])
+    devices = np.asarray(found)[: int(np.prod(shape))].reshape(shape)
     return Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 

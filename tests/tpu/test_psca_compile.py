@@ -8,16 +8,15 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.tpu_topologies import TOPOLOGIES, compile_on, costs, mesh_of
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.kernels.psca import psca
 from flowley_jax.model import ModelConfig
 from flowley_jax.training.optimizer import make_optimizer
-from flowley_jax.training.state import create_state
+from flowley_jax.training.sharding import AXES, Layout
+from flowley_jax.training.state import abstract_state
 from flowley_jax.training.step import make_train_step
 
 pytestmark = pytest.mark.tpu
@@ -93,29 +92,14 @@ def test_the_training_step_compiles_over_four_chips(generation, size):
     )
     config = ExperimentConfig(model=model)
     optimizer = make_optimizer(config.optim, config.train.steps)
-    graphdef, state = _abstract_state(config, optimizer)
-    mesh = mesh_of(generation, (2, 2), ("data", "tensor"))
-    step = make_train_step(config, graphdef, optimizer)
-    with jax.set_mesh(mesh):
-        lowered = step.lower(
-            _placed(state, mesh, PartitionSpec()), _placed(_batch(size, model), mesh, PartitionSpec("data"))
-        )
-        text = lowered.compile(compiler_options=QUICKLY).as_text()
+    layout = Layout(mesh_of(generation, (2, 1, 2), AXES), model.dtype)
+    graphdef, state = abstract_state(config, optimizer, layout)
+    step = make_train_step(config, graphdef, optimizer, layout)
+    batch = _batch(size, model)
+    lowered = step.lower(state, layout.placed(batch, dict.fromkeys(batch, layout.batch)))
+    text = lowered.compile(compiler_options=QUICKLY).as_text()
     for name in ("psca_forward", "psca_backward_audio", "psca_backward_video"):
         assert name in text
-
-
-def _abstract_state(config, optimizer):
-    graphdefs = []
-
-    def initial():
-        statistics = np.ones(config.model.audio_dim)
-        graphdef, state = create_state(config, optimizer, latent_mean=statistics, latent_std=statistics)
-        graphdefs.append(graphdef)
-        return state
-
-    state = jax.eval_shape(initial)
-    return graphdefs[0], state
 
 
 def _batch(size, model):
@@ -129,8 +113,3 @@ def _batch(size, model):
     }
     batch = {name: jax.ShapeDtypeStruct((clips, *shape), jnp.float32) for name, shape in shapes.items()}
     return {**batch, "text_len": jax.ShapeDtypeStruct((clips,), jnp.int32)}
-
-
-def _placed(tree, mesh, spec):
-    sharding = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

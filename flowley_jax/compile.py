@@ -1,0 +1,40 @@
+"""Compiles the training step for any topology: python -m flowley_jax.compile --config configs/vggsound.py
+--topology v5e:4x4
+"""
+
+import dataclasses
+import json
+
+from absl import flags
+from ml_collections import config_flags
+
+from flowley_jax.cli import run_main
+from flowley_jax.config import experiment_from
+
+DOES_NOT_FIT = 3
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, as for training.")
+_TOPOLOGY = flags.DEFINE_string("topology", "cpu", "Chips, such as v5e:16x16 or v5p:4x4x4, or cpu.")
+_SLICES = flags.DEFINE_integer("slices", 1, "Number of such slices.", lower_bound=1)
+_MFU = flags.DEFINE_float("mfu", 0.4, "Assumed share of the chips' peak.", lower_bound=0.01, upper_bound=1.0)
+_JSON = flags.DEFINE_string("json", None, "File for the figures.")
+
+
+def main() -> int:
+    """Command line; prints a table, and returns 3 where the step does not fit into a chip's memory."""
+    from flowley_jax.training.ahead import compile_step
+    from flowley_jax.training.ahead_table import table
+    from flowley_jax.whole_files import write_text
+
+    config = experiment_from(_CONFIG.value.to_dict())
+    estimate = compile_step(config, _TOPOLOGY.value, slices=_SLICES.value, mfu=_MFU.value)
+    print(table(estimate, steps=config.train.steps, mfu=_MFU.value))
+    if _JSON.value:
+        figures = {**dataclasses.asdict(estimate), "mfu": _MFU.value, "fits": estimate.fits}
+        write_text(_JSON.value, json.dumps(figures, indent=2) + "\n")
+    return 0 if estimate.fits else DOES_NOT_FIT
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    run_main(main)

@@ -1,0 +1,65 @@
+"""Accelerators that a program can be compiled for: what a chip has, and how to name many of them."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from flowley_jax.errors import FlowleyError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Memory in bytes and peak bfloat16 FLOPs per second of one chip (Google Cloud's figures)."""
+
+    memory: int
+    peak_flops: float
+
+
+CHIPS = {
+    "v4": Chip(32 * 2**30, 275e12),
+    "v5e": Chip(16 * 2**30, 197e12),
+    "v5p": Chip(95 * 2**30, 459e12),
+    "v6e": Chip(32 * 2**30, 918e12),
+}
+
+
+# libtpu would look for the machine's own TPU, lock it against a second compilation, and complain.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+def devices_of(topology: str, *, slices: int = 1) -> tuple[Sequence[Any], Chip | None]:
+    """Devices of a topology such as v5e:16x16 (chips in each direction), and their chip; "cpu" are this
+    machine's own. TPU topologies need libtpu, and no TPU.
+
+    Raises:
+      FlowleyError: no such chip or topology, or libtpu is not installed.
+    """
+    if topology == "cpu":
+        return jax.devices("cpu"), None
+    name, _, shape = topology.partition(":")
+    if name not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        raise FlowleyError(f"topology {topology!r} must be cpu, or one of {', '.join(CHIPS)} as in v5e:16x16")
+    for variable, value in _NO_TPU_HERE.items():
+        os.environ.setdefault(variable, value)
+    options = {"num_slices": slices} if slices > 1 else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except Exception as error:  # libtpu's own kinds
+        raise FlowleyError(f"topology {topology!r}: {_short(error)}") from error
+    return found.devices, CHIPS[name]
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    hint = "; libtpu is missing (pip install libtpu, or `make .tpu` and PYTHONPATH=.tpu)"
+    return text[:200] + (hint if "not installed" in text or "libtpu" in text else "")
