@@ -64,9 +64,7 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     graphdef, state = create_state(
         config, optimizer, layout, latent_mean=parts.latent_mean, latent_std=parts.latent_std
     )
-    whole = layout.left_whole(state.parameters)
-    if whole:
-        log.warning("%d weights stay whole, which the mesh does not divide, such as %s", len(whole), whole[0])
+    _tell_of_whole_weights(layout.left_whole(state.parameters))
     step_fn = make_train_step(config, graphdef, optimizer, layout)
     valid_fn = make_valid_step(config, graphdef, layout)
     rows, group = layout.rows(config.data.batch_size)
@@ -124,6 +122,11 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     interrupted = step < config.train.steps
     log.info("%s at step %d; checkpoints in %s", "stopped" if interrupted else "finished", step, workdir)
     return Outcome(step=step, interrupted=interrupted)
+
+
+def _tell_of_whole_weights(names: list[str]) -> None:
+    if names:
+        log.warning("%d weights stay whole, which the mesh does not divide, such as %s", len(names), names[0])
 
 
 def _check_sizes(config: ExperimentConfig, parts: Parts, records: Path) -> None:
