@@ -17,26 +17,24 @@ pytestmark = pytest.mark.scale
 
 KILLS = 20
 # Every second step begins a checkpoint, so that many kills fall into one.
-RUN = {"steps": 120, "train": {"valid_every": 1000, "checkpoint_every": 2}}
+RUN = {"steps": 120, "train": {"valid_every": 1000, "checkpoint_every": 2}, "ema": {"snapshot_every": 1000}}
 
 
 def test_kills_at_random_moments_change_nothing(tmp_path):
     records = tiny.write_records(tmp_path / "records")
     whole, killed = ({**RUN, "workdir": str(tmp_path / name)} for name in ("whole", "killed"))
-    launching.launch(records, [{**whole, "workdir": str(tmp_path / "first")}], devices=1)
-    began = time.monotonic()
-    # With its programs in the cache, as those that are killed have them.
     launching.launch(records, [whole], devices=1)
-    seconds = time.monotonic() - began
     chance = random.Random(0)
     reached = []
     for _ in range(KILLS):
         (process,) = launching.start(records, [killed], devices=1)
-        time.sleep(chance.uniform(0.4, 0.9) * seconds)
+        _wait_for_steps(process, tmp_path / "killed", chance.choice([0, 1, 2, 3, 5, 8]), chance)
+        # Anywhere within a step, a save, a restore or the start of the program.
+        time.sleep(chance.uniform(0.0, 0.3))
         process.kill()
         process.communicate()
-        reached.append(max((row["step"] for row in read_history(tmp_path / "killed")), default=0))
-    assert len(set(reached)) > 4, reached
+        reached.append(_last_step(tmp_path / "killed"))
+    assert len(set(reached)) > 5, reached
     launching.launch(records, [killed], devices=1)
     rows = [row["step"] for row in read_history(tmp_path / "killed") if "train/loss" in row]
     assert rows == list(range(1, RUN["steps"] + 1))
@@ -47,10 +45,30 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+def _last_step(workdir) -> int:
+    return max((row["step"] for row in read_history(workdir)), default=0)
+
+
+def _wait_for_steps(process, workdir, steps: int, chance) -> None:
+    """Until the process has logged this many steps; none is a moment somewhere before the first."""
+    if steps == 0:
+        return time.sleep(chance.uniform(0.0, 8.0))
+    target = None
+    while process.poll() is None:
+        # What comes after the last checkpoint is dropped from the history when a run goes on.
+        now = _last_step(workdir)
+        target = now + steps if target is None or now + steps < target else target
+        if now >= target:
+            return None
+        time.sleep(0.02)
+    return None
+
+
 def test_a_preemption_of_one_process_stops_all_after_the_same_step(tmp_path):
     records = tiny.write_records(tmp_path / "records")
     run = {"steps": 5000, "workdir": str(tmp_path / "run")}
     run["train"] = {"valid_every": 10_000, "checkpoint_every": 10_000}
+    run["ema"] = {"snapshot_every": 10_000}
     started = launching.start(records, [run], devices=2, processes=2)
     while len(read_history(tmp_path / "run")) < 3:
         assert all(process.poll() is None for process in started)

@@ -39,6 +39,7 @@ def experiment(records: Path, run) -> ExperimentConfig:
         config,
         data=dataclasses.replace(config.data, batch_size=8, **run.get("data", {})),
         flow=dataclasses.replace(config.flow, coupling_group=4),
+        ema=dataclasses.replace(config.ema, **run.get("ema", {})),
         mesh=MeshConfig(**run.get("mesh", {})),
         model=dataclasses.replace(config.model, **run.get("model", {})),
         train=dataclasses.replace(config.train, **run.get("train", {})),
