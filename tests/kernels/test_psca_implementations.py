@@ -23,7 +23,7 @@ from psca_definition import attend_and_differentiate
 from flowley_jax.errors import FlowleyError
 from flowley_jax.kernels.psca import api, psca
 from flowley_jax.kernels.psca.mask import aligned_frames
-from flowley_jax.kernels.psca.plan import VMEM_BUDGET, tile_bytes, tile_sizes
+from flowley_jax.kernels.psca.plan import VMEM_BUDGET, Plan, tile_bytes, tile_sizes
 from flowley_jax.model.attention import attention
 
 IMPLEMENTATIONS = ("xla", "pallas")
@@ -347,7 +347,7 @@ def test_tiles_fit_the_memory_and_the_tiling_rule(audio_length, video_length, he
         assert heads * dim > 2048
         return
     audio, video = tiles
-    assert audio == audio_length or audio % 16 == 0
+    assert audio == audio_length or audio % 8 == 0
     assert video == video_length or video % 128 == 0
     assert tile_bytes(audio, video, width=heads * dim, itemsize=itemsize) <= VMEM_BUDGET
 
@@ -362,7 +362,11 @@ def test_heads_too_wide_for_the_memory_are_refused_by_name(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fade_range": 0}, "fade_range=0 must be at least 1"),
+        ({"fade_range": 0}, "fade_range=0 must be below 16777216 frames, the latter at least 1"),
+        ({"window": 2**40}, "window=1099511627776 and fade_range=4 must be below"),
+        ({"fade_scale": -0.5}, r"fade_scale=-0.5 must be in \[0, 1\]"),
+        ({"fade_scale": math.nan}, r"fade_scale=nan must be in \[0, 1\]"),
+        ({"fade_scale": jnp.ones(4)}, r"fade_scale has shape \(4,\)"),
         ({"video_fps": 0.0}, "video_fps=0.0 must be positive"),
         ({"audio_fps": math.nan}, "audio_fps=nan must be positive"),
         ({"mask_floor": -1e-6}, "mask_floor=-1e-06 must be 0 or a positive number"),
@@ -374,9 +378,53 @@ def test_impossible_options_are_named(change, message):
         psca(q, k, v, **_settings(12, 8, **change))
 
 
-def test_shapes_that_do_not_fit_are_named():
-    """Asked of the check itself: under pytest jaxtyping would refuse the call before."""
+def test_arrays_that_do_not_fit_are_named():
+    """Asked of the checks themselves: under pytest jaxtyping would refuse the call before."""
+    with pytest.raises(FlowleyError, match="scale=.* must be a number, and not traced"):
+        api._check_scalars(0.5, jnp.ones(()))
     q, k, v, _ = _inputs(0, 12, 8)
+    with pytest.raises(FlowleyError, match=r"q \(12, 2, 8\), k"):
+        api._check_shapes(q[0], k, v)
+    with pytest.raises(FlowleyError, match="q int32, k float32"):
+        api._check_shapes(q.astype(jnp.int32), k, v)
     for keys, values in ((k, v[:, :7]), (k[:, :, :1], v[:, :, :1]), (k[:, :0], v[:, :0])):
         with pytest.raises(FlowleyError, match=r"q \(2, 12, 2, 8\), k .* must be \(B, Ta, H, d\)"):
             api._check_shapes(q, keys, values)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    audio_length=st.integers(1, 120),
+    video_length=st.integers(1, 120),
+    audio_tile=st.integers(1, 40),
+    video_tile=st.integers(1, 40),
+    rate=st.floats(0.2, 8.0),
+    reach=st.integers(1, 9),
+)
+def test_the_hard_cut_visits_the_tiles_that_a_window_touches(
+    audio_length, video_length, audio_tile, video_tile, rate, reach
+):
+    frames = aligned_frames(audio_length, video_length, video_fps=8.0, audio_fps=8.0 * rate)
+    plan = Plan(
+        audio_length=audio_length, video_length=video_length, num_heads=1, head_dim=1, audio_tile=audio_tile,
+        video_tile=video_tile, window=0, fade_range=reach, hard_cut=True, scale=1.0,
+        frames=tuple(frames.tolist()), interpret=True,
+    )  # fmt: skip
+    near = np.abs(np.arange(video_length)[None] - frames[:, None]) <= reach
+    touched = {(i // audio_tile, j // video_tile) for i, j in np.argwhere(near).tolist()}
+
+    def pairs(visits):
+        runs = enumerate(zip(visits.first, visits.last, strict=True))
+        return {(outer, inner) for outer, (first, last) in runs for inner in range(first, last + 1)}
+
+    # A tile of rows reads one run of frames: with no gap in the clock, nothing but what it needs.
+    assert touched <= pairs(plan.video_visits())
+    if max(np.diff(frames), default=0) <= 1:
+        assert touched == pairs(plan.video_visits())
+    found = {(inner, outer) for outer, inner in pairs(plan.audio_visits())}
+    assert touched <= found
+    read = {video for _, video in touched}
+    # Frames that no row reads still need one visit, which writes their zero gradient.
+    idle = plan.video_tiles - len(read)
+    if max(np.diff(frames), default=0) <= 1:
+        assert len(found) == len(touched) + idle

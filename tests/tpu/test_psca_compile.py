@@ -27,13 +27,16 @@ SIZES = {
     "44.1 kHz": {"batch": 16, "audio": 345, "video": 64, "fps": 8.0},
     "five minutes": {"batch": 1, "audio": 9375, "video": 2400, "fps": 8.0},
 }
+WIDE = {"batch": 2, "audio": 345, "video": 512, "fps": 8.0}
 HEADS, DIM = 8, 64
 # The compiler's searches for the fastest convolution of thousands of positions take it minutes each.
 QUICKLY = {"exec_time_optimization_effort": -1.0}
 
 
-def _compiled(generation, size, direction, *, dtype=jnp.bfloat16, **options):
-    batch, audio, video, fps = (SIZES[size][name] for name in ("batch", "audio", "video", "fps"))
+def _compiled(generation, size, direction, *, dtype=jnp.bfloat16, heads=HEADS, dim=DIM, **options):
+    batch, audio, video, fps = (
+        {**SIZES, "wide": WIDE}[size][name] for name in ("batch", "audio", "video", "fps")
+    )
     settings = {"implementation": "pallas", "window": 0, **options}
     attend = functools.partial(
         psca, video_fps=fps, audio_fps=fps * audio / video, fade_range=4, fade="cosine", **settings
@@ -43,7 +46,7 @@ def _compiled(generation, size, direction, *, dtype=jnp.bfloat16, **options):
         out, vjp = jax.vjp(functools.partial(attend, fade_scale=scale), q, k, v)
         return out if direction == "forward" else vjp(cotangent)
 
-    shapes = [jax.ShapeDtypeStruct((batch, n, HEADS, DIM), dtype) for n in (audio, video, video, audio)]
+    shapes = [jax.ShapeDtypeStruct((batch, n, heads, dim), dtype) for n in (audio, video, video, audio)]
     return compile_on(generation, jax.jit(both), [*shapes, jax.ShapeDtypeStruct((), jnp.float32)])
 
 
@@ -70,13 +73,19 @@ def test_the_kernels_compile_and_keep_the_mask_out_of_memory(generation, directi
     assert 0 < costs(compiled)["kernel_vmem_bytes"] < VMEM
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(("heads", "dim", "dtype"), [(24, 64, jnp.float32), (24, 128, jnp.bfloat16)])
+def test_wide_models_compile_with_small_tiles(direction, heads, dim, dtype):
+    compiled = _compiled("v5e", "wide", direction, dtype=dtype, heads=heads, dim=dim)
+    assert 0 < costs(compiled)["kernel_vmem_bytes"] < VMEM
+
+
 @pytest.mark.parametrize("generation", TOPOLOGIES)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_the_mask_moves_no_bytes(generation, direction):
     masked = costs(_compiled(generation, "published", direction))
-    for implementation in ("pallas", "xla"):
-        plain = costs(_compiled(generation, "published", direction, window=-1, implementation=implementation))
-        assert masked["hbm_bytes"] <= 1.02 * plain["hbm_bytes"], implementation
+    plain = costs(_compiled(generation, "published", direction, window=-1, implementation="xla"))
+    assert masked["hbm_bytes"] <= 1.02 * plain["hbm_bytes"]
 
 
 @pytest.mark.parametrize("generation", TOPOLOGIES)

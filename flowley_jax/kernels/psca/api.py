@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -42,14 +43,16 @@ def psca(
 ) -> Float[Array, "B Ta H d"]:
     """softmax(q kᵀ·scale + log(M⁽ℓ⁾ + ε)) v, with the mask shared by batch and heads (paper, PSCA).
 
-    Differentiable in q, k and v; the mask has no gradient.
+    Differentiable in q, k and v; the mask has no gradient. Pallas has first, reverse-mode derivatives only.
 
     Args:
-      q, k, v: queries of the audio positions, keys and values of the video frames; float32 or bfloat16.
-      fade_scale: β_ℓ of this depth, a scalar that may be traced.
+      q, k, v: queries of the audio positions, keys and values of the video frames; for Pallas all float32 or
+        all bfloat16.
+      fade_scale: β_ℓ of this depth in [0, 1], a scalar that may be traced; nothing below may.
       video_fps, audio_fps: rates of the two clocks, in frames and positions per second.
       window, fade_range, fade: ω, δ (frames) and the profile F; a negative ω turns the mask off.
-      mask_floor: ε; at 0.0 frames outside the windows are neither read nor computed.
+      mask_floor: ε; at 0.0 frames outside the windows have weight zero, and only those that share a band of
+        rows, or a tile, with a window are read.
       scale: softmax scale, 1/√d unless given.
       implementation: "xla", "pallas" (TPU, or any machine with `interpret`), or None, which takes Pallas
         on TPU where it can and XLA otherwise, and logs why. A named one never falls back.
@@ -60,8 +63,10 @@ def psca(
     Raises:
       FlowleyError: shapes do not fit each other, an option is out of its range, the named implementation
         cannot do this call, or the name is unknown.
+      NotImplementedError: second derivatives of the Pallas kernels.
     """
     _check_shapes(q, k, v)
+    _check_scalars(fade_scale, scale)
     shape = Window(
         video_fps=video_fps,
         audio_fps=audio_fps,
@@ -78,11 +83,24 @@ def psca(
 
 
 def _check_shapes(q, k, v) -> None:
-    batch, _, heads, dim = q.shape
-    if k.shape != v.shape or (k.shape[0], *k.shape[2:]) != (batch, heads, dim) or k.shape[1] == 0:
+    shapes = tuple(jnp.shape(x) for x in (q, k, v))
+    fit = all(len(shape) == 4 and 0 not in shape for shape in shapes) and shapes[1] == shapes[2]
+    if not fit or (shapes[0][0], *shapes[0][2:]) != (shapes[1][0], *shapes[1][2:]):
         raise FlowleyError(
-            f"q {q.shape}, k {k.shape} and v {v.shape} must be (B, Ta, H, d), (B, Tv, H, d) and (B, Tv, H, d)"
+            f"q {shapes[0]}, k {shapes[1]} and v {shapes[2]} must be (B, Ta, H, d), (B, Tv, H, d) and "
+            "(B, Tv, H, d), and none of them empty"
         )
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (q, k, v)):
+        raise FlowleyError(f"q {q.dtype}, k {k.dtype} and v {v.dtype} must be floating-point")
+
+
+def _check_scalars(fade_scale, scale) -> None:
+    if jnp.ndim(fade_scale) != 0:
+        raise FlowleyError(f"fade_scale has shape {jnp.shape(fade_scale)}, and must be one number")
+    if not isinstance(fade_scale, jax.core.Tracer) and not 0.0 <= float(fade_scale) <= 1.0:
+        raise FlowleyError(f"fade_scale={fade_scale} must be in [0, 1]")
+    if scale is not None and not isinstance(scale, int | float | np.number):
+        raise FlowleyError(f"scale={scale!r} must be a number, and not traced")
 
 
 def _choose(shape: Window, q, k, v, implementation: Implementation | None, interpret) -> Implementation:

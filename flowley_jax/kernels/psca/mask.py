@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from flowley_jax.errors import FlowleyError
 
+_MOST_FRAMES = 2**24
 Fade = Literal["cosine", "linear", "gaussian", "none"]
 
 
@@ -41,11 +42,20 @@ class Window:
     mask_floor: float
 
     def __post_init__(self):
+        for name in ("video_fps", "audio_fps", "mask_floor"):
+            if not isinstance(getattr(self, name), int | float | np.number):
+                raise FlowleyError(f"{name}={getattr(self, name)!r} must be a number, and not traced")
+        for name in ("window", "fade_range"):
+            if not isinstance(getattr(self, name), int | np.integer):
+                raise FlowleyError(f"{name}={getattr(self, name)!r} must be an integer, and not traced")
         for name in ("video_fps", "audio_fps"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise FlowleyError(f"{name}={getattr(self, name)} must be positive")
-        if self.fade_range < 1:
-            raise FlowleyError(f"fade_range={self.fade_range} must be at least 1 frame")
+        if not 1 <= self.fade_range < _MOST_FRAMES or self.window >= _MOST_FRAMES:
+            raise FlowleyError(
+                f"window={self.window} and fade_range={self.fade_range} must be below {_MOST_FRAMES} frames, "
+                "the latter at least 1"
+            )
         if self.fade not in typing.get_args(Fade):
             raise FlowleyError(f"fade={self.fade!r} must be one of {', '.join(typing.get_args(Fade))}")
         if not 0.0 <= self.mask_floor < math.inf:

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from flowley_jax.kernels.psca.mask import log_mask
-from flowley_jax.kernels.psca.plan import Plan
+from flowley_jax.kernels.psca.plan import Plan, Visits
 
 Axis = Literal["audio", "video"]
 
@@ -125,52 +125,61 @@ def _call(
     """
     visits = plan.video_visits() if outer == "audio" else plan.audio_visits()
     grid = (audio[0].shape[0], len(visits.first), visits.count)
-    sizes = {"audio": (plan.audio_tile, plan.audio_tiles), "video": (plan.video_tile, plan.video_tiles)}
+    sizes = {"audio": plan.audio_tile, "video": plan.video_tile}
 
     def tile_of(axis: Axis):
         if axis == outer:
-            return lambda b, i, s, first: i
-        return lambda b, i, s, first: jnp.minimum(first[i] + s, sizes[axis][1] - 1)
+            return lambda b, i, s, first, last: i
+        # A tile that is read already is not read again.
+        return lambda b, i, s, first, last: jnp.minimum(first[i] + s, last[i])
 
     def tile(axis: Axis, array) -> pl.BlockSpec:
         index = tile_of(axis)
-        return pl.BlockSpec((None, sizes[axis][0], array.shape[-1]), lambda b, *at: (b, index(b, *at), 0))
+        return pl.BlockSpec((None, sizes[axis], array.shape[-1]), lambda b, *at: (b, index(b, *at), 0))
 
     frames_tile = tile_of("audio")
     in_specs = [
         pl.BlockSpec(table.shape, lambda *_: (0, 0)),
-        pl.BlockSpec((1, plan.audio_tile), lambda *at: (0, frames_tile(*at))),
+        pl.BlockSpec((None, 1, plan.audio_tile), lambda *at: (frames_tile(*at), 0, 0)),
         *(tile("audio", array) for array in audio),
         *(tile("video", array) for array in video),
     ]
     call = pl.pallas_call(
         functools.partial(kernel, plan, visits.count),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
+            num_scalar_prefetch=2,
             grid=grid,
             in_specs=in_specs,
             out_specs=[tile(outer, array) for array in outputs],
-            scratch_shapes=[pltpu.VMEM((sizes[outer][0], columns), jnp.float32) for columns in scratch],
+            scratch_shapes=[pltpu.VMEM((sizes[outer], columns), jnp.float32) for columns in scratch],
         ),
         out_shape=outputs,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        cost_estimate=_cost(plan, grid, outer, audio, video, outputs, products=products),
+        cost_estimate=_cost(plan, visits, outer, audio, video, outputs, products=products),
         interpret=plan.interpret,
         name=name,
     )
-    frames = jnp.asarray(np.asarray(plan.frames, np.int32)[None])
-    return call(np.asarray(visits.first, np.int32), table, frames, *audio, *video)
+    first, last = (np.asarray(index, np.int32) for index in (visits.first, visits.last))
+    return call(first, last, table, jnp.asarray(_frames_by_tile(plan)), *audio, *video)
 
 
-def _cost(plan: Plan, grid, outer: Axis, audio, video, outputs, *, products: int) -> pl.CostEstimate:
+def _frames_by_tile(plan: Plan) -> np.ndarray:
+    """Aligned frames (tiles, 1, rows): a TPU takes a block of any number of rows where it is a whole row."""
+    missing = plan.audio_tiles * plan.audio_tile - plan.audio_length
+    frames = np.pad(np.asarray(plan.frames, np.int32), (0, missing), mode="edge")
+    return frames.reshape(plan.audio_tiles, 1, plan.audio_tile)
+
+
+def _cost(
+    plan: Plan, visits: Visits, outer: Axis, audio, video, outputs, *, products: int
+) -> pl.CostEstimate:
     """What XLA cannot see in a kernel: `products` of matrices for each visited pair of tiles, and bytes."""
-    batch, tiles, count = grid
-    scores = batch * tiles * count * plan.audio_tile * plan.video_tile
+    scores = audio[0].shape[0] * visits.total * plan.audio_tile * plan.video_tile
     visited, own, parts = (
         (video, audio, plan.video_tiles) if outer == "audio" else (audio, video, plan.audio_tiles)
     )
     # A single tile stays in VMEM; of several, each is read at every visit.
-    reads = 1.0 if parts == 1 else tiles * count / parts
+    reads = 1.0 if parts == 1 else visits.total / parts
     return pl.CostEstimate(
         flops=2 * products * scores * plan.num_heads * plan.head_dim,
         transcendentals=scores * plan.num_heads,
@@ -182,8 +191,8 @@ def _bytes(arrays) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
 
 
-def _forward_kernel(plan: Plan, count, first, table, frames, q, k, v, out, lse, top, total, acc):
-    tile, step = _visited(first)
+def _forward_kernel(plan: Plan, count, first, last, table, frames, q, k, v, out, lse, top, total, acc):
+    tile, step, needed = _visited(first, last)
 
     @pl.when(step == 0)
     def _():
@@ -191,7 +200,7 @@ def _forward_kernel(plan: Plan, count, first, table, frames, q, k, v, out, lse, 
         total[...] = jnp.zeros_like(total)
         acc[...] = jnp.zeros_like(acc)
 
-    @pl.when(tile < plan.video_tiles)
+    @pl.when(needed)
     def _():
         bias = _log_mask(plan, table, frames, tile)
         keys, values = _frames_only(plan, k, tile), _frames_only(plan, v, tile)
@@ -216,15 +225,15 @@ def _forward_kernel(plan: Plan, count, first, table, frames, q, k, v, out, lse, 
 
 
 def _backward_audio_kernel(
-    plan: Plan, count, first, table, frames, q, cotangent, out, lse, k, v, dq, acc
+    plan: Plan, count, first, last, table, frames, q, cotangent, out, lse, k, v, dq, acc
 ):  # fmt: skip
-    tile, step = _visited(first)
+    tile, step, needed = _visited(first, last)
 
     @pl.when(step == 0)
     def _():
         acc[...] = jnp.zeros_like(acc)
 
-    @pl.when(tile < plan.video_tiles)
+    @pl.when(needed)
     def _():
         bias = _log_mask(plan, table, frames, tile)
         keys, values = _frames_only(plan, k, tile), _frames_only(plan, v, tile)
@@ -242,9 +251,9 @@ def _backward_audio_kernel(
 
 
 def _backward_video_kernel(
-    plan: Plan, count, first, table, frames, q, cotangent, out, lse, k, v, dk, dv, dk_acc, dv_acc
+    plan: Plan, count, first, last, table, frames, q, cotangent, out, lse, k, v, dk, dv, dk_acc, dv_acc
 ):  # fmt: skip
-    tile, step = _visited(first)
+    tile, step, needed = _visited(first, last)
     video_tile = pl.program_id(1)
 
     @pl.when(step == 0)
@@ -252,7 +261,7 @@ def _backward_video_kernel(
         dk_acc[...] = jnp.zeros_like(dk_acc)
         dv_acc[...] = jnp.zeros_like(dv_acc)
 
-    @pl.when(tile < plan.audio_tiles)
+    @pl.when(needed)
     def _():
         bias = _log_mask(plan, table, frames, video_tile)
         queries, cotangents, outs, lses = (
@@ -279,10 +288,11 @@ def _inner(out, cotangent):
     return jnp.sum(out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1, keepdims=True)
 
 
-def _visited(first):
-    """The tile of the inner axis that this step visits, which may lie past the last one, and the step."""
-    step = pl.program_id(2)
-    return first[pl.program_id(1)] + step, step
+def _visited(first, last):
+    """The tile of the inner axis that this step visits, the step, and whether the outer tile needs it."""
+    outer, step = pl.program_id(1), pl.program_id(2)
+    tile = first[outer] + step
+    return tile, step, tile <= last[outer]
 
 
 def _heads(plan: Plan):

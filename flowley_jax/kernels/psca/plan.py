@@ -16,12 +16,21 @@ class Visits:
     """For each tile of one axis, the run of tiles of the other axis that it needs.
 
     Attributes:
-      first: index of the first one.
-      count: the largest number of them; a tile that needs fewer skips the rest.
+      first, last: index of the first and of the last one.
     """
 
     first: tuple[int, ...]
-    count: int
+    last: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """The largest number of them; a tile that needs fewer neither reads nor computes the rest."""
+        return max(last - first for first, last in zip(self.first, self.last, strict=True)) + 1
+
+    @property
+    def total(self) -> int:
+        """Pairs of tiles that are read and computed."""
+        return sum(self.last) - sum(self.first) + len(self.first)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,33 +79,29 @@ class Plan:
     def video_visits(self) -> Visits:
         """Video tiles that each audio tile reads."""
         if not self.hard_cut:
-            return Visits(first=(0,) * self.audio_tiles, count=self.video_tiles)
+            return Visits(first=(0,) * self.audio_tiles, last=(self.video_tiles - 1,) * self.audio_tiles)
         frames = np.asarray(self.frames)
         low, high = [], []
         for start in range(0, self.audio_length, self.audio_tile):
             rows = frames[start : start + self.audio_tile]
             low.append(max(0, int(rows[0]) - self.reach) // self.video_tile)
             high.append(min(self.video_length - 1, int(rows[-1]) + self.reach) // self.video_tile)
-        return _visits(low, high)
+        return Visits(first=tuple(low), last=tuple(high))
 
     def audio_visits(self) -> Visits:
         """Audio tiles that read each video tile; a tile that none reads gets one that masks it out."""
         if not self.hard_cut:
-            return Visits(first=(0,) * self.video_tiles, count=self.audio_tiles)
+            return Visits(first=(0,) * self.video_tiles, last=(self.audio_tiles - 1,) * self.video_tiles)
         frames = np.asarray(self.frames)
         low, high = [], []
         for start in range(0, self.video_length, self.video_tile):
             last = min(self.video_length, start + self.video_tile) - 1
             row = int(np.searchsorted(frames, start - self.reach, side="left"))
             end = int(np.searchsorted(frames, last + self.reach, side="right")) - 1
-            low.append(min(row, self.audio_length - 1) // self.audio_tile)
-            high.append(max(row, min(end, self.audio_length - 1)) // self.audio_tile)
-        return _visits(low, [max(a, b) for a, b in zip(low, high, strict=True)])
-
-
-def _visits(low: list[int], high: list[int]) -> Visits:
-    count = max(last - first for first, last in zip(low, high, strict=True)) + 1
-    return Visits(first=tuple(low), count=count)
+            row = min(row, self.audio_length - 1)
+            low.append(row // self.audio_tile)
+            high.append(max(row, end) // self.audio_tile)
+        return Visits(first=tuple(low), last=tuple(high))
 
 
 def tile_sizes(
