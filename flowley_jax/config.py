@@ -119,6 +119,11 @@ class TrainConfig:
     Attributes:
       accumulation: parts of a batch whose gradients are computed one after the other and added up, for a
         batch that does not fit into memory; the result is that of the whole batch.
+      checkpoint_every, checkpoint_minutes: a checkpoint is stored after so many steps, and at a log line
+        where the last one is so old.
+      max_skipped: steps in a row without a finite loss and gradient, none of which changes anything, that end
+        the run.
+      profile_from, profile_steps: first of so many steps to trace; 0 traces none.
     """
 
     steps: int = 300_000
@@ -127,12 +132,20 @@ class TrainConfig:
     valid_every: int = 2000
     preview_every: int = 10_000
     checkpoint_every: int = 1000
+    checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 3
+    max_skipped: int = 10
+    profile_from: int = 0
+    profile_steps: int = 3
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
+            if field.type is int and field.name != "profile_from" and getattr(self, field.name) < 1:
                 raise FlowleyError(f"train.{field.name}={getattr(self, field.name)} must be at least 1")
+        if self.profile_from < 0:
+            raise FlowleyError(f"train.profile_from={self.profile_from} must not be negative")
+        if not self.checkpoint_minutes > 0.0:
+            raise FlowleyError(f"train.checkpoint_minutes={self.checkpoint_minutes} must be positive")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

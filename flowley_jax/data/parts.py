@@ -99,6 +99,11 @@ class Parts:
         return self.video_length_for(self.seconds)
 
     @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Ta, Tv and Tt of a clip."""
+        return self.audio_length, self.video_length, self.text_encoder.max_tokens
+
+    @property
     def dims(self) -> Dims:
         """Sizes of an example of the records."""
         return Dims(

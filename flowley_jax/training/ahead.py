@@ -16,6 +16,9 @@ from flowley_jax.training.sharding import Layout, make_layout
 from flowley_jax.training.state import TrainState, abstract_state
 from flowley_jax.training.step import make_train_step
 
+# Ta, Tv and Tt of a clip.
+Lengths = tuple[int, int, int]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -63,11 +66,11 @@ def compile_step(config: ExperimentConfig, topology: str, *, slices: int, mfu: f
     """
     devices, chip = devices_of(topology, slices=slices)
     layout = make_layout(config, devices)
-    state, batch, step = _abstract_step(config, layout)
+    state, batch, step = _abstract_step(config, layout, lengths(config))
     started = time.perf_counter()
     compiled: Any = step.lower(state, batch).compile()
     seconds = time.perf_counter() - started
-    flops = step_flops(config)
+    flops = step_flops(config, lengths(config))
     return Estimate(
         topology=topology if slices == 1 else f"{slices} × {topology}",
         devices=len(devices),
@@ -83,9 +86,12 @@ def compile_step(config: ExperimentConfig, topology: str, *, slices: int, mfu: f
     )
 
 
-def step_flops(config: ExperimentConfig) -> float:
+def step_flops(config: ExperimentConfig, lengths: Lengths) -> float:
     """FLOPs of forward and backward pass and of the optimiser for one batch, as XLA counts them in a program
     without loops and recomputation.
+
+    Raises:
+      RuntimeError: JAX has no CPU device here.
     """
     # A loop's body would be counted once.
     model = dataclasses.replace(config.model, layers="unrolled", remat="none", psca_implementation="xla")
@@ -96,12 +102,12 @@ def step_flops(config: ExperimentConfig) -> float:
         flow=dataclasses.replace(config.flow, immiscible=False),
         train=dataclasses.replace(config.train, accumulation=1),
     )
-    state, batch, step = _abstract_step(plain, make_layout(plain, jax.devices("cpu")[:1]))
+    state, batch, step = _abstract_step(plain, make_layout(plain, jax.devices("cpu")[:1]), lengths)
     costs: Any = step.lower(state, batch).cost_analysis()
     return float(costs["flops"])
 
 
-def lengths(config: ExperimentConfig) -> tuple[int, int, int]:
+def lengths(config: ExperimentConfig) -> Lengths:
     """Ta, Tv and Tt of the clips that are compiled for."""
     data = config.data
     seconds = data.generate_seconds
@@ -112,16 +118,18 @@ def lengths(config: ExperimentConfig) -> tuple[int, int, int]:
     )
 
 
-def _abstract_step(config: ExperimentConfig, layout: Layout):
+def _abstract_step(config: ExperimentConfig, layout: Layout, lengths: Lengths):
     optimizer = make_optimizer(config.optim, config.train.steps)
     graphdef, state = abstract_state(config, optimizer, layout)
     step = make_train_step(config, graphdef, optimizer, layout)
-    return state, _abstract_batch(config, layout), step
+    return state, _abstract_batch(config, layout, lengths), step
 
 
-def _abstract_batch(config: ExperimentConfig, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
+def _abstract_batch(
+    config: ExperimentConfig, layout: Layout, lengths: Lengths
+) -> dict[str, jax.ShapeDtypeStruct]:
     model, clips = config.model, config.data.batch_size
-    audio, video, text = lengths(config)
+    audio, video, text = lengths
     shapes = {
         "audio_mean": (audio, model.audio_dim),
         "audio_std": (audio, model.audio_dim),

@@ -12,6 +12,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from flowley_jax.errors import FlowleyError
+from flowley_jax.training import processes
+from flowley_jax.training.checksums import checksums
 from flowley_jax.training.ema import synthesis_weights, weighted_sum
 from flowley_jax.training.sharding import path_name
 from flowley_jax.training.state import TrainState
@@ -21,13 +23,17 @@ log = logging.getLogger(__name__)
 _policies: Any = ocp.training.preservation_policies
 
 
+DAMAGED = "damaged"
+
+
 class RunCheckpoints:
-    """The latest states of a run, each with the position in its data, in one atomic step.
+    """The latest states of a run, each with the position in its data and checksums, in one atomic step.
 
     Saves run in the background; `close` (or leaving the `with` block) waits for the last one.
     """
 
     def __init__(self, workdir: Path, *, keep: int):
+        self._workdir = workdir
         self._checkpointer = ocp.training.Checkpointer(
             str((workdir / "checkpoints").absolute()), preservation_policy=_policies.LatestN(keep)
         )
@@ -53,26 +59,66 @@ class RunCheckpoints:
         """
         if step == self.latest_step:
             return
+        metadata = {"data": dict(data_state), "checksums": checksums(state)}
         with _writing(self._checkpointer):
             self._checkpointer.save_checkpointables_async(
-                step, {"state": _plain(state)}, custom_metadata={"data": dict(data_state)}, force=True
+                step, {"state": _plain(state)}, custom_metadata=metadata, force=True
             )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state, placed like `like`, and its data position.
+        """The newest sound state, placed like `like`, and its data position.
+
+        Damaged checkpoints that are newer are moved to `workdir/damaged`, with a warning.
 
         Raises:
-          FlowleyError: the stored tree has other leaves or shapes.
+          FlowleyError: none is sound, or they are of another network, with every leaf that differs; nothing
+            is moved then.
         """
-        latest = self._checkpointer.latest
-        assert latest is not None
+        problems: dict[int, FlowleyError] = {}
+        steps = sorted((entry.step for entry in self._checkpointer.checkpoints), reverse=True)
+        for step in steps:
+            found, problem = None, None
+            try:
+                found = self._read(step, like)
+            except FlowleyError as error:
+                problem = error
+            if processes.everywhere(problem is None) and found:
+                self._set_aside(problems)
+                return found
+            problems[step] = problem or FlowleyError(f"{self._at(step)}: another process cannot read it")
+        raise problems[steps[0]]
+
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         abstract = jax.tree.map(_abstract, _plain(like))
-        with _reading(self._checkpointer, latest.step):
-            loaded = self._checkpointer.load_checkpointables(latest.step, {"state": abstract})
-        metadata: Any = self._checkpointer.checkpointables_metadata(latest.step).custom_metadata
-        if not isinstance(metadata, dict) or "data" not in metadata:
-            raise FlowleyError(f"{self._checkpointer.directory}/{latest.step}: holds no data position")
-        return _unplain(loaded["state"], like), metadata["data"]
+        with _reading(self._checkpointer, step):
+            found: Any = self._checkpointer.checkpointables_metadata(step)
+            metadata, stored = found.custom_metadata, dict(found.metadata["state"])
+            data, sums = metadata["data"], metadata["checksums"]
+        _check_leaves(abstract, stored, self._at(step))
+        with _reading(self._checkpointer, step):
+            loaded = self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+        changed = [name for name, value in checksums(loaded).items() if value != sums.get(name)]
+        if changed:
+            raise FlowleyError(
+                f"{self._at(step)}: damaged: {len(changed)} arrays are not as stored, such as {changed[0]}"
+            )
+        return _unplain(loaded, like), data
+
+    def _set_aside(self, problems: Mapping[int, FlowleyError]) -> None:
+        for step, problem in problems.items():
+            log.warning("%s; moved to %s, going on from an older one", problem, self._workdir / DAMAGED)
+            if processes.is_first():
+                target = self._workdir / DAMAGED / str(step)
+                while target.exists():
+                    target = target.with_name(f"{target.name}_again")
+                target.parent.mkdir(exist_ok=True)
+                self._at(step).rename(target)
+        processes.wait_for_all("damaged checkpoints moved")
+        if problems:
+            self._checkpointer.reload()
+
+    def _at(self, step: int) -> Path:
+        return Path(str(self._checkpointer.directory)) / str(step)
 
 
 class EmaSnapshots:
@@ -103,9 +149,11 @@ class EmaSnapshots:
         if step in self.steps:
             return
         items = {f"track_{index}": _plain(tree) for index, tree in enumerate(state.averages)}
+        items["constants"] = _plain(state.constants)
+        sums: Any = {name: checksums(item) for name, item in items.items()}
         with _writing(self._checkpointer):
             self._checkpointer.save_checkpointables(
-                step, {**items, "constants": _plain(state.constants)}, force=True
+                step, items, custom_metadata={"checksums": sums}, force=True
             )
 
     def constants(self, like) -> Any:
@@ -134,8 +182,16 @@ class EmaSnapshots:
 
     def _load(self, step: int, item: str, like) -> dict[str, Any]:
         abstract = jax.tree.map(_abstract, _plain(like))
+        folder = f"{self._checkpointer.directory}/{step}"
         with _reading(self._checkpointer, step):
-            return self._checkpointer.load_checkpointables(step, {item: abstract})[item]
+            found: Any = self._checkpointer.checkpointables_metadata(step)
+            stored, sums = dict(found.metadata[item]), found.custom_metadata["checksums"][item]
+        _check_leaves(abstract, stored, folder)
+        with _reading(self._checkpointer, step):
+            loaded = self._checkpointer.load_checkpointables(step, {item: abstract})[item]
+        if checksums(loaded) != sums:
+            raise FlowleyError(f"{folder}: damaged: {item} is not as stored")
+        return loaded
 
     @property
     def last_step(self) -> int:
@@ -165,8 +221,22 @@ def _reading(checkpointer: ocp.training.Checkpointer, step: int) -> Iterator[Non
         yield
     except Exception as error:
         raise FlowleyError(
-            f"{checkpointer.directory}/{step}: damaged, or of another configuration ({_short(error)})"
+            f"{checkpointer.directory}/{step}: damaged, or written by an earlier version ({_short(error)})"
         ) from error
+
+
+def _check_leaves(wanted: Mapping[str, Any], stored: Mapping[str, Any], folder: str | Path) -> None:
+    here = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in wanted.items()}
+    there = {name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in stored.items()}
+    lines = [
+        f"  {name}: {there.get(name, 'missing')} there, {here.get(name, 'unknown')} here"
+        for name in sorted(here.keys() | there.keys())
+        if here.get(name) != there.get(name)
+    ]
+    if lines:
+        raise FlowleyError(
+            "\n".join([f"{folder}: is of another network; {len(lines)} arrays differ:", *lines])
+        )
 
 
 def _short(error: Exception) -> str:

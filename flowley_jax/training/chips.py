@@ -14,7 +14,7 @@ from flowley_jax.errors import FlowleyError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Memory in bytes and peak bfloat16 FLOPs per second of one chip (Google Cloud's figures)."""
+    """Memory in bytes and peak dense bfloat16 FLOPs per second of one chip, by its maker's figures."""
 
     memory: int
     peak_flops: float
@@ -26,6 +26,30 @@ CHIPS = {
     "v5p": Chip(95 * 2**30, 459e12),
     "v6e": Chip(32 * 2**30, 918e12),
 }
+
+GPUS = {
+    "A100": Chip(80 * 2**30, 312e12),
+    "H100": Chip(80 * 2**30, 989e12),
+    "H200": Chip(141 * 2**30, 989e12),
+    "B200": Chip(180 * 2**30, 2250e12),
+}
+# How JAX names a TPU.
+_TPU_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so, if it is one of those known here."""
+    if device_kind in _TPU_KINDS:
+        return CHIPS[_TPU_KINDS[device_kind]]
+    return next((chip for name, chip in GPUS.items() if name in device_kind), None)
 
 
 # libtpu would look for the machine's own TPU, lock it against a second compilation, and complain.

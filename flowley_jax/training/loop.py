@@ -1,15 +1,13 @@
 """The loop around the training step: data, logs, validation, checkpoints, interruption."""
 
+import contextlib
 import dataclasses
 import logging
-import math
-import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.data.parts import Parts
@@ -19,11 +17,16 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.training import preview, processes
 from flowley_jax.training import workdir as workdirs
 from flowley_jax.training.checkpoint import EmaSnapshots, RunCheckpoints
+from flowley_jax.training.goodput import Goodput
 from flowley_jax.training.optimizer import make_optimizer
+from flowley_jax.training.profiling import ProfileWindow
 from flowley_jax.training.reports import Reports
 from flowley_jax.training.sharding import Layout, make_layout
+from flowley_jax.training.signals import StopSignal
+from flowley_jax.training.speed import speed_of
 from flowley_jax.training.state import TrainState, create_state
 from flowley_jax.training.step import make_train_step, make_valid_step
+from flowley_jax.training.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +39,6 @@ class Outcome:
     interrupted: bool
 
 
-class NonFiniteLossError(FlowleyError):
-    """The loss of a step was NaN or infinite; the last checkpoint holds the state before it."""
-
-
 def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     """Trains until `config.train.steps`, going on from the newest checkpoint in `workdir`.
 
@@ -49,8 +48,9 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
 
     Raises:
       FlowleyError: records and model disagree about sizes, or the folder belongs to another run.
-      NonFiniteLossError: names the first step whose loss was not finite.
+      NonFiniteLossError: `train.max_skipped` steps in a row had no finite loss or gradient.
     """
+    goodput = Goodput(workdir)
     records = Path(config.data.records)
     parts = Parts.load(records)
     _check_sizes(config, parts, records)
@@ -79,7 +79,7 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     with (
         RunCheckpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
         EmaSnapshots(workdir) as snapshots,
-        _StopSignal() as stop,
+        StopSignal() as stop,
     ):
         if checkpoints.latest_step is not None:
             state, data_state = checkpoints.restore(state)
@@ -93,32 +93,49 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
             workdir,
             f"{sum(leaf.size for leaf in jax.tree.leaves(state.parameters)):,}",
         )
-        window = _Window(config.data.batch_size)
-        with Reports(workdir, first_step=first, last_step=config.train.steps) as reports:
+        window = Window(config, speed_of(config, parts.lengths))
+        clock = _Clock(goodput, window, minutes=config.train.checkpoint_minutes)
+        profile = ProfileWindow(workdir, first=config.train.profile_from, count=config.train.profile_steps)
+        with profile, Reports(workdir, first_step=first, last_step=config.train.steps) as reports:
+            goodput.spent("start")
             while step < config.train.steps and not stop.requested_at(step):
-                started = time.perf_counter()
                 batch = layout.place_rows(next(batches))
-                waited = time.perf_counter() - started
-                state, metrics = step_fn(state, batch)
                 step += 1
+                waited = clock.batch_is_there(step)
+                profile.before(step)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, metrics = step_fn(state, batch)
+                if step == first + 1:
+                    clock.compiled()
+                    waited = 0.0
                 window.add(step, metrics, waited)
-                if _due(step, config.train.log_every, config):
-                    reports.training(step, window.close())
+                profile.after(step, metrics)
+                clock.step_is_done(step)
+                logs = _due(step, config.train.log_every, config)
+                if logs:
+                    with clock.aside(step, "reports"):
+                        reports.training(step, {**window.close(), **goodput.figures})
+                        goodput.write(step)
                 if validates and _due(step, config.train.valid_every, config):
-                    reports.validation(step, _validate(valid_fn, state, records, config, layout))
-                    window.restart_clock()
+                    with clock.aside(step, "reports"):
+                        reports.validation(step, _validate(valid_fn, state, records, config, layout))
                 if validates and step % config.train.preview_every == 0:
-                    preview.write(reports.writer, step, graphdef, state, layout, records, parts, config)
-                    window.restart_clock()
+                    with clock.aside(step, "reports"):
+                        preview.write(reports.writer, step, graphdef, state, layout, records, parts, config)
                 if _due(step, config.ema.snapshot_every, config):
-                    window.check_finite()
-                    snapshots.save(state, step)
-                if _due(step, config.train.checkpoint_every, config):
-                    window.check_finite()
-                    checkpoints.save(step, state, batches.get_state())
+                    with clock.aside(step, "checkpoint"):
+                        snapshots.save(state, step)
+                if _due(step, config.train.checkpoint_every, config) or (logs and clock.checkpoint_is_old()):
+                    with clock.aside(step, "checkpoint"):
+                        checkpoints.save(step, state, batches.get_state())
+                    clock.stored()
+            window.finish_step()
             if stop.requested and step > first:
-                window.check_finite()
-                checkpoints.save(step, state, batches.get_state())
+                with clock.aside(step, "checkpoint"):
+                    checkpoints.save(step, state, batches.get_state())
+    if step > first:
+        goodput.spent("checkpoint")
+        goodput.write(step)
     interrupted = step < config.train.steps
     log.info("%s at step %d; checkpoints in %s", "stopped" if interrupted else "finished", step, workdir)
     return Outcome(step=step, interrupted=interrupted)
@@ -162,79 +179,40 @@ def _validate(
     return {f"valid/{name}": value / count for name, value in sums.items()}
 
 
-class _Window:
-    """Metrics since the last log line, left on the device until the window closes."""
+class _Clock:
+    """Tells what the time of the loop is spent on, and when a checkpoint is due by it."""
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._metrics: list[tuple[int, Mapping[str, jax.Array]]] = []
-        self._waited = 0.0
-        self._paused = 0.0
-        self._started = time.perf_counter()
+    def __init__(self, goodput: Goodput, window: Window, *, minutes: float):
+        self._goodput, self._window = goodput, window
+        self._most = 60.0 * minutes
+        self._stored = time.monotonic()
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> None:
-        self._metrics.append((step, metrics))
-        self._waited += waited
+    def batch_is_there(self, step: int) -> float:
+        """Seconds in which the devices had nothing to do for want of the batch of this step."""
+        if self._window.devices_idle:
+            return self._goodput.spent("data")
+        self.step_is_done(step)
+        return 0.0
 
-    def restart_clock(self) -> None:
-        """Leaves what happened since the last log line out of the step time, when nothing was trained."""
-        if not self._metrics:
-            self._started = time.perf_counter()
+    def step_is_done(self, step: int) -> None:
+        self._goodput.spent(self._goodput.kind_of_step(step))
 
-    def check_finite(self) -> None:
-        for step, metrics in self._metrics:
-            loss = float(jax.device_get(metrics["loss"]))
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"the loss of step {step} is {loss}; the newest checkpoint is older and sound. Lower "
-                    "optim.learning_rate, or look at the records of that step"
-                )
+    def compiled(self) -> None:
+        self._goodput.spent("compile")
+        self._window.restart_clock()
 
-    def close(self) -> dict[str, float]:
-        self.check_finite()
-        fetched = jax.device_get([metrics for _, metrics in self._metrics])
-        values = {f"train/{name}": float(np.mean([row[name] for row in fetched])) for name in fetched[0]}
-        seconds = (time.perf_counter() - self._started) / len(fetched)
-        values["step_time"] = seconds
-        values["data_wait"] = self._waited / len(fetched)
-        values["examples_per_second"] = self._batch_size / seconds
-        self._metrics.clear()
-        self._waited = 0.0
-        self._started = time.perf_counter()
-        return values
+    @contextlib.contextmanager
+    def aside(self, step: int, kind: str) -> Iterator[None]:
+        """Around what is no training."""
+        self._window.finish_step()
+        self.step_is_done(step)
+        yield
+        self._goodput.spent(kind)
+        self._window.restart_clock()
 
+    def checkpoint_is_old(self) -> bool:
+        """Whether the last one was stored too long ago; all processes have to ask."""
+        return processes.first_says(time.monotonic() - self._stored >= self._most)
 
-class _StopSignal:
-    """Turns the first SIGTERM or SIGINT into a request; a second one acts as usual.
-
-    Of several processes JAX has taken SIGTERM over, and makes all of them stop after the same step.
-    """
-
-    def __init__(self):
-        self.requested = False
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> "_StopSignal":
-        if jax.process_count() > 1:
-            return self
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._request)
-        except ValueError:
-            log.info("not in the main thread: signals do not stop this run")
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def requested_at(self, step: int) -> bool:
-        """Whether to stop now that `step` steps are done; asked after every step, by all processes."""
-        self.requested = self.requested or processes.preempted(step)
-        return self.requested
-
-    def _request(self, number, frame) -> None:
-        del frame
-        self.requested = True
-        signal.signal(number, self._previous[number])  # type: ignore[arg-type]
-        log.info("stopping after this step; once more to stop at once")
+    def stored(self) -> None:
+        self._stored = time.monotonic()

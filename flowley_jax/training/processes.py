@@ -3,6 +3,7 @@
 import logging
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from flowley_jax.errors import FlowleyError
@@ -55,6 +56,20 @@ def wait_for_all(what: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def everywhere(holds: bool) -> bool:
+    """Whether something holds in every process; all of them have to ask."""
+    if jax.process_count() == 1:
+        return holds
+    return bool(multihost_utils.process_allgather(np.asarray(holds)).all())
+
+
+def first_says(value: bool) -> bool:
+    """What the first process says; all of them have to ask."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def preempted(step: int) -> bool:

@@ -17,7 +17,7 @@ class Progress:
         elapsed = time.monotonic() - self._started
         left = elapsed / max(1, step - self._first) * (self._last - step)
         self._print(
-            f"step {step}/{self._last}  loss {values['train/loss']:.4f}  "
+            f"step {step}/{self._last}  loss {values.get('train/loss', float('nan')):.4f}  "
             f"{values['examples_per_second']:.1f} examples/s  left {clock(left)}",
             replace=sys.stderr.isatty() and step < self._last,
         )

@@ -19,6 +19,7 @@ from flowley_jax.model.stack import Fetch, as_stored
 from flowley_jax.training.ema import update_averages
 from flowley_jax.training.sharding import Layout
 from flowley_jax.training.state import TrainState
+from flowley_jax.training.update_ratios import update_ratios
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -52,6 +53,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step; it donates the state. Randomness is folded from the seed and the step's number, and
     belongs to places in the whole batch: neither the mesh nor accumulation changes it.
+
+    Where loss or gradient is not finite, the metric `skipped` is 1, and nothing but the number of steps
+    changes.
     """
     key = jax.random.key(config.seed)
 
@@ -73,7 +77,20 @@ def make_train_step(
         parameters: Any = optax.apply_updates(state.parameters, updates)
         finished = state.step + 1
         averages = update_averages(state.averages, parameters, finished, config.ema.sigma_rels)
-        metrics = {**_named(losses), "gradient_norm": optax.tree.norm(gradients)}
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(losses.total) & jnp.isfinite(norm)
+        changed = (parameters, optimizer_state, averages)
+        kept = (state.parameters, state.optimizer, state.averages)
+        parameters, optimizer_state, averages = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), changed, kept
+        )
+        reported = finite & (finished % config.train.log_every == 0)
+        metrics = {
+            **_named(losses),
+            "gradient_norm": norm,
+            "skipped": 1.0 - finite,
+            **update_ratios(updates, state.parameters, when=reported),
+        }
         after = TrainState(finished, parameters, state.constants, optimizer_state, averages)
         return jax.lax.with_sharding_constraint(after, layout.of_state(after)), metrics
 

@@ -380,7 +380,7 @@ def test_impossible_options_are_named(change, message):
 
 def test_arrays_that_do_not_fit_are_named():
     """Asked of the checks themselves: under pytest jaxtyping would refuse the call before."""
-    with pytest.raises(FlowleyError, match="scale=.* must be a number, and not traced"):
+    with pytest.raises(FlowleyError, match=r"scale=.* must be a number, and not traced"):
         api._check_scalars(0.5, jnp.ones(()))
     q, k, v, _ = _inputs(0, 12, 8)
     with pytest.raises(FlowleyError, match=r"q \(12, 2, 8\), k"):

@@ -131,7 +131,7 @@ def test_the_compiled_step_is_accounted_for():
     assert estimate.memory["optimiser"] == 8 * size + 2 * jnp.dtype(jnp.int32).itemsize
     assert estimate.memory["temporaries"] > 0 and estimate.exchanges == {}
     twice = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=8))
-    assert 1.8 < step_flops(twice) / estimate.flops < 2.0
+    assert 1.8 < step_flops(twice, lengths(twice)) / estimate.flops < 2.0
     text = table(estimate, steps=6, mfu=0.5)
     assert f"{estimate.memory['parameters'] / 2**20:,.0f}" in text and "4 clips, 448 tokens" in text
 

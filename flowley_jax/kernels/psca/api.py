@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -97,7 +98,7 @@ def _check_shapes(q, k, v) -> None:
 def _check_scalars(fade_scale, scale) -> None:
     if jnp.ndim(fade_scale) != 0:
         raise FlowleyError(f"fade_scale has shape {jnp.shape(fade_scale)}, and must be one number")
-    if not isinstance(fade_scale, jax.core.Tracer) and not 0.0 <= float(fade_scale) <= 1.0:
+    if not isinstance(fade_scale, Tracer) and not 0.0 <= float(fade_scale) <= 1.0:
         raise FlowleyError(f"fade_scale={fade_scale} must be in [0, 1]")
     if scale is not None and not isinstance(scale, int | float | np.number):
         raise FlowleyError(f"scale={scale!r} must be a number, and not traced")
