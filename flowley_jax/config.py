@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -149,6 +150,55 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """What a run begins with.
+
+    Attributes:
+      weights: folder of another run, or a file under the published names (.safetensors; .pth with PyTorch);
+        empty for random weights. Its latent statistics and empty features are kept, too.
+      sigma_rel: EMA length of a folder's weights.
+    """
+
+    weights: str = ""
+    sigma_rel: float = 0.05
+
+    def __post_init__(self):
+        _check_sigma_rel("start.sigma_rel", self.sigma_rel)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adaptation instead of training all weights; see `training.lora`.
+
+    Attributes:
+      rank: of the adapters; 0 trains all weights.
+      alpha: the adapters count alpha / rank times.
+      layers: regular expressions, searched for in names such as single_stream.0.reader.video.kv; by
+        default all maps of attention.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    layers: tuple[str, ...] = (r"\.(qkv|q|kv|out)$",)
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise FlowleyError(f"lora.rank={self.rank} must not be negative")
+        if not self.layers:
+            raise FlowleyError("lora.layers=() must name at least one layer")
+        for pattern in self.layers:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise FlowleyError(f"lora.layers: {pattern!r} is no regular expression ({error})") from error
+
+    @property
+    def strength(self) -> float:
+        """By which the adapters' product is multiplied."""
+        return self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """Devices along the axes of the mesh: `data` copies of the weights, each split over `fsdp` devices, and
     over `tensor`, which also split heads and hidden channels. -1 takes all devices that the others leave.
@@ -195,6 +245,8 @@ class ExperimentConfig:
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
     train: TrainConfig = TrainConfig()
+    start: StartConfig = StartConfig()
+    lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
     sample: SampleConfig = SampleConfig()
 
@@ -204,6 +256,8 @@ class ExperimentConfig:
             raise FlowleyError(f"data.batch_size={batch} must be a multiple of flow.coupling_group={group}")
         if batch % parts:
             raise FlowleyError(f"data.batch_size={batch} must be a multiple of train.accumulation={parts}")
+        if self.lora.rank and not self.start.weights:
+            raise FlowleyError(f"lora.rank={self.lora.rank} needs start.weights: what is to be adapted")
         if parts > 1 and self.flow.loss.kind == "pseudo_huber":
             raise FlowleyError(
                 f"train.accumulation={parts} needs flow.loss.kind=mse: pseudo_huber is no sum over parts"

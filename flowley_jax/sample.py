@@ -29,6 +29,8 @@ _SOLVER = flags.DEFINE_enum(
 _GUIDANCE = flags.DEFINE_float(
     "guidance", None, "Classifier-free guidance scale; below 1 the condition alone."
 )
+_ADAPTER = flags.DEFINE_string("adapter", None, "File of LoRA adapters to add to the weights.")
+_ADAPTER_FACTOR = flags.DEFINE_float("adapter_factor", 1.0, "How strongly; 1 as trained, 0 not at all.")
 _SIGMA_REL = flags.DEFINE_float("sigma_rel", None, "EMA length of the weights.", lower_bound=0.0)
 
 
@@ -43,7 +45,12 @@ def main() -> int:
     sources = find_sources(Path(_VIDEO.value), prompt=_PROMPT.value, split=_SPLIT.value)
     check_out(out, many=len(sources) > 1)
     workdir = Path(_WORKDIR.value)
-    sampler = Sampler.load(workdir, settings=_settings(read_config(workdir).sample))
+    sampler = Sampler.load(
+        workdir,
+        settings=_settings(read_config(workdir).sample),
+        adapter=_ADAPTER.value,
+        adapter_factor=_ADAPTER_FACTOR.value,
+    )
     results = write_sounds(
         sampler, sources, out, kind=f".{_KIND.value}", seed=_SEED.value, num_samples=_NUM_SAMPLES.value
     )

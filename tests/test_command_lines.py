@@ -208,6 +208,50 @@ def test_configurations_that_mean_nothing(tmp_path, config, flag, expected):
     assert not (tmp_path / "run").exists()
 
 
+def test_averages_of_several_lengths_are_compared_and_one_is_written(debug_run, tmp_path):
+    workdir, _ = debug_run
+    result = _run("flowley_jax.ema", "--workdir", workdir, "--sigma-rel", "0.04", "--sigma-rel=0.15")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "sigma_rel 0.04, up to step 4",
+        "sigma_rel 0.15, up to step 4",
+    ]
+    losses = [float(line.rsplit(" ", 1)[1]) for line in lines]
+    assert np.isfinite(losses).all() and losses[0] != losses[1]
+    out = tmp_path / "weights.safetensors"
+    result = _run("flowley_jax.ema", "--workdir", workdir, "--sigma-rel=0.1", "--novalidate", "--out", out)
+    assert result.stdout.splitlines() == ["sigma_rel 0.1, up to step 4", str(out)]
+    tuned = _train(tmp_path / "tuned", f"--config.start.weights={out}", "--config.lora.rank=2")
+    assert tuned.returncode == 0, tuned.stderr
+    assert f"starting from {out}" in tuned.stderr
+    adapter = tmp_path / "adapter.safetensors"
+    result = _run(
+        "flowley_jax.ema",
+        "--workdir",
+        tmp_path / "tuned",
+        "--sigma-rel=0.1",
+        "--novalidate",
+        "--adapter",
+        adapter,
+    )
+    assert result.returncode == 0 and adapter.stat().st_size < out.stat().st_size / 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--sigma-rel=0.5",), "sigma_rel=0.5 must be between 0 and 0.288"),
+        (("--out=a.safetensors", "--sigma-rel=0.05", "--sigma-rel=0.1"), "take one --sigma-rel, not 2"),
+        (("--adapter=a.safetensors", "--sigma-rel=0.05"), "was trained without LoRA"),
+        (("--records=nowhere",), "nowhere: no records with a valid split"),
+        (("--out=a.npz", "--novalidate", "--sigma-rel=0.05"), "a.npz: must end in .safetensors"),
+    ],
+)
+def test_averaging_flags_that_mean_nothing(tiny_run, flags, expected):
+    _fails_in_one_line(_run("flowley_jax.ema", "--workdir", tiny_run, *flags), expected)
+
+
 def test_a_folder_of_another_configuration_is_left_alone(debug_run):
     workdir, _ = debug_run
     before = _tree(workdir)

@@ -14,11 +14,9 @@ from flax import nnx
 
 from flowley_jax.config import SampleConfig
 from flowley_jax.data.parts import PARTS_FILE, Parts
-from flowley_jax.model import Flowley
-from flowley_jax.model.flowley import Constant
 from flowley_jax.sampling.keys import item_key
 from flowley_jax.sampling.latents import sample_latents
-from flowley_jax.training.checkpoint import EmaSnapshots
+from flowley_jax.training.weights import averaged_weights, with_adapters
 from flowley_jax.training.workdir import PARTS, read_config
 
 log = logging.getLogger(__name__)
@@ -57,11 +55,19 @@ class Sampler:
     origin: Mapping[str, Any]
 
     @classmethod
-    def load(cls, workdir: str | Path, *, settings: SampleConfig | None = None) -> "Sampler":
+    def load(
+        cls,
+        workdir: str | Path,
+        *,
+        settings: SampleConfig | None = None,
+        adapter: str | Path | None = None,
+        adapter_factor: float = 1.0,
+    ) -> "Sampler":
         """Reads a training folder: averaged weights of `settings.sigma_rel`, and the parts.
 
         Args:
           settings: in place of those of the run's configuration.
+          adapter: file of LoRA adapters to add, `adapter_factor` times.
 
         Raises:
           FlowleyError: there is no run in the folder, or it has no averaged weights yet.
@@ -69,20 +75,16 @@ class Sampler:
         workdir = Path(workdir)
         config = read_config(workdir)
         settings = settings or config.sample
-        abstract = nnx.eval_shape(lambda: Flowley(config.model, rngs=nnx.Rngs(0)))
-        graphdef, parameters, constants = nnx.split(abstract, nnx.Param, Constant)
-        with EmaSnapshots(workdir) as snapshots:
-            averaged = snapshots.synthesise(
-                parameters, sigma_rels=config.ema.sigma_rels, sigma_rel=settings.sigma_rel
-            )
-            variables = (averaged, snapshots.constants(constants))
-            step = snapshots.last_step
+        weights = averaged_weights(workdir, sigma_rel=settings.sigma_rel)
+        if adapter:
+            weights = with_adapters(weights, Path(adapter), factor=adapter_factor)
+        variables = (weights.parameters, weights.constants)
         return cls(
-            graphdef=graphdef,
+            graphdef=weights.graphdef,
             variables=jax.tree.map(jnp.asarray, variables),
             parts=Parts.load(workdir / PARTS),
             settings=settings,
-            origin={"step": step, "digest": _digest(variables, workdir / PARTS / PARTS_FILE)},
+            origin={"step": weights.step, "digest": _digest(variables, workdir / PARTS / PARTS_FILE)},
         )
 
     def sound(

@@ -59,6 +59,7 @@ class RunCheckpoints:
         """
         if step == self.latest_step:
             return
+        state = state.as_stored
         metadata = {"data": dict(data_state), "checksums": checksums(state)}
         with _writing(self._checkpointer):
             self._checkpointer.save_checkpointables_async(
@@ -89,7 +90,7 @@ class RunCheckpoints:
         raise problems[steps[0]]
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        abstract = jax.tree.map(_abstract, _plain(like))
+        abstract = jax.tree.map(_abstract, _plain(like.as_stored))
         with _reading(self._checkpointer, step):
             found: Any = self._checkpointer.checkpointables_metadata(step)
             metadata, stored = found.custom_metadata, dict(found.metadata["state"])
@@ -102,7 +103,7 @@ class RunCheckpoints:
             raise FlowleyError(
                 f"{self._at(step)}: damaged: {len(changed)} arrays are not as stored, such as {changed[0]}"
             )
-        return _unplain(loaded, like), data
+        return _unplain(loaded, like.as_stored)._replace(frozen=like.frozen), data
 
     def _set_aside(self, problems: Mapping[int, FlowleyError]) -> None:
         for step, problem in problems.items():

@@ -11,10 +11,10 @@ import jax
 
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.data.parts import Parts
-from flowley_jax.data.pipeline import eval_batches, train_batches
+from flowley_jax.data.pipeline import train_batches
 from flowley_jax.data.record import has_split
 from flowley_jax.errors import FlowleyError
-from flowley_jax.training import preview, processes
+from flowley_jax.training import preview, processes, weights
 from flowley_jax.training import workdir as workdirs
 from flowley_jax.training.checkpoint import EmaSnapshots, RunCheckpoints
 from flowley_jax.training.goodput import Goodput
@@ -24,8 +24,9 @@ from flowley_jax.training.reports import Reports
 from flowley_jax.training.sharding import Layout, make_layout
 from flowley_jax.training.signals import StopSignal
 from flowley_jax.training.speed import speed_of
-from flowley_jax.training.state import TrainState, create_state
+from flowley_jax.training.state import create_state, state_from
 from flowley_jax.training.step import make_train_step, make_valid_step
+from flowley_jax.training.validation import validation_losses
 from flowley_jax.training.window import Window
 
 log = logging.getLogger(__name__)
@@ -61,12 +62,6 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
 
     layout = make_layout(config)
     optimizer = make_optimizer(config.optim, config.train.steps)
-    graphdef, state = create_state(
-        config, optimizer, layout, latent_mean=parts.latent_mean, latent_std=parts.latent_std
-    )
-    _tell_of_whole_weights(layout.left_whole(state.parameters))
-    step_fn = make_train_step(config, graphdef, optimizer, layout)
-    valid_fn = make_valid_step(config, graphdef, layout)
     rows, group = layout.rows(config.data.batch_size)
     batches = train_batches(
         records,
@@ -81,7 +76,12 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
         EmaSnapshots(workdir) as snapshots,
         StopSignal() as stop,
     ):
-        if checkpoints.latest_step is not None:
+        resumes = checkpoints.latest_step is not None
+        graphdef, state = _begin(config, optimizer, layout, parts, workdir, resumes=resumes)
+        _tell_of_whole_weights(layout.left_whole(state.parameters))
+        step_fn = make_train_step(config, graphdef, optimizer, layout)
+        valid_fn = make_valid_step(config, graphdef, layout)
+        if resumes:
             state, data_state = checkpoints.restore(state)
             batches.set_state(data_state)
         first = step = int(state.step)
@@ -118,7 +118,7 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
                         goodput.write(step)
                 if validates and _due(step, config.train.valid_every, config):
                     with clock.aside(step, "reports"):
-                        reports.validation(step, _validate(valid_fn, state, records, config, layout))
+                        reports.validation(step, validation_losses(valid_fn, state, records, config, layout))
                 if validates and step % config.train.preview_every == 0:
                     with clock.aside(step, "reports"):
                         preview.write(reports.writer, step, graphdef, state, layout, records, parts, config)
@@ -139,6 +139,30 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     interrupted = step < config.train.steps
     log.info("%s at step %d; checkpoints in %s", "stopped" if interrupted else "finished", step, workdir)
     return Outcome(step=step, interrupted=interrupted)
+
+
+def _begin(
+    config: ExperimentConfig, optimizer, layout: Layout, parts: Parts, workdir: Path, *, resumes: bool
+):
+    """Structure and first state: random, or what `config.start` names.
+
+    A run that goes on does not need the latter any more: a checkpoint replaces all but the weights that LoRA
+    adapts, and those are kept in the run's folder.
+    """
+    kept = workdir / weights.BASE
+    if not config.start.weights or (resumes and not config.lora.rank):
+        return create_state(
+            config, optimizer, layout, latent_mean=parts.latent_mean, latent_std=parts.latent_std
+        )
+    if kept.exists():
+        found = weights.read_weights(kept, config.model)
+    else:
+        log.info("starting from %s", config.start.weights)
+        found = weights.starting_weights(config)
+    processes.wait_for_all("starting weights read")
+    if config.lora.rank and not kept.exists() and processes.is_first():
+        weights.write_weights(kept, found, {"source": config.start.weights})
+    return state_from(found.parameters, found.constants, config, optimizer, layout)
 
 
 def _tell_of_whole_weights(names: list[str]) -> None:
@@ -164,19 +188,6 @@ def _check_sizes(config: ExperimentConfig, parts: Parts, records: Path) -> None:
 
 def _due(step: int, every: int, config: ExperimentConfig) -> bool:
     return step % every == 0 or step == config.train.steps
-
-
-def _validate(
-    valid_fn, state: TrainState, records: Path, config: ExperimentConfig, layout: Layout
-) -> dict[str, float]:
-    sums: dict[str, float] = {}
-    count = 0
-    for index, batch in enumerate(eval_batches(records, "valid", batch_size=config.data.batch_size)):
-        size = len(batch["text_len"])
-        for name, value in jax.device_get(valid_fn(state, layout.place(batch), index)).items():
-            sums[name] = sums.get(name, 0.0) + float(value) * size
-        count += size
-    return {f"valid/{name}": value / count for name, value in sums.items()}
 
 
 class _Clock:

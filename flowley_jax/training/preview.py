@@ -14,7 +14,7 @@ from flowley_jax.sampling.keys import item_key
 from flowley_jax.sampling.latents import sample_latents
 from flowley_jax.training.metrics import MetricWriter
 from flowley_jax.training.sharding import Layout
-from flowley_jax.training.state import TrainState
+from flowley_jax.training.state import TrainState, weights_of
 
 CLIPS = 2
 
@@ -34,7 +34,8 @@ def write(
 
     Every process takes part, since the weights are on all devices; the one with a writer goes on alone.
     """
-    variables = layout.on_host((state.averages[0], state.constants))
+    averaged = weights_of(state, config, state.averages[0])
+    variables = layout.on_host((averaged, state.constants))
     if writer is None:
         return
     batch = next(islice(eval_batches(records, "valid", batch_size=CLIPS), 1))

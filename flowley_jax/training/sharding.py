@@ -190,6 +190,14 @@ class Layout:
         """A batch from the rows that this process feeds."""
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.batch, x), arrays)
 
+    def place_weights(self, weights: Any) -> Any:
+        """Weights that every process has whole, each where a state keeps it."""
+        return jax.tree.map(
+            lambda x, at: jax.make_array_from_callback(x.shape, at, lambda index: np.asarray(x)[index]),
+            weights,
+            self.of_state(weights),
+        )
+
     def place(self, arrays: Any) -> Any:
         """A batch that every process has read whole, split where it can be divided."""
 

@@ -11,6 +11,7 @@ from flax import nnx
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.model import Flowley
 from flowley_jax.model.flowley import Constant
+from flowley_jax.training import lora
 from flowley_jax.training.sharding import Layout
 
 
@@ -19,7 +20,8 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: finished steps, int32.
-      parameters: nnx.State of nnx.Param, float32.
+      parameters: what is trained, float32: the nnx.State of nnx.Param, or LoRA's adapters.
+      frozen: the nnx.State of nnx.Param under LoRA; empty without. Checkpoints leave it out.
       constants: nnx.State of the latent statistics and empty features.
       optimizer: optax state.
       averages: one tree like `parameters` for every EMA track.
@@ -27,9 +29,15 @@ class TrainState(NamedTuple):
 
     step: jax.Array
     parameters: Any
+    frozen: Any
     constants: Any
     optimizer: Any
     averages: tuple
+
+    @property
+    def as_stored(self) -> "TrainState":
+        """Without what never changes."""
+        return self._replace(frozen={})
 
 
 def create_state(
@@ -40,7 +48,7 @@ def create_state(
     latent_mean: np.ndarray,
     latent_std: np.ndarray,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """Initial values, each made where `layout` wants it: no device ever holds all of them.
+    """Random values, each made where `layout` wants it: no device ever holds all of them.
 
     Args:
       latent_mean, latent_std: (audio_dim,) statistics of the training latents.
@@ -50,27 +58,72 @@ def create_state(
         model = _model(config)
         model.latent_mean.set_value(jnp.asarray(latent_mean, jnp.float32))
         model.latent_std.set_value(jnp.asarray(latent_std, jnp.float32))
-        return model
+        return _initial(*_split(model), config, optimizer)
 
     graphdef, shapes = abstract_state(config, optimizer, layout)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    return graphdef, jax.jit(lambda: _initial(build(), config, optimizer), out_shardings=shardings)()
+    return graphdef, jax.jit(build, out_shardings=shardings)()
+
+
+def state_from(
+    parameters: Any,
+    constants: Any,
+    config: ExperimentConfig,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The state of a run that begins with given weights, which every process has in its memory."""
+    graphdef, shapes = abstract_state(config, optimizer, layout)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    placed = layout.place_weights((parameters, constants))
+
+    def build(parameters, constants):
+        return _initial(parameters, constants, config, optimizer)
+
+    return graphdef, jax.jit(build, out_shardings=shardings)(*placed)
 
 
 def abstract_state(
     config: ExperimentConfig, optimizer: optax.GradientTransformation, layout: Layout
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """What `create_state` makes, as shapes with their shardings; no array is made."""
+    """What a run's state consists of, as shapes with their shardings; no array is made."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: _model(config)))
-    shapes = jax.eval_shape(lambda: _initial(_model(config), config, optimizer))
+    shapes = jax.eval_shape(lambda: _initial(*_split(_model(config)), config, optimizer))
     return graphdef, layout.placed(shapes, layout.of_state(shapes))
+
+
+def weights_of(state: TrainState, config: ExperimentConfig, trained: Any = None) -> Any:
+    """The network's weights, with LoRA's adapters added.
+
+    Args:
+      trained: in place of the state's own, such as averages.
+    """
+    trained = state.parameters if trained is None else trained
+    if not config.lora.rank:
+        return trained
+    return lora.merged(state.frozen, trained, strength=config.lora.strength)
 
 
 def _model(config: ExperimentConfig) -> Flowley:
     return Flowley(config.model, rngs=nnx.Rngs(params=jax.random.key(config.seed)))
 
 
-def _initial(model: Flowley, config: ExperimentConfig, optimizer: optax.GradientTransformation) -> TrainState:
+def _split(model: Flowley) -> tuple[Any, Any]:
     _, parameters, constants = nnx.split(model, nnx.Param, Constant)
+    return parameters, constants
+
+
+def _initial(parameters, constants, config: ExperimentConfig, optimizer) -> TrainState:
+    frozen = {}
+    if config.lora.rank:
+        frozen = parameters
+        parameters = lora.new_adapters(frozen, config.lora, jax.random.key(config.seed))
     averages = tuple(jax.tree.map(jnp.copy, parameters) for _ in config.ema.sigma_rels)
-    return TrainState(jnp.zeros((), jnp.int32), parameters, constants, optimizer.init(parameters), averages)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        parameters=parameters,
+        frozen=frozen,
+        constants=constants,
+        optimizer=optimizer.init(parameters),
+        averages=averages,
+    )

@@ -18,7 +18,7 @@ from flowley_jax.model import Flowley
 from flowley_jax.model.stack import Fetch, as_stored
 from flowley_jax.training.ema import update_averages
 from flowley_jax.training.sharding import Layout
-from flowley_jax.training.state import TrainState
+from flowley_jax.training.state import TrainState, weights_of
 from flowley_jax.training.update_ratios import update_ratios
 
 Batch = dict[str, jax.Array]
@@ -60,12 +60,12 @@ def make_train_step(
     key = jax.random.key(config.seed)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        model = nnx.merge(graphdef, state.parameters, state.constants)
+        model = nnx.merge(graphdef, weights_of(state, config), state.constants)
         step_key = jax.random.fold_in(key, state.step)
         examples = draw_examples(model, layout.split_batch(batch), step_key, config, layout, training=True)
 
         def loss(parameters, examples):
-            fetched = layout.fetch(parameters, but=_BLOCKS)
+            fetched = layout.fetch(weights_of(state, config, parameters), but=_BLOCKS)
             model = nnx.merge(graphdef, fetched, state.constants)
             losses = example_losses(model, layout.split_batch(examples), config, fetch=layout.fetch)
             return losses.total, losses
@@ -91,7 +91,9 @@ def make_train_step(
             "skipped": 1.0 - finite,
             **update_ratios(updates, state.parameters, when=reported),
         }
-        after = TrainState(finished, parameters, state.constants, optimizer_state, averages)
+        after = state._replace(
+            step=finished, parameters=parameters, optimizer=optimizer_state, averages=averages
+        )
         return jax.lax.with_sharding_constraint(after, layout.of_state(after)), metrics
 
     return layout.jit(step, donate_argnums=0)
@@ -104,7 +106,8 @@ def make_valid_step(
     key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
 
     def step(state: TrainState, batch: Batch, index) -> Metrics:
-        model = nnx.merge(graphdef, layout.fetch(state.parameters, but=_BLOCKS), state.constants)
+        fetched = layout.fetch(weights_of(state, config), but=_BLOCKS)
+        model = nnx.merge(graphdef, fetched, state.constants)
         step_key = jax.random.fold_in(key, index)
         examples = draw_examples(model, batch, step_key, config, layout, training=False)
         return _named(example_losses(model, examples, config, fetch=layout.fetch))
