@@ -1,6 +1,6 @@
 # Everything a newcomer needs, on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-tpu test-scale demo ablation benchmark-psca compile-table lint lock clean FORCE
+.PHONY: help venv test test-tpu test-scale demo ablation benchmark-psca benchmark-reading compile-table lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -64,6 +64,9 @@ ablation: venv  ## compare attention variants over three seeds (an hour; resumes
 
 benchmark-psca: .tpu  ## measure PSCA on this machine and by the TPU compiler (2 minutes on an idle machine)
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} PYTHONPATH=.tpu:. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PY) -m benchmarks.psca $(ARGS)
+
+benchmark-reading: venv  ## measure how fast this machine reads batches (5 minutes, 5 GB of disk)
+	$(PY) -m benchmarks.reading $(ARGS)
 
 compile-table: .tpu  ## compile the published training step for four TPU slices (10 minutes)
 	JAX_PLATFORMS=cpu PYTHONPATH=.tpu:. $(PY) -m benchmarks.compile_table $(ARGS)

@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -42,6 +42,7 @@ class RecordSettings:
     max_tokens: int = 32
     pad_seconds: float = 0.0
     normalize_peak: bool = False
+    feature_dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self):
         if not 0.0 < self.seconds < math.inf:

@@ -73,9 +73,10 @@ def prepare_records(
         "examples": dict(Counter(clip.split for clip in accepted)),
         "rejected": len(reasons),
     }
+    dims = dataclasses.replace(parts.dims, feature_dtype=settings.feature_dtype)
     parts.save(out)
     write_text(out / _SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-    _write_all(out, accepted, parts.dims, codec, settings, cache)
+    _write_all(out, accepted, dims, codec, settings, cache)
     shutil.rmtree(cache)
     print(f"records are in {out}: {_counts_line(summary)}")
     return summary

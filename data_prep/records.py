@@ -17,6 +17,12 @@ _TEXT_DIM = flags.DEFINE_integer("text_dim", 64, "Width of a word vector.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 32, "Longest caption in tokens, end of text included.")
 _PAD_SECONDS = flags.DEFINE_float("pad_seconds", 0.0, "Clips that are short by at most this much are padded.")
 _NORMALIZE_PEAK = flags.DEFINE_bool("normalize_peak", False, "Scale each track to a peak of 0.95.")
+_FEATURE_DTYPE = flags.DEFINE_enum(
+    "feature_dtype",
+    "float32",
+    ["float32", "float16"],
+    "Type of the stored features; float16 halves the records.",
+)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Processes that read clips; 1 reads in this one.")
 
 
@@ -32,6 +38,7 @@ def main() -> None:
         max_tokens=_MAX_TOKENS.value,
         pad_seconds=_PAD_SECONDS.value,
         normalize_peak=_NORMALIZE_PEAK.value,
+        feature_dtype="float16" if _FEATURE_DTYPE.value == "float16" else "float32",
     )
     prepare_records(_CLIPS.value, _OUT.value, settings, workers=_WORKERS.value)
 

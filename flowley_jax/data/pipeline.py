@@ -5,6 +5,7 @@ iterator's state is the number of examples drawn so far, so that training resume
 with any number of workers.
 """
 
+import functools
 import os
 from collections.abc import Iterator
 
@@ -31,6 +32,7 @@ def train_batches(
     group: int = 0,
     num_workers: int = 0,
     split: str = "train",
+    feature_dtype: str = "float32",
 ) -> grain.DatasetIterator:
     """Endless shuffled batches of a split.
 
@@ -43,11 +45,12 @@ def train_batches(
       seed: of the order.
       num_workers: processes that read ahead; 0 reads in threads of this one.
       split: usually train.
+      feature_dtype: float32, or the type in which the network computes, so that no more is moved.
 
     Returns:
       An iterator with `get_state` and `set_state` over this group's rows as mappings of contiguous arrays:
       audio_mean and audio_std (rows, Ta, C), video_features (rows, Tv, video_dim), text_features (rows, Tt,
-      text_dim) float32 and text_len (rows,) int32.
+      text_dim) of `feature_dtype`, the others float32, and text_len (rows,) int32.
 
     Raises:
       FlowleyError: if the records are missing or empty, or a setting is impossible.
@@ -56,7 +59,8 @@ def train_batches(
         raise FlowleyError(f"{batch_size=} must be at least 1 and {num_workers=} at least 0")
     rows = np.arange(batch_size)[None] if rows is None else rows
     source = open_records(records_dir, split)
-    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map(arrays_of)
+    arrays = functools.partial(arrays_of, feature_dtype=feature_dtype)
+    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map(arrays)
     workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_WORKER_READ_AHEAD)
     batches = grain.experimental.ElasticIterator(
         _ByGroups(examples, rows),

@@ -3,28 +3,37 @@
 | field | shape |
 |---|---|
 | audio_mean, audio_std | (Ta, audio_dim) float32, posterior of the audio codec |
-| video_features | (Tv, video_dim) float32 |
-| text_features | (Tt, text_dim) float32, padded to Tt |
+| video_features | (Tv, video_dim) float32 or float16 |
+| text_features | (≤ Tt, text_dim) the same; rows of zeros at the end are left out |
+| text_length | int32, Tt |
 | text_len | int32, tokens that are not padding |
 | id, caption, label | text |
+
+Rows of padding that are not zero are kept: the published network reads them.
 """
 
-import contextlib
 import dataclasses
-import io
+import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16)
 import numpy as np
 import tensorflow_datasets as tfds
 
 from flowley_jax.errors import FlowleyError
 
 _NAME = "clip_records"
-_VERSION = "1.0.0"
-FLOAT_FIELDS = ("audio_mean", "audio_std", "video_features", "text_features")
+_VERSION = "2.0.0"
+_PARTIAL = ".partial"
+# About half a gigabyte of the published sizes.
+_EXAMPLES_PER_FILE = 1000
+_EXAMPLES_AT_ONCE = 50
+LATENT_FIELDS = ("audio_mean", "audio_std")
+FEATURE_FIELDS = ("video_features", "text_features")
 TEXT_FIELDS = ("id", "caption", "label")
 
 Example = Mapping[str, Any]
@@ -32,7 +41,7 @@ Example = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dims:
-    """Lengths and widths of one example: Ta, Tv, Tt and their feature widths."""
+    """Lengths and widths of one example, Ta, Tv, Tt and their feature widths, and the features' type."""
 
     audio_length: int
     audio_dim: int
@@ -40,17 +49,17 @@ class Dims:
     video_dim: int
     text_length: int
     text_dim: int
+    feature_dtype: Literal["float32", "float16"] = "float32"
 
 
 class _ClipRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Builder whose examples are handed to it; TFDS's own builder of this kind needs TensorFlow."""
+    """Describes the data set; its examples are written by hand."""
 
     name = _NAME
     VERSION = tfds.core.Version(_VERSION)
 
-    def __init__(self, *, dims: Dims, splits: Mapping[str, Callable[[], Iterable[Example]]], data_dir: str):
+    def __init__(self, *, dims: Dims, data_dir: str):
         self._dims = dims
-        self._splits = splits
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -63,11 +72,9 @@ class _ClipRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        del dl_manager
-        return {split: enumerate(examples()) for split, examples in self._splits.items()}
+        raise NotImplementedError("TFDS's own way to write needs TensorFlow beyond 1 GB")
 
-    def _generate_examples(self):
-        raise NotImplementedError("examples come with the splits")
+    _generate_examples = _split_generators
 
 
 def write_records(
@@ -88,17 +95,42 @@ def write_records(
     records_dir = Path(records_dir)
     if has_records(records_dir):
         raise FlowleyError(f"{records_dir}: has records already")
+    partial = records_dir / _PARTIAL
     try:
-        records_dir.mkdir(parents=True, exist_ok=True)
-        builder = _ClipRecords(dims=dims, splits=splits, data_dir=str(records_dir))
-        # TFDS prints about downloads that do not happen.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            builder.download_and_prepare()
+        shutil.rmtree(partial, ignore_errors=True)
+        written = _write(partial, dims, splits)
+        target = _dataset_dir(records_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        written.rename(target)
     except OSError as error:
         raise FlowleyError(f"{records_dir}: cannot be written: {error.strerror or error}") from error
-    except (ValueError, AssertionError) as error:  # the latter for a split without examples
-        first_line = str(error).strip().splitlines()[0]
-        raise FlowleyError(f"{records_dir}: the examples do not fit the records: {first_line}") from error
+    except RuntimeError as error:  # of ArrayRecord
+        raise FlowleyError(f"{records_dir}: cannot be written: {error}") from error
+    except ValueError as error:
+        raise FlowleyError(f"{records_dir}: the examples do not fit the records: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(folder: Path, dims: Dims, splits: Mapping[str, Callable[[], Iterable[Example]]]) -> Path:
+    builder = _ClipRecords(dims=dims, data_dir=str(folder))
+    written = Path(str(builder.data_dir))
+    written.mkdir(parents=True)
+    writer = tfds.core.SequentialWriter(
+        builder.info, max_examples_per_shard=_EXAMPLES_PER_FILE, file_format="array_record"
+    )
+    writer.initialize_splits(list(splits))
+    for split, examples in splits.items():
+        stored = (_stored(example, dims) for example in examples())
+        empty = True
+        # The writer rewrites the data set's description at every call.
+        while some := list(itertools.islice(stored, _EXAMPLES_AT_ONCE)):
+            writer.add_examples({split: some})
+            empty = False
+        if empty:
+            raise ValueError(f"the split {split!r} has no example")
+    writer.close_all()
+    return written
 
 
 def has_records(records_dir: str | os.PathLike) -> bool:
@@ -135,9 +167,12 @@ def has_split(records_dir: str | os.PathLike, split: str) -> bool:
     return split in builder.info.splits and builder.info.splits[split].num_examples > 0
 
 
-def arrays_of(example: Example) -> dict[str, np.ndarray]:
-    """The numerical fields, which batches are made of."""
-    arrays = {field: np.asarray(example[field], np.float32) for field in FLOAT_FIELDS}
+def arrays_of(example: Example, *, feature_dtype: str = "float32") -> dict[str, np.ndarray]:
+    """The numerical fields, which batches are made of: latents in float32, text padded with zeros."""
+    arrays = {field: np.asarray(example[field], np.float32) for field in LATENT_FIELDS}
+    arrays |= {field: np.asarray(example[field], np.dtype(feature_dtype)) for field in FEATURE_FIELDS}
+    missing = int(example["text_length"]) - len(arrays["text_features"])
+    arrays["text_features"] = np.pad(arrays["text_features"], ((0, missing), (0, 0)))
     return {**arrays, "text_len": np.asarray(example["text_len"], np.int32)}
 
 
@@ -150,17 +185,49 @@ def _dataset_dir(records_dir: str | os.PathLike) -> Path:
     return Path(records_dir) / _NAME / _VERSION
 
 
+def _stored(example: Example, dims: Dims) -> dict[str, Any]:
+    """An example as the files hold it.
+
+    Raises:
+      ValueError: it does not fit, or a number is too large for the features' type.
+    """
+    for field, shape in _shapes(dims).items():
+        if np.shape(example[field]) != shape:
+            raise ValueError(f"{field} of {example['id']} is {np.shape(example[field])}, and must be {shape}")
+    text = np.asarray(example["text_features"])
+    used = np.flatnonzero(text.any(axis=1))
+    rows = max(int(example["text_len"]), int(used[-1]) + 1 if used.size else 0, 1)
+    stored = {**example, "text_features": text[:rows], "text_length": dims.text_length}
+    for field in FEATURE_FIELDS:
+        with np.errstate(over="ignore"):
+            stored[field] = np.asarray(stored[field]).astype(dims.feature_dtype)
+        if not np.isfinite(stored[field]).all():
+            raise ValueError(f"{field} of {example['id']} has values that {dims.feature_dtype} cannot hold")
+    return stored
+
+
+def _shapes(dims: Dims) -> dict[str, tuple[int, int]]:
+    return {
+        "audio_mean": (dims.audio_length, dims.audio_dim),
+        "audio_std": (dims.audio_length, dims.audio_dim),
+        "video_features": (dims.video_length, dims.video_dim),
+        "text_features": (dims.text_length, dims.text_dim),
+    }
+
+
 def _features(dims: Dims) -> tfds.features.FeaturesDict:
-    def tensor(*shape: int):
+    def tensor(*shape: int | None, dtype: Any = np.float32):
         # As bytes: ten times faster to write than as a list of numbers, and as fast to read.
-        return tfds.features.Tensor(shape=shape, dtype=np.float32, encoding=tfds.features.Encoding.BYTES)
+        return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
+
+    kept, shapes = np.dtype(dims.feature_dtype).type, _shapes(dims)
 
     return tfds.features.FeaturesDict(
         {
-            "audio_mean": tensor(dims.audio_length, dims.audio_dim),
-            "audio_std": tensor(dims.audio_length, dims.audio_dim),
-            "video_features": tensor(dims.video_length, dims.video_dim),
-            "text_features": tensor(dims.text_length, dims.text_dim),
+            **{field: tensor(*shapes[field]) for field in LATENT_FIELDS},
+            "video_features": tensor(*shapes["video_features"], dtype=kept),
+            "text_features": tensor(None, dims.text_dim, dtype=kept),
+            "text_length": tfds.features.Scalar(dtype=np.int32),
             "text_len": tfds.features.Scalar(dtype=np.int32),
             **{field: tfds.features.Text() for field in TEXT_FIELDS},
         }

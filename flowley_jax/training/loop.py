@@ -70,6 +70,7 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
         rows=rows,
         group=group,
         num_workers=config.data.num_workers,
+        feature_dtype=config.model.dtype,
     )
     with (
         RunCheckpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,

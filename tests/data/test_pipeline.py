@@ -2,6 +2,7 @@
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import pytest
 from absl import flags
@@ -58,6 +59,16 @@ def test_batches_are_contiguous_arrays_of_whole_examples(records):
         assert value.dtype == (np.int32 if key == "text_len" else np.float32)
         rows = value.reshape(4, -1)
         np.testing.assert_array_equal(rows, np.broadcast_to(batch["text_len"][:, None], rows.shape))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_features_come_in_the_type_that_the_network_computes_in(records, num_workers):
+    batches = train_batches(records, batch_size=4, seed=0, feature_dtype="bfloat16", num_workers=num_workers)
+    batch, exact = next(batches), next(train_batches(records, batch_size=4, seed=0))
+    for name, values in batch.items():
+        narrow = name in ("video_features", "text_features")
+        assert values.dtype == (ml_dtypes.bfloat16 if narrow else exact[name].dtype)
+        np.testing.assert_array_equal(values.astype(np.float32), exact[name])
 
 
 def test_every_epoch_is_a_permutation_of_its_own(records):

@@ -10,7 +10,7 @@ from data_prep.clip_features import RecordSettings
 from data_prep.prepare import prepare_records
 from flowley_jax.audio.mel import MEL_16K, log_mel
 from flowley_jax.data.parts import Parts
-from flowley_jax.data.record import open_records, texts_of
+from flowley_jax.data.record import arrays_of, open_records, texts_of
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.read import read_audio, read_frames
 from flowley_jax.media.write import write_video
@@ -74,7 +74,7 @@ def test_good_clips_become_records(clip_folder, prepared):
     np.testing.assert_allclose(example["audio_mean"], parts.encode_audio(wave[None])[0][0], atol=1e-5)
     assert example["audio_std"].max() == 0
     features, lengths = parts.features_of_text(["a ball number 5"])
-    np.testing.assert_array_equal(example["text_features"], features[0])
+    np.testing.assert_array_equal(arrays_of(example)["text_features"], features[0])
     assert example["text_len"] == lengths[0]
     assert example["audio_mean"].shape == (parts.dims.audio_length, parts.dims.audio_dim)
 

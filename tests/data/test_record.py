@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tiny
 
+from flowley_jax.data import record
 from flowley_jax.data.record import Dims, arrays_of, has_records, open_records, texts_of, write_records
 from flowley_jax.errors import FlowleyError
 
@@ -48,9 +50,52 @@ def test_round_trip_keeps_order_and_bits(tmp_path, dims):
                 np.testing.assert_array_equal(values, row[field])
 
 
+def test_text_is_stored_up_to_its_last_row_that_is_not_zero(tmp_path):
+    dims = _dims(text_length=40, text_dim=16)
+    rows = _examples(dims, 3)
+    rows[0]["text_features"][5:] = 0.0
+    rows[1]["text_features"][:] = 0.0
+    write_records(tmp_path, dims, {"train": lambda: rows})
+    read = open_records(tmp_path, "train")
+    assert [len(read[index]["text_features"]) for index in range(3)] == [5, rows[1]["text_len"], 40]
+    for index, row in enumerate(rows):
+        np.testing.assert_array_equal(arrays_of(read[index])["text_features"], row["text_features"])
+
+
+def test_a_split_of_several_files_keeps_its_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "_EXAMPLES_PER_FILE", 7)
+    monkeypatch.setattr(record, "_EXAMPLES_AT_ONCE", 3)
+    rows = _examples(_dims(), 20)
+    write_records(tmp_path, _dims(), {"train": lambda: rows})
+    read = open_records(tmp_path, "train")
+    assert [texts_of(read[index])["id"] for index in range(20)] == [row["id"] for row in rows]
+    assert len(list(tmp_path.rglob("*array_record*"))) == 3
+    assert not (tmp_path / ".partial").exists()
+
+
+def test_features_in_half_precision(tmp_path):
+    dims = _dims(feature_dtype="float16")
+    rows = _examples(dims, 2)
+    write_records(tmp_path, dims, {"train": lambda: rows})
+    read = open_records(tmp_path, "train")
+    assert read[0]["video_features"].dtype == read[0]["text_features"].dtype == np.float16
+    arrays = arrays_of(read[1], feature_dtype="bfloat16")
+    np.testing.assert_array_equal(arrays["audio_mean"], rows[1]["audio_mean"])
+    assert arrays["video_features"].dtype == arrays["text_features"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_allclose(
+        arrays["text_features"].astype(np.float32), rows[1]["text_features"], rtol=2**-8, atol=1e-6
+    )
+    rows[1]["video_features"][0, 0] = 1e6
+    with pytest.raises(FlowleyError, match="video_features of clip-1 has values that float16 cannot hold"):
+        write_records(tmp_path / "more", dims, {"train": lambda: rows})
+
+
 def test_an_example_that_does_not_fit_leaves_nothing(tmp_path):
     rows = _examples(_dims(), 2) + _examples(_dims(video_dim=8), 1)
-    with pytest.raises(FlowleyError, match="do not fit"):
+    with pytest.raises(
+        FlowleyError,
+        match=r"do not fit the records: video_features of clip-0 is \(4, 8\), and must be \(4, 7\)",
+    ):
         write_records(tmp_path, _dims(), {"train": lambda: rows})
     assert not has_records(tmp_path)
     write_records(tmp_path, _dims(), {"train": lambda: rows[:2]})
@@ -69,7 +114,7 @@ def test_missing_and_empty_records_name_the_folder(tmp_path):
         open_records(tmp_path / "nowhere", "train")
     with pytest.raises(FlowleyError, match=f"{tmp_path}: has no records"):
         open_records(tmp_path, "train")
-    with pytest.raises(FlowleyError, match='split "valid": No examples'):
+    with pytest.raises(FlowleyError, match="the split 'valid' has no example"):
         write_records(tmp_path, _dims(), {"train": lambda: _examples(_dims(), 1), "valid": list})
     write_records(tmp_path, _dims(), {"train": lambda: _examples(_dims(), 1)})
     with pytest.raises(FlowleyError, match=f"{tmp_path}: no examples in split 'valid'; there are train"):
