@@ -68,7 +68,7 @@ benchmark-psca: .tpu  ## measure PSCA on this machine and by the TPU compiler (2
 benchmark-reading: venv  ## measure how fast this machine reads batches (5 minutes, 5 GB of disk)
 	$(PY) -m benchmarks.reading $(ARGS)
 
-compile-table: .tpu  ## compile the published training step for four TPU slices (10 minutes)
+compile-table: .tpu  ## compile the training step of every size for TPU slices (40 minutes; resumes)
 	JAX_PLATFORMS=cpu PYTHONPATH=.tpu:. $(PY) -m benchmarks.compile_table $(ARGS)
 
 lint: venv  ## check style, formatting and types

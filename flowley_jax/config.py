@@ -31,7 +31,7 @@ class DataConfig:
         configuration out; they are written into the run's folder. 0 for real data.
       generate_seconds, generate_text_length: length of generated records, and of the clips for which
         `flowley_jax.compile` compiles, in seconds and text tokens.
-      latent_rate: their latents per second.
+      generate_sample_rate, latent_rate: of their sound in Hz, and of their latents per second.
       batch_size: examples per step over all devices.
       num_workers: processes that read ahead; 0 reads in the training process.
     """
@@ -40,6 +40,7 @@ class DataConfig:
     generate: int = 0
     generate_seconds: float = 8.0
     generate_text_length: int = 77
+    generate_sample_rate: int = 16_000
     latent_rate: float = 31.25
     batch_size: int = 512
     num_workers: int = 0

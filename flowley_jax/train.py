@@ -61,6 +61,7 @@ def _with_generated_records(config: ExperimentConfig, records: Path) -> Experime
             text_dim=model.text_dim,
             count=config.data.generate,
             seed=config.seed,
+            sample_rate=config.data.generate_sample_rate,
         )
     processes.wait_for_all("generated records")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, records=str(records)))

@@ -3,12 +3,16 @@
 import dataclasses
 import json
 
+import jax
 import pytest
+from flax import nnx
 
 from configs import impacts, vggsound
 from flowley_jax.cli import config_dict_of
 from flowley_jax.config import ExperimentConfig, experiment_from
 from flowley_jax.errors import FlowleyError
+from flowley_jax.model import Flowley
+from flowley_jax.training.ahead import lengths
 
 
 def test_vggsound_is_the_published_run():
@@ -33,10 +37,31 @@ def test_vggsound_debug_keeps_the_network():
     assert debug.model == full.model and debug.data.generate > 0
 
 
-@pytest.mark.parametrize("module", [impacts, vggsound])
-def test_an_unknown_variant_is_named(module):
+def test_an_unknown_variant_is_named():
     with pytest.raises(ValueError, match=r"no variant 'huge'; it has debug"):
-        module.get_config("huge")
+        impacts.get_config("huge")
+    with pytest.raises(ValueError, match=r"no option 'huge'; it has base, large, xl, 16k, 44k, v5e-16"):
+        vggsound.get_config("44k,huge")
+    with pytest.raises(ValueError, match="no settings of xl for v5e-16"):
+        vggsound.get_config("xl,v5e-16")
+
+
+@pytest.mark.parametrize(("size", "billions"), [("base", 0.171), ("large", 0.642), ("xl", 1.775)])
+def test_sizes_have_the_parameters_that_they_are_named_for(size, billions):
+    config = experiment_from(vggsound.get_config(size).to_dict())
+    model = nnx.eval_shape(lambda: Flowley(config.model, rngs=nnx.Rngs(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert count / 1e9 == pytest.approx(billions, rel=2e-3)
+
+
+def test_options_go_together_in_any_order():
+    config = experiment_from(vggsound.get_config("v6e-16,44k,large").to_dict())
+    assert (config.model.audio_dim, config.model.width, config.model.dtype) == (40, 1024, "bfloat16")
+    assert lengths(config) == (345, 64, 77)
+    assert config.mesh.fsdp == 16 and config.data.records == "data/vggsound/records_44k"
+    for place, sizes in vggsound.SLICES.items():
+        for options in sizes:
+            experiment_from(vggsound.get_config(f"{options},{place}").to_dict())
 
 
 def test_survives_json_exactly():

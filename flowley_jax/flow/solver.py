@@ -42,6 +42,13 @@ class SolverConfig:
         if self.rtol <= 0.0 or self.atol <= 0.0:
             raise FlowleyError(f"rtol={self.rtol} and atol={self.atol} must be positive")
 
+    @property
+    def evaluations(self) -> int:
+        """Of the velocity in one solution. Raises FlowleyError for adaptive solvers, which decide it."""
+        if self.name in ADAPTIVE:
+            raise FlowleyError(f"solver {self.name} chooses its steps: their number is not known before")
+        return self.steps * _EVALUATIONS_PER_STEP[self.name]
+
 
 class Solution(NamedTuple):
     """A solved flow.

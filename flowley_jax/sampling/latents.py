@@ -12,7 +12,9 @@ from flowley_jax.flow.solver import Solution, SolverConfig, initial_noise, solve
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "audio_length", "guidance", "solver"))
-def _solve(graphdef, variables, keys, video, text, text_len, *, audio_length, guidance, solver) -> Solution:
+def latents_program(
+    graphdef, variables, keys, video, text, text_len, *, audio_length, guidance, solver
+) -> Solution:
     model = nnx.merge(graphdef, *variables)
 
     def velocity(t, x):
@@ -48,7 +50,7 @@ def sample_latents(
     Raises:
       FlowleyError: an adaptive solver ran out of steps.
     """
-    solution = _solve(
+    solution = latents_program(
         graphdef,
         variables,
         keys,

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from flowley_jax.config import ExperimentConfig, MeshConfig
+from flowley_jax.data.record import FEATURE_FIELDS
+from flowley_jax.errors import FlowleyError
 from flowley_jax.training.chips import Chip, devices_of
 from flowley_jax.training.collectives import collectives
 from flowley_jax.training.optimizer import make_optimizer
@@ -18,6 +20,10 @@ from flowley_jax.training.step import make_train_step
 
 # Ta, Tv and Tt of a clip.
 Lengths = tuple[int, int, int]
+
+
+class DoesNotFitError(FlowleyError):
+    """The compiler found no way to hold a program in a chip's memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,12 +69,13 @@ def compile_step(config: ExperimentConfig, topology: str, *, slices: int, mfu: f
 
     Raises:
       FlowleyError: the topology does not exist, or the mesh does not fit it.
+      DoesNotFitError: the step needs more memory than a chip has.
     """
     devices, chip = devices_of(topology, slices=slices)
     layout = make_layout(config, devices)
     state, batch, step = _abstract_step(config, layout, lengths(config))
     started = time.perf_counter()
-    compiled: Any = step.lower(state, batch).compile()
+    compiled: Any = compiled_or_too_large(step.lower(state, batch), topology)
     seconds = time.perf_counter() - started
     flops = step_flops(config, lengths(config))
     return Estimate(
@@ -84,6 +91,19 @@ def compile_step(config: ExperimentConfig, topology: str, *, slices: int, mfu: f
         step_seconds=_seconds(flops, len(devices), chip, mfu),
         compile_seconds=seconds,
     )
+
+
+def compiled_or_too_large(lowered: jax.stages.Lowered, topology: str) -> jax.stages.Compiled:
+    """Compiles a program; raises DoesNotFitError where the compiler runs out of the chip's memory."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        text = " ".join(str(error).split())
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        raise DoesNotFitError(
+            f"{topology}: does not fit: {text.partition('RESOURCE_EXHAUSTED: ')[2][:200]}"
+        ) from error
 
 
 def step_flops(config: ExperimentConfig, lengths: Lengths) -> float:
@@ -136,7 +156,10 @@ def _abstract_batch(
         "video_features": (video, model.video_dim),
         "text_features": (text, model.text_dim),
     }
-    batch = {name: jax.ShapeDtypeStruct((clips, *shape), jnp.float32) for name, shape in shapes.items()}
+    batch = {
+        name: jax.ShapeDtypeStruct((clips, *shape), model.dtype if name in FEATURE_FIELDS else jnp.float32)
+        for name, shape in shapes.items()
+    }
     batch["text_len"] = jax.ShapeDtypeStruct((clips,), jnp.int32)
     return layout.placed(batch, dict.fromkeys(batch, layout.batch))
 

@@ -9,7 +9,7 @@ def table(estimate: Estimate, *, steps: int, mfu: float) -> str:
     """Lines of a table: memory, work, exchange, speed.
 
     Args:
-      steps: of a whole run, for its chip-hours.
+      steps: of a whole run, for its chip-hours; 0 for none.
       mfu: that the step time was estimated at.
     """
     mesh = " × ".join(f"{axis} {size}" for axis, size in estimate.mesh.items())
@@ -22,8 +22,8 @@ def table(estimate: Estimate, *, steps: int, mfu: float) -> str:
         *(f"  {kind:<14}{size / _MIB:>10,.0f}" for kind, size in estimate.memory.items()),
         _total(estimate),
         "",
-        f"FLOPs per step: {estimate.flops:.3g}, {estimate.flops / estimate.devices:.3g} on each device",
-        "exchange per step and device",
+        f"FLOPs: {estimate.flops:.3g}, {estimate.flops / estimate.devices:.3g} on each device",
+        "exchange of each device",
     ]
     for kind, (count, size) in estimate.exchanges.items():
         lines.append(f"  {kind:<20}{count:>6} times{size / _MIB:>10,.0f} MiB")
@@ -35,10 +35,11 @@ def table(estimate: Estimate, *, steps: int, mfu: float) -> str:
         lines += [
             "",
             f"at {100 * mfu:.0f} % of the peak (assumed, not measured):",
-            f"  step {1e3 * seconds:.0f} ms, {estimate.clips / seconds:,.0f} clips/s, "
+            f"  {1e3 * seconds:.0f} ms, {estimate.clips / seconds:,.0f} clips/s, "
             f"{estimate.tokens / seconds:,.0f} tokens/s",
-            f"  {steps:,} steps: {hours:,.1f} hours, {hours * estimate.devices:,.0f} chip-hours",
         ]
+        if steps:
+            lines.append(f"  {steps:,} steps: {hours:,.1f} hours, {hours * estimate.devices:,.0f} chip-hours")
     return "\n".join(lines)
 
 
