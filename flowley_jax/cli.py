@@ -64,7 +64,7 @@ def _quietly(main: Callable[[], int | None]) -> int | None:
     # What libraries log as errors they raise as well.
     absl_logging.set_verbosity(absl_logging.FATAL)
     plain = logging.StreamHandler(sys.stderr)
-    for package in ("flowley_jax", "data_prep", "benchmarks"):
+    for package in ("flowley_jax", "data_prep", "benchmarks", "launch"):
         logger = logging.getLogger(package)
         logger.addHandler(plain)
         logger.setLevel(logging.INFO)

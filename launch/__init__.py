@@ -1,0 +1,1 @@
+"""Starting training on clouds and clusters."""

@@ -1,0 +1,164 @@
+"""A JobSet for TPU slices on GKE: python -m launch.gke --name=… --image=… --bucket=… --workdir=/data/run
+
+The manifest is for `kubectl apply -f -`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from absl import flags
+
+from flowley_jax.cli import run_main
+from flowley_jax.errors import FlowleyError
+from flowley_jax.whole_files import write_text
+from launch.job import RUN_AGAIN, Job, check_name, define_job_flags, job_from_flags
+from launch.slices import Slice, find_slice
+
+# Seconds between SIGTERM and the end: a step, and a checkpoint.
+_GRACE = 180
+
+
+def main() -> int:
+    """Command line; prints the manifest, or writes it to --out."""
+    values = flags.FLAGS
+    manifest = jobset(
+        job_from_flags(),
+        name=check_name(values.name),
+        slice_=find_slice(values.accelerator),
+        slices=values.slices,
+        image=values.image,
+        bucket=values.bucket,
+        mount=values.mount,
+        service_account=values.service_account,
+        spot=values.spot,
+    )
+    text = yaml.safe_dump(manifest, sort_keys=False)
+    if values.out:
+        write_text(Path(values.out), text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def jobset(
+    job: Job,
+    *,
+    name: str,
+    slice_: Slice,
+    slices: int,
+    image: str,
+    bucket: str,
+    mount: str,
+    service_account: str,
+    spot: bool,
+    failures: int = 3,
+) -> dict[str, Any]:
+    """The manifest: one Kubernetes job for each slice, one pod for each of its machines.
+
+    A pod that was told to stop (exit code 75) or was taken away restarts all of them, and does not count as
+    one of the `failures` that are allowed.
+
+    Raises:
+      FlowleyError: the run's folder is not on the mounted bucket.
+    """
+    if not job.workdir.startswith(mount.rstrip("/") + "/"):
+        raise FlowleyError(
+            f"workdir={job.workdir!r} must be below mount={mount!r}: nothing else outlives a pod"
+        )
+    pod = {
+        "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
+        "spec": _pod(job, slice_, image, bucket, mount, service_account, spot),
+    }
+    kubernetes_job = {
+        "parallelism": slice_.hosts,
+        "completions": slice_.hosts,
+        "backoffLimit": 0,
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [RUN_AGAIN]},
+                },
+            ]
+        },
+        "template": pod,
+    }
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": name,
+            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+        },
+        "spec": {
+            "failurePolicy": {
+                "maxRestarts": failures,
+                "rules": [
+                    {
+                        "action": "RestartJobSetAndIgnoreMaxRestarts",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
+            "replicatedJobs": [{"name": "slice", "replicas": slices, "template": {"spec": kubernetes_job}}],
+        },
+    }
+
+
+def _pod(
+    job: Job, slice_: Slice, image: str, bucket: str, mount: str, service_account: str, spot: bool
+) -> dict[str, Any]:
+    selector = {
+        "cloud.google.com/gke-tpu-accelerator": slice_.generation.gke,
+        "cloud.google.com/gke-tpu-topology": slice_.topology,
+    }
+    chips = slice_.chips // slice_.hosts
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": _GRACE,
+        "serviceAccountName": service_account,
+        "nodeSelector": selector | ({"cloud.google.com/gke-spot": "true"} if spot else {}),
+        "containers": [
+            {
+                "name": "train",
+                "image": image,
+                # The training must be process 1 of its pod, or it would not see SIGTERM.
+                "command": ["bash", "-c", f"exec {job.command()}"],
+                "resources": {"limits": {"google.com/tpu": chips}},
+                "volumeMounts": [{"name": "bucket", "mountPath": mount}],
+            }
+        ],
+        "volumes": [
+            {
+                "name": "bucket",
+                "csi": {
+                    "driver": "gcsfuse.csi.storage.gke.io",
+                    "volumeAttributes": {
+                        "bucketName": bucket.removeprefix("gs://"),
+                        "mountOptions": "implicit-dirs",
+                    },
+                },
+            }
+        ],
+    }
+
+
+def _define_flags() -> None:
+    define_job_flags()
+    flags.DEFINE_string("image", None, "Container image with this project installed.", required=True)
+    flags.DEFINE_string("accelerator", "v5litepod-16", "Kind and size of a slice.")
+    flags.DEFINE_integer("slices", 1, "Number of slices.", lower_bound=1)
+    flags.DEFINE_string("bucket", None, "gs://… with records and the run's folder.", required=True)
+    flags.DEFINE_string("mount", "/data", "Where pods see the bucket.")
+    flags.DEFINE_string(
+        "service_account", "default", "Kubernetes account that may read and write the bucket."
+    )
+    flags.DEFINE_bool("spot", False, "On spot nodes.")
+    flags.DEFINE_string("out", None, "File for the manifest.")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    run_main(main)
