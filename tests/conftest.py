@@ -1,5 +1,6 @@
 """Settings shared by all tests: CPU only, no silent broadcasting between ranks, flags parsed, no window."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Many tests, and the programs that they start, compile the same training step.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Tiny networks take longer to compile than to run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import matplotlib
@@ -28,3 +31,32 @@ def tiny_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     train(tiny.experiment(tiny.write_records(folder / "records"), steps=3), folder / "run")
     return folder / "run"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_by_network():
+    """Lets runs of one network and one optimiser share their programs, whose tracing takes longer than all
+    their steps."""
+    from flowley_jax.training import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_train_step", _remembered(loop.make_train_step))
+        patch.setattr(loop, "make_valid_step", _remembered(loop.make_valid_step))
+        yield
+
+
+def _remembered(make):
+    """`make`, called once for all configurations that differ in nothing that a step reads."""
+    made = {}
+
+    def remembering(config, graphdef, *rest):
+        unread = {"data": None, "start": None, "sample": None}
+        cosine = config.optim.schedule == "cosine"
+        read = (config.train.accumulation, config.train.log_every, cosine and config.train.steps)
+        fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        key = (*({**fields, **unread, "train": read}).values(), graphdef, rest[-1])
+        if key not in made:
+            made[key] = make(config, graphdef, *rest)
+        return made[key]
+
+    return remembering

@@ -1,56 +1,21 @@
 """The programs as a shell sees them: output, exit codes, one clear line for bad input, and nothing lost."""
 
 import json
-import shutil
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import shell
 
 from flowley_jax.media.read import probe
 from flowley_jax.media.write import write_audio, write_video
-
-ROOT = Path(__file__).parents[1]
-IMPACTS, VGGSOUND = (str(ROOT / "configs" / name) for name in ("impacts.py", "vggsound.py"))
-
-
-def _command(module, *flags):
-    return [sys.executable, "-m", module, *map(str, flags)]
-
-
-def _run(module, *flags):
-    return subprocess.run(_command(module, *flags), capture_output=True, text=True, timeout=600, cwd=ROOT)
-
-
-def _train(workdir, *flags, config=f"{IMPACTS}:debug"):
-    return _run("flowley_jax.train", "--config", config, "--workdir", workdir, *flags)
-
-
-def _sample(workdir, video, out, *flags, **options):
-    return _run("flowley_jax.sample", "--workdir", workdir, "--video", video, "--out", out, *flags, **options)
-
-
-def _fails_in_one_line(result, *expected):
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr + result.stdout
-    line = result.stderr.splitlines()[-1]
-    assert line.startswith("error: "), result.stderr
-    for part in expected:
-        assert str(part) in line
-    return line
-
-
-def _tree(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def debug_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("debug") / "run"
-    result = _train(workdir)
+    result = shell.train(workdir)
     assert result.returncode == 0, result.stderr
     return workdir, result
 
@@ -73,7 +38,7 @@ def test_debug_training_shows_progress_and_says_where_its_output_is(debug_run):
 def test_a_finished_run_is_found_finished(debug_run):
     workdir, _ = debug_run
     history = (workdir / "metrics.jsonl").read_text()
-    result = _train(workdir)
+    result = shell.train(workdir)
     assert result.returncode == 0
     assert f"resuming at step 4 of 4 in {workdir}" in result.stderr
     assert (workdir / "metrics.jsonl").read_text() == history
@@ -81,9 +46,12 @@ def test_a_finished_run_is_found_finished(debug_run):
 
 def test_a_signal_stops_with_code_75_and_the_same_command_goes_on(tmp_path):
     workdir = tmp_path / "run"
-    flags = ("--config", f"{IMPACTS}:debug", "--workdir", workdir, "--config.train.steps=60")
+    flags = ("--config", shell.DEBUG, "--workdir", workdir, *shell.SMALL, "--config.train.steps=60")
     with subprocess.Popen(
-        _command("flowley_jax.train", *flags), stderr=subprocess.PIPE, text=True, cwd=ROOT
+        shell.command("flowley_jax.train", *flags),
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=shell.ROOT,
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -94,25 +62,16 @@ def test_a_signal_stops_with_code_75_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 75, rest
     stopped = int(rest.split("stopped at step ")[1].split(";")[0])
     assert 3 <= stopped < 60
-    result = _run("flowley_jax.train", *flags[:-1], f"--config.train.steps={stopped + 2}")
+    result = shell.run("flowley_jax.train", *flags[:-1], f"--config.train.steps={stopped + 2}")
     assert result.returncode == 0
     assert f"resuming at step {stopped} of {stopped + 2}" in result.stderr
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert sorted(set(steps)) == list(range(1, stopped + 3))
 
 
-def test_the_published_model_trains_a_few_steps(tmp_path):
-    result = _train(tmp_path / "run", config=f"{VGGSOUND}:debug")
-    assert result.returncode == 0, result.stderr
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert len(losses) >= 2 and np.isfinite(losses).all()
-    assert "170,893,077 parameters" in result.stderr
-
-
 def test_sampling_a_video(debug_run, video, tmp_path):
     out = tmp_path / "new" / "a_sound.mp4"
-    result = _sample(
+    result = shell.sample(
         debug_run[0], video, out, "--prompt", "a glass ball", "--solver", "heun", "--steps", 2, "--seed", 5
     )
     assert result.returncode == 0, result.stderr
@@ -127,14 +86,14 @@ def test_sampling_a_table_keeps_what_is_good_and_names_what_is_not(debug_run, vi
     table.write_text("video_path\ttext_description\na.mp4\ta ball\nb.mp4\ta bell\nc.mp4\ta bell\n")
     out = tmp_path / "out"
     flags = ("--kind=wav", "--num-samples", 2, "--steps", 2)
-    result = _sample(debug_run[0], table, out, *flags)
+    result = shell.sample(debug_run[0], table, out, *flags)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and str(tmp_path / "b.mp4") in errors[0] and str(tmp_path / "c.mp4") in errors[1]
     assert len(result.stdout.splitlines()) == 2
     ages = {path: path.stat().st_mtime_ns for path in out.glob("*.wav")}
     assert len(ages) == 2
-    again = _sample(debug_run[0], table, out, *flags)
+    again = shell.sample(debug_run[0], table, out, *flags)
     assert again.stdout == result.stdout
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.wav")} == ages
 
@@ -162,14 +121,14 @@ def _no_frames(path):
 def test_videos_that_cannot_have_a_sound(tiny_run, tmp_path, name, make, reason):
     make(tmp_path / name)
     before = sorted(tmp_path.rglob("*"))
-    result = _sample(tiny_run, tmp_path / name, tmp_path / "out.mp4")
-    _fails_in_one_line(result, tmp_path / name, reason)
+    result = shell.sample(tiny_run, tmp_path / name, tmp_path / "out.mp4")
+    shell.fails_in_one_line(result, tmp_path / name, reason)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_absurdly_long_prompt(tiny_run, video, tmp_path):
-    result = _sample(tiny_run, video, tmp_path / "out.mp4", "--prompt", "bang " * 20_000)
-    assert len(_fails_in_one_line(result, "prompt")) < 300
+    result = shell.sample(tiny_run, video, tmp_path / "out.mp4", "--prompt", "bang " * 20_000)
+    assert len(shell.fails_in_one_line(result, "prompt")) < 300
     assert not (tmp_path / "out.mp4").exists()
 
 
@@ -183,34 +142,44 @@ def test_an_absurdly_long_prompt(tiny_run, video, tmp_path):
     ],
 )
 def test_sampling_flags_that_mean_nothing(tiny_run, video, tmp_path, flags, expected):
-    _fails_in_one_line(_sample(tiny_run, video, tmp_path / "out.mp4", *flags), *expected)
+    shell.fails_in_one_line(shell.sample(tiny_run, video, tmp_path / "out.mp4", *flags), *expected)
 
 
 def test_sampling_without_a_run(video, tmp_path):
-    _fails_in_one_line(
-        _sample(tmp_path / "none", video, tmp_path / "out.mp4"), tmp_path / "none", "no training run"
+    shell.fails_in_one_line(
+        shell.sample(tmp_path / "none", video, tmp_path / "out.mp4"),
+        tmp_path / "none",
+        "no training run",
     )
 
 
 @pytest.mark.parametrize(
     ("config", "flag", "expected"),
     [
-        (IMPACTS, "--config.optim.learning_rte=1", ["'learning_rte'", 'Did you mean "learning_rate"']),
-        (IMPACTS, "--config.model.fade=square", ["config.model.fade='square'", "cosine, linear"]),
-        (IMPACTS, "--config.train.steps=many", ["train.steps", "many"]),
-        (IMPACTS, "--config.data.records=none", ["none/parts.json", "no such file"]),
-        (IMPACTS + ":huge", "--config.seed=1", ["'huge'", "debug"]),
+        (
+            shell.IMPACTS,
+            "--config.optim.learning_rte=1",
+            ["'learning_rte'", 'Did you mean "learning_rate"'],
+        ),
+        (
+            shell.IMPACTS,
+            "--config.model.fade=square",
+            ["config.model.fade='square'", "cosine, linear"],
+        ),
+        (shell.IMPACTS, "--config.train.steps=many", ["train.steps", "many"]),
+        (shell.IMPACTS, "--config.data.records=none", ["none/parts.json", "no such file"]),
+        (shell.IMPACTS + ":huge", "--config.seed=1", ["'huge'", "debug"]),
         ("none.py", "--config.seed=1", ["No such file", "none.py"]),
     ],
 )
 def test_configurations_that_mean_nothing(tmp_path, config, flag, expected):
-    _fails_in_one_line(_train(tmp_path / "run", flag, config=config), *expected)
+    shell.fails_in_one_line(shell.train(tmp_path / "run", flag, config=config), *expected)
     assert not (tmp_path / "run").exists()
 
 
 def test_averages_of_several_lengths_are_compared_and_one_is_written(debug_run, tmp_path):
     workdir, _ = debug_run
-    result = _run("flowley_jax.ema", "--workdir", workdir, "--sigma-rel", "0.04", "--sigma-rel=0.15")
+    result = shell.run("flowley_jax.ema", "--workdir", workdir, "--sigma-rel", "0.04", "--sigma-rel=0.15")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == [
@@ -220,13 +189,15 @@ def test_averages_of_several_lengths_are_compared_and_one_is_written(debug_run, 
     losses = [float(line.rsplit(" ", 1)[1]) for line in lines]
     assert np.isfinite(losses).all() and losses[0] != losses[1]
     out = tmp_path / "weights.safetensors"
-    result = _run("flowley_jax.ema", "--workdir", workdir, "--sigma-rel=0.1", "--novalidate", "--out", out)
+    result = shell.run(
+        "flowley_jax.ema", "--workdir", workdir, "--sigma-rel=0.1", "--novalidate", "--out", out
+    )
     assert result.stdout.splitlines() == ["sigma_rel 0.1, up to step 4", str(out)]
-    tuned = _train(tmp_path / "tuned", f"--config.start.weights={out}", "--config.lora.rank=2")
+    tuned = shell.train(tmp_path / "tuned", f"--config.start.weights={out}", "--config.lora.rank=2")
     assert tuned.returncode == 0, tuned.stderr
     assert f"starting from {out}" in tuned.stderr
     adapter = tmp_path / "adapter.safetensors"
-    result = _run(
+    result = shell.run(
         "flowley_jax.ema",
         "--workdir",
         tmp_path / "tuned",
@@ -249,39 +220,21 @@ def test_averages_of_several_lengths_are_compared_and_one_is_written(debug_run, 
     ],
 )
 def test_averaging_flags_that_mean_nothing(tiny_run, flags, expected):
-    _fails_in_one_line(_run("flowley_jax.ema", "--workdir", tiny_run, *flags), expected)
+    shell.fails_in_one_line(shell.run("flowley_jax.ema", "--workdir", tiny_run, *flags), expected)
 
 
 def test_a_folder_of_another_configuration_is_left_alone(debug_run):
     workdir, _ = debug_run
-    before = _tree(workdir)
-    result = _train(workdir, "--config.optim.learning_rate=0.5", "--config.model.window=9")
-    _fails_in_one_line(result, workdir, "optim.learning_rate is", "0.5 here", "model.window")
-    assert _tree(workdir) == before
-
-
-def _with_file_limit(kilobytes, module, *flags):
-    """Runs a program for which the disk is full after that much of a file."""
-    command = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$0" "$@"', *_command(module, *flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    before = shell.tree(workdir)
+    result = shell.train(workdir, "--config.optim.learning_rate=0.5", "--config.model.window=9")
+    shell.fails_in_one_line(result, workdir, "optim.learning_rate is", "0.5 here", "model.window")
+    assert shell.tree(workdir) == before
 
 
 def test_a_disk_without_space_for_the_sound_keeps_the_older_one(tiny_run, video, tmp_path):
     out = tmp_path / "sound.wav"
     out.write_text("older")
     flags = ("--workdir", tiny_run, "--video", video, "--out", out)
-    result = _with_file_limit(8, "flowley_jax.sample", *flags)
-    _fails_in_one_line(result, out, "cannot be written")
+    result = shell.with_file_limit(8, "flowley_jax.sample", *flags)
+    shell.fails_in_one_line(result, out, "cannot be written")
     assert out.read_text() == "older" and not list(tmp_path.glob(".*"))
-
-
-def test_a_disk_without_space_for_a_checkpoint_keeps_the_older_ones(debug_run, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(debug_run[0], workdir)
-    before = _tree(workdir / "checkpoints")
-    flags = ("--config", f"{IMPACTS}:debug", "--workdir", workdir, "--config.train.steps=8")
-    result = _with_file_limit(300, "flowley_jax.train", *flags)
-    _fails_in_one_line(result, workdir / "checkpoints", "cannot be written (File too large)")
-    assert before.items() <= _tree(workdir / "checkpoints").items()
-    result = _train(workdir, "--config.train.steps=8")
-    assert result.returncode == 0 and "resuming at step 4 of 8" in result.stderr

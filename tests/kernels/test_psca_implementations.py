@@ -142,7 +142,8 @@ def test_hard_cut_without_window_returns_the_aligned_frame(implementation):
     expected = np.zeros(v.shape)
     np.add.at(expected, (slice(None), frames), np.asarray(cotangent))
     np.testing.assert_allclose(dv, expected, atol=1e-6)
-    assert np.abs(dq).max() < 1e-6 and np.abs(dk).max() < 1e-6
+    # Exactly zero but for the rounding of two dot products of the same numbers in another order.
+    assert np.abs(dq).max() < 5e-6 and np.abs(dk).max() < 5e-6
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -106,3 +106,24 @@ def test_a_checkpoint_is_the_same_on_another_mesh(records, tmp_path):
     assert restored.keys() == stored.keys()
     for name, value in stored.items():
         np.testing.assert_array_equal(restored[name], value, err_msg=name)
+
+
+def test_adapters_do_not_depend_on_the_mesh(records, alone, tmp_path):
+    adapters = {"lora": {"rank": 2}, "start": {"weights": str(alone)}}
+    launching.launch(records, [_run(tmp_path / "alone", **adapters)], devices=1)
+    split = _run(tmp_path / "split", mesh={"fsdp": 2, "tensor": 2}, **adapters)
+    launching.launch(records, [split], devices=4, processes=2)
+    _assert_same_run(tmp_path / "split", tmp_path / "alone")
+
+
+def test_processes_agree_on_a_damaged_checkpoint(records, alone, tmp_path):
+    run = {"train": {"checkpoint_every": 5}, "mesh": {"fsdp": 4}}
+    launching.launch(records, [_run(tmp_path, steps=10, **run)], devices=4, processes=2)
+    files = [path for path in (tmp_path / "checkpoints/10").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    raw = bytearray(largest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    largest.write_bytes(raw)
+    launching.launch(records, [_run(tmp_path, **run)], devices=4, processes=2)
+    assert [path.name for path in (tmp_path / "damaged").iterdir()] == ["10"]
+    _assert_same_run(tmp_path, alone)

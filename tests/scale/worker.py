@@ -10,7 +10,7 @@ import numpy as np
 import tiny
 from absl import flags
 
-from flowley_jax.config import ExperimentConfig, MeshConfig
+from flowley_jax.config import ExperimentConfig, LoraConfig, MeshConfig, StartConfig
 from flowley_jax.training import processes
 from flowley_jax.training.checkpoint import RunCheckpoints
 from flowley_jax.training.loop import train
@@ -40,6 +40,8 @@ def experiment(records: Path, run) -> ExperimentConfig:
         data=dataclasses.replace(config.data, batch_size=8, **run.get("data", {})),
         flow=dataclasses.replace(config.flow, coupling_group=4),
         ema=dataclasses.replace(config.ema, **run.get("ema", {})),
+        lora=LoraConfig(**run.get("lora", {})),
+        start=StartConfig(**run.get("start", {})),
         mesh=MeshConfig(**run.get("mesh", {})),
         model=dataclasses.replace(config.model, **run.get("model", {})),
         train=dataclasses.replace(config.train, **run.get("train", {})),

@@ -8,15 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from flowley_jax.config import DataConfig, ExperimentConfig, MeshConfig
+from flowley_jax.config import DataConfig, ExperimentConfig, MeshConfig, SampleConfig
 from flowley_jax.errors import FlowleyError
-from flowley_jax.training.ahead import compile_step, device_bytes, lengths, step_flops
+from flowley_jax.flow.solver import SolverConfig
+from flowley_jax.model import Flowley, ModelConfig
+from flowley_jax.model.flowley import Constant
+from flowley_jax.sampling.ahead import compile_sampling
+from flowley_jax.training import speed
+from flowley_jax.training.ahead import compile_step, device_bytes, lengths, step_flops, velocity_flops
 from flowley_jax.training.ahead_table import table
+from flowley_jax.training.chips import CHIPS, GPUS, chip_of
 from flowley_jax.training.collectives import collectives
 from flowley_jax.training.optimizer import make_optimizer
 from flowley_jax.training.sharding import AXES, Layout, make_layout, make_mesh, path_name
+from flowley_jax.training.speed import Speed, speed_of
 from flowley_jax.training.state import abstract_state
 
 
@@ -134,6 +142,50 @@ def test_the_compiled_step_is_accounted_for():
     assert 1.8 < step_flops(twice, lengths(twice)) / estimate.flops < 2.0
     text = table(estimate, steps=6, mfu=0.5)
     assert f"{estimate.memory['parameters'] / 2**20:,.0f}" in text and "4 clips, 448 tokens" in text
+
+
+@pytest.mark.parametrize("guidance", [0.0, 4.5])
+def test_the_compiled_sampler_is_accounted_for(guidance):
+    config = tiny.experiment("records")
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, generate_seconds=0.8),
+        sample=SampleConfig(solver=SolverConfig(name="heun", steps=3), guidance=guidance),
+    )
+    estimate = compile_sampling(config, "cpu", clips=3, mfu=0.5)
+    # Heun's method evaluates the network twice in a step, and guidance has two branches.
+    branches = 2 if guidance else 1
+    evaluation = velocity_flops(config.model, 3 * branches, lengths(config))
+    assert estimate.flops == 6 * evaluation
+    parameters, constants = (
+        sum(leaf.size for leaf in jax.tree.leaves(nnx.state(Flowley(config.model, rngs=nnx.Rngs(0)), kind)))
+        for kind in (nnx.Param, Constant)
+    )
+    assert estimate.memory["parameters"] == 4 * (parameters + constants)
+    assert estimate.memory["temporaries"] > 0
+    assert "FLOPs" in table(estimate, steps=0, mfu=0.5) and "steps:" not in table(estimate, steps=0, mfu=0.5)
+
+
+def test_work_does_not_depend_on_how_blocks_stand_in_the_program():
+    scanned = dataclasses.replace(tiny.MODEL, layers="scanned", remat="block", single_depth=4)
+    unrolled = dataclasses.replace(scanned, layers="unrolled", remat="none")
+    assert velocity_flops(scanned, 2, (25, 10, 9)) == velocity_flops(unrolled, 2, (25, 10, 9))
+    # The published network's, from a trace of the original.
+    assert velocity_flops(ModelConfig(), 1, (250, 64, 77)) == pytest.approx(90.67e9, rel=0.02)
+
+
+def test_what_jax_calls_its_devices_is_known():
+    assert chip_of("TPU v5 lite") == chip_of("TPU v5e") == CHIPS["v5e"]
+    assert chip_of("TPU v5") == CHIPS["v5p"] and chip_of("NVIDIA H100 80GB HBM3") == GPUS["H100"]
+    assert chip_of("cpu") is None and speed_of(tiny.experiment("records"), (25, 10, 9)) is None
+
+
+def test_the_peak_is_that_of_all_devices(monkeypatch):
+    config = tiny.experiment("records")
+    flops = step_flops(config, (25, 10, 9))
+    monkeypatch.setattr(speed, "chip_of", lambda kind: CHIPS["v4"])
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert speed_of(config, (25, 10, 9)) == Speed(flops=flops, peak=8 * 275e12)
 
 
 def test_unknown_topologies_are_refused():

@@ -81,7 +81,7 @@ def test_a_run_starts_from_the_averages_and_statistics_of_another(records, sourc
     config = _tuning(records, source, optim=OptimConfig(learning_rate=1e-12, warmup_steps=1))
     train(config, tmp_path)
     start, after = (averaged_weights(path, sigma_rel=0.05) for path in (source, tmp_path))
-    _assert_equal(after.parameters, start.parameters, atol=1e-7)
+    _assert_equal(after.parameters, start.parameters, atol=3e-7)
     _assert_equal(after.constants, start.constants)
     assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(start.parameters["final_conv"]))
 
@@ -144,12 +144,12 @@ def test_adapters_of_a_file_do_to_the_source_what_they_did_in_training(source, a
     write_adapters(tmp_path / "x.safetensors", merged.adapters, RANK)
     start = averaged_weights(source, sigma_rel=0.05)
     _assert_equal(
-        with_adapters(start, tmp_path / "x.safetensors", factor=1.0).parameters, merged.parameters, atol=1e-7
+        with_adapters(start, tmp_path / "x.safetensors", factor=1.0).parameters, merged.parameters, atol=3e-7
     )
     without = with_adapters(start, tmp_path / "x.safetensors", factor=0.0)
     _assert_equal(without.parameters, start.parameters)
     sampler = Sampler.load(source, adapter=tmp_path / "x.safetensors")
-    _assert_equal(sampler.variables[0], merged.parameters, atol=1e-7)
+    _assert_equal(sampler.variables[0], merged.parameters, atol=3e-7)
 
 
 def test_all_weights_are_written_and_read_under_the_published_names(source, records, tmp_path):
@@ -181,7 +181,7 @@ def test_half_precision_files_are_read(tmp_path):
         ("gone.safetensors", None, "no such file"),
         ("cut.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "is damaged or no safetensors file"),
         ("weights.npz", b"x", r"must be \.safetensors, or one of \.pth"),
-        ("weights.pth", b"x", "need PyTorch to read|damaged, or no file of weights"),
+        ("weights.pth", b"x", "is no PyTorch checkpoint, or is truncated"),
     ],
 )
 def test_files_that_hold_no_weights_are_named(tmp_path, name, content, message):

@@ -1,4 +1,6 @@
-"""The demonstration end to end on a few clips: every stage, the files it leaves, and reuse of them."""
+"""The demonstration end to end on a few clips: every stage, the files it leaves, and reuse of them:
+make test-scale.
+"""
 
 import json
 
@@ -9,6 +11,8 @@ from data_prep.impacts.generate import ClipSetConfig
 from flowley_jax.config import experiment_from
 from flowley_jax.demonstration import run_demonstration
 from flowley_jax.sampling.sampler import Sampler
+
+pytestmark = pytest.mark.scale
 
 CLIPS = ClipSetConfig(train=6, valid=2, test=4, seconds=3.0)
 

@@ -1,0 +1,54 @@
+"""The programs as a shell starts them, and how they end."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+IMPACTS = str(ROOT / "configs/impacts.py")
+DEBUG = f"{IMPACTS}:debug"
+# Its network with fewer blocks, whose step compiles in seconds.
+SMALL = ("--config.model.width=32", "--config.model.multi_depth=1", "--config.model.single_depth=2")
+
+
+def command(module, *flags):
+    """What a shell would start."""
+    return [sys.executable, "-m", module, *map(str, flags)]
+
+
+def run(module, *flags):
+    """Runs a program to its end."""
+    return subprocess.run(command(module, *flags), capture_output=True, text=True, timeout=600, cwd=ROOT)
+
+
+def train(workdir, *flags, config=DEBUG):
+    """Trains; the debug configuration in small."""
+    small = SMALL if config == DEBUG else ()
+    return run("flowley_jax.train", "--config", config, "--workdir", workdir, *small, *flags)
+
+
+def sample(workdir, video, out, *flags, **options):
+    """Samples."""
+    return run("flowley_jax.sample", "--workdir", workdir, "--video", video, "--out", out, *flags, **options)
+
+
+def fails_in_one_line(result, *expected):
+    """Exit code 2, no traceback, and a last line that has all that is expected; returns it."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: "), result.stderr
+    for part in expected:
+        assert str(part) in line
+    return line
+
+
+def tree(folder):
+    """Every file with its content."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def with_file_limit(kilobytes, module, *flags):
+    """Runs a program for which the disk is full after that much of a file."""
+    limited = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$0" "$@"', *command(module, *flags)]
+    return subprocess.run(limited, capture_output=True, text=True, timeout=600, cwd=ROOT)
