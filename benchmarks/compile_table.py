@@ -37,9 +37,9 @@ _OUT = flags.DEFINE_string("out", "benchmarks/results/compile", "Folder of the f
 
 
 def main() -> int:
-    """Compiles what is missing, and writes the table."""
+    """Compiles what is missing, and writes the table anew after every case."""
     out = Path(_OUT.value)
-    rows = {}
+    rows, text = {}, ""
     for case in CASES:
         path = out / f"{case.replace(',', '_')}.json"
         config = experiment_from(get_config(case).to_dict())
@@ -48,8 +48,8 @@ def main() -> int:
             estimate = compile_step(config, TOPOLOGIES[case.split(",")[-1]], slices=1, mfu=MFU)
             write_text(path, json.dumps(dataclasses.asdict(estimate), indent=2) + "\n")
         rows[case] = (Estimate(**json.loads(path.read_text())), config.model.remat)
-    text = _table(rows)
-    write_text(out / "table.md", text)
+        text = _table(rows)
+        write_text(out / "table.md", text)
     print(text)
     return 0
 
