@@ -13,7 +13,7 @@ from flowley_jax.config import ExperimentConfig
 from flowley_jax.model import Flowley
 from flowley_jax.model.flowley import Constant
 from flowley_jax.sampling.latents import latents_program
-from flowley_jax.training.ahead import Estimate, compiled_or_too_large, lengths
+from flowley_jax.training.ahead import Estimate, compiled_or_too_large, lengths, velocity_flops
 from flowley_jax.training.chips import devices_of
 from flowley_jax.training.sharding import AXES
 
@@ -47,7 +47,9 @@ def compile_sampling(config: ExperimentConfig, topology: str, *, clips: int, mfu
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[0]))
-    flops = _flops(config, clips)
+    branches = 1 if config.sample.guidance < 1.0 else 2
+    evaluation = velocity_flops(config.model, branches * clips, lengths(config))
+    flops = evaluation * config.sample.solver.evaluations
     return Estimate(
         topology=topology,
         devices=1,
@@ -86,19 +88,3 @@ def _arguments(config: ExperimentConfig, clips: int, where: NamedSharding):
     return graphdef, jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), arguments
     )
-
-
-def _flops(config: ExperimentConfig, clips: int) -> float:
-    """Of all network evaluations of the solver, as XLA counts them on a CPU."""
-    cpu = NamedSharding(_mesh(jax.devices("cpu")[0]), PartitionSpec())
-    graphdef, (variables, _, video, text, text_len) = _arguments(config, clips, cpu)
-    latent = jax.ShapeDtypeStruct((clips, lengths(config)[0], config.model.audio_dim), jnp.float32)
-
-    def velocity(variables, *inputs):
-        return nnx.merge(graphdef, *variables)(*inputs)
-
-    t = jax.ShapeDtypeStruct((clips,), jnp.float32)
-    lowered = jax.jit(velocity).lower(variables, latent, video, text, text_len, t)
-    costs: Any = lowered.cost_analysis()
-    branches = 1 if config.sample.guidance < 1.0 else 2
-    return costs["flops"] * branches * config.sample.solver.evaluations

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from flowley_jax.config import ExperimentConfig, MeshConfig
 from flowley_jax.data.record import FEATURE_FIELDS
 from flowley_jax.errors import FlowleyError
+from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.training.chips import Chip, devices_of
 from flowley_jax.training.collectives import collectives
 from flowley_jax.training.optimizer import make_optimizer
@@ -113,11 +115,9 @@ def step_flops(config: ExperimentConfig, lengths: Lengths) -> float:
     Raises:
       RuntimeError: JAX has no CPU device here.
     """
-    # A loop's body would be counted once.
-    model = dataclasses.replace(config.model, layers="unrolled", remat="none", psca_implementation="xla")
     plain = dataclasses.replace(
         config,
-        model=model,
+        model=_counted(config.model),
         mesh=MeshConfig(),
         flow=dataclasses.replace(config.flow, immiscible=False),
         train=dataclasses.replace(config.train, accumulation=1),
@@ -125,6 +125,31 @@ def step_flops(config: ExperimentConfig, lengths: Lengths) -> float:
     state, batch, step = _abstract_step(plain, make_layout(plain, jax.devices("cpu")[:1]), lengths)
     costs: Any = step.lower(state, batch).cost_analysis()
     return float(costs["flops"])
+
+
+def velocity_flops(config: ModelConfig, clips: int, lengths: Lengths) -> float:
+    """FLOPs of one evaluation of the network, counted likewise.
+
+    Raises:
+      RuntimeError: JAX has no CPU device here.
+    """
+    model = nnx.eval_shape(lambda: Flowley(_counted(config), rngs=nnx.Rngs(0)))
+    graphdef, variables = nnx.split(model)
+    channels = (config.audio_dim, config.video_dim, config.text_dim)
+    features = [
+        jax.ShapeDtypeStruct((clips, length, size), jnp.float32)
+        for length, size in zip(lengths, channels, strict=True)
+    ]
+    text_len, t = (jax.ShapeDtypeStruct((clips,), dtype) for dtype in (jnp.int32, jnp.float32))
+    program = jax.jit(lambda variables, *inputs: nnx.merge(graphdef, variables)(*inputs))
+    with jax.default_device(jax.devices("cpu")[0]):
+        costs: Any = program.lower(variables, *features, text_len, t).cost_analysis()
+    return float(costs["flops"])
+
+
+def _counted(config: ModelConfig) -> ModelConfig:
+    """Without loops, whose body would be counted once, without recomputation and without kernels."""
+    return dataclasses.replace(config, layers="unrolled", remat="none", psca_implementation="xla")
 
 
 def lengths(config: ExperimentConfig) -> Lengths:

@@ -1,0 +1,229 @@
+"""The published network's forward pass, training step and guided sample beside the same network in PyTorch,
+eager and under torch.compile: make benchmark-train-step
+
+Each side has a process of its own; two of them take turns, in alternating order, so that what else the
+machine does falls on both alike. A ratio is JAX's time over PyTorch's in one turn. Random weights, the
+published sizes, inputs on the device; the first call, which compiles, is not in the times. On a CPU both
+sides keep freed memory (`GLIBC_TUNABLES`): getting gigabytes anew in every step costs more than the sides
+differ.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from flowley_jax.cli import run_main
+from flowley_jax.training.chips import chip_of
+from flowley_jax.whole_files import replacing, write_text
+
+# Task, clips, turns.
+CASES = (("forward", 1, 12), ("forward", 4, 8), ("train", 4, 6), ("sample", 1, 4))
+LARGE_CASES = (("forward", 64, 20), ("train", 64, 20), ("sample", 8, 5))
+OTHERS = ("eager", "compiled")
+NAMES = {"jax": "JAX", "eager": "PyTorch", "compiled": "torch.compile"}
+
+_OUT = flags.DEFINE_string("out", "benchmarks/results/train_step", "Folder for the figures and the picture.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type.")
+_LARGE = flags.DEFINE_bool("large", False, "Batches for an accelerator instead of a CPU.")
+_TURNS = flags.DEFINE_integer("turns", None, "Turns of every case.", lower_bound=1)
+_ONLY = flags.DEFINE_list("only", [], "Tasks to measure; all by default.")
+
+
+def main() -> int:
+    """Measures, prints a table, and writes JSON and a plot; tasks that are left out keep their figures."""
+    rows = []
+    for task, clips, turns in LARGE_CASES if _LARGE.value else CASES:
+        if not _ONLY.value or task in _ONLY.value:
+            rows.append(_compare(task, clips, _TURNS.value or turns))
+    device = rows[0]["device"]
+    stem = Path(_OUT.value) / f"{device.replace(' ', '_').lower()}_{_DTYPE.value}"
+    rows = _with_older(stem.with_suffix(".json"), rows)
+    result = {"device": device, "dtype": _DTYPE.value, "tasks": rows}
+    write_text(stem.with_suffix(".json"), json.dumps(result, indent=2) + "\n")
+    _plot(result, stem.with_suffix(".png"))
+    print(_table(result))
+    print(f"figures: {stem.with_suffix('.json')}, picture: {stem.with_suffix('.png')}")
+    return 0
+
+
+def _with_older(path: Path, rows: list[dict]) -> list[dict]:
+    """The rows, and those of other cases that the file has already, in the order of the cases."""
+    older = json.loads(path.read_text())["tasks"] if path.exists() else []
+    found = {(row["task"], row["clips"]): row for row in [*older, *rows]}
+    order = [(task, clips) for task, clips, _ in (*CASES, *LARGE_CASES)]
+    return [found[case] for case in order if case in found]
+
+
+class Side:
+    """A worker process."""
+
+    def __init__(self, process: subprocess.Popen):
+        self.process = process
+
+    def answer(self) -> dict:
+        """The next line that the worker prints."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(map(str, self.process.args))} ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def ask(self, word: str) -> dict:
+        """The answer to one line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def end(self) -> dict:
+        """The last answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.answer()
+
+
+@contextlib.contextmanager
+def _worker(side: str, task: str, clips: int) -> Iterator[Side]:
+    command = [sys.executable, "-m", "benchmarks.train_step_worker", f"--side={side}", f"--task={task}"]
+    command += [
+        f"--batch={clips}",
+        f"--dtype={_DTYPE.value}",
+        f"--matmul_size={8192 if _LARGE.value else 4096}",
+    ]
+    # Both sides' arrays have to fit into an accelerator's memory.
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield Side(process)
+        finally:
+            process.kill()
+
+
+def _compare(task: str, clips: int, turns: int) -> dict:
+    """One case, JAX against each of the others."""
+    sides: dict[str, dict] = {}
+    seconds: dict[str, list[float]] = {side: [] for side in NAMES}
+    rates: dict[str, list[float]] = {side: [] for side in NAMES}
+    ratios, flops, device = {}, 0.0, ""
+    for other in OTHERS:
+        with _worker("jax", task, clips) as ours, _worker(other, task, clips) as theirs:
+            workers = {"jax": ours, other: theirs}
+            ready = {side: worker.answer() for side, worker in workers.items()}
+            flops, device = ready["jax"]["flops"], ready["jax"]["device"]
+            found = []
+            # While the slower side compiled, the other's memory may have gone cold.
+            for worker in workers.values():
+                worker.ask("run")
+            for turn in range(turns):
+                order = list(workers)[:: 1 if turn % 2 else -1]
+                taken = {side: workers[side].ask("run")["seconds"] for side in order}
+                found.append(taken["jax"] / taken[other])
+                for side in order:
+                    seconds[side].append(taken[side])
+                    rates[side].append(workers[side].ask("matmul")["rate"])
+                print(
+                    f"{task}, {clips} clips, turn {turn + 1} of {turns}: "
+                    + ", ".join(f"{NAMES[side]} {taken[side]:.3f} s" for side in workers),
+                    file=sys.stderr,
+                    flush=True,
+                )
+            for side, worker in workers.items():
+                sides[side] = {
+                    "first_seconds": ready[side]["first_seconds"],
+                    "peak_bytes": worker.end()["peak_bytes"],
+                }
+        low, median, high = np.percentile(found, (25, 50, 75))
+        ratios[other] = {"median": float(median), "low": float(low), "high": float(high)}
+    # The faster library's figure is what the machine can do.
+    peak = max(float(np.median(found)) for found in rates.values())
+    chip = chip_of(device)
+    for side, row in sides.items():
+        row["seconds"] = float(np.median(seconds[side]))
+        row["clips_per_second"] = clips / row["seconds"]
+        row["flops_per_second"] = flops / row["seconds"]
+        row["matmul_share"] = row["flops_per_second"] / peak
+        if chip:
+            row["mfu"] = row["flops_per_second"] / chip.peak_flops
+    return {
+        "task": task,
+        "clips": clips,
+        "turns": turns,
+        "date": datetime.date.today().isoformat(),
+        "device": device,
+        "host": f"{os.cpu_count()} cores, {platform.machine()}",
+        "command": " ".join(["python -m benchmarks.train_step", *sys.argv[1:]]),
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "torch")},
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
+        "flops": flops,
+        "matmul_flops_per_second": peak,
+        "sides": sides,
+        "jax_to": ratios,
+    }
+
+
+def _table(result: dict) -> str:
+    """Markdown."""
+    share = "MFU" if "mfu" in result["tasks"][0]["sides"]["jax"] else "share of matmul"
+    peak = max(row["matmul_flops_per_second"] for row in result["tasks"]) / 1e9
+    columns = f"task, clips, side, seconds, clips/s, GFLOP/s, {share}, peak GiB, first call, JAX to it".split(
+        ", "
+    )
+    lines = [
+        f"{result['device']}, {result['dtype']}, matmul {peak:.0f} GFLOP/s",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|---" * len(columns) + "|",
+    ]
+    for row in result["tasks"]:
+        for name, side in row["sides"].items():
+            ratio = row["jax_to"].get(name)
+            cells = [
+                row["task"],
+                row["clips"],
+                NAMES[name],
+                f"{side['seconds']:.3f}",
+                f"{side['clips_per_second']:.2f}",
+                f"{side['flops_per_second'] / 1e9:.0f}",
+                f"{100 * side.get('mfu', side['matmul_share']):.0f} %",
+                f"{side['peak_bytes'] / 2**30:.2f}",
+                f"{side['first_seconds']:.1f} s",
+                f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})" if ratio else "",
+            ]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _plot(result: dict, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained", dpi=130)
+    axes = figure.subplots()
+    rows = result["tasks"]
+    for index, (side, name) in enumerate(NAMES.items()):
+        heights = [row["sides"][side]["seconds"] / row["sides"]["eager"]["seconds"] for row in rows]
+        bars = axes.bar(np.arange(len(rows)) + 0.27 * (index - 1), heights, 0.25, label=name)
+        axes.bar_label(bars, [f"{row['sides'][side]['seconds']:.3g} s" for row in rows], fontsize=7)
+    axes.set_xticks(range(len(rows)), [f"{row['task']}, batch {row['clips']}" for row in rows])
+    axes.set_ylabel("time, PyTorch eager = 1")
+    axes.set_title(f"{result['device']}, {result['dtype']}")
+    axes.set_ylim(0.0, 1.25)
+    axes.legend(ncols=3, loc="upper center")
+    with replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
+
+
+if __name__ == "__main__":
+    run_main(main)
