@@ -1,16 +1,22 @@
 # Everything a newcomer needs, on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-tpu test-scale demo ablation benchmark-psca benchmark-reading compile-table lint lock clean FORCE
+.PHONY: help venv test test-tpu test-scale test-torch demo ablation benchmark-psca benchmark-reading \
+  benchmark-train-step benchmark-sample compile-table lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+TORCH := torch==2.13.0
+# Their other dependencies are in .venv, or not needed.
+OPEN_CLIP := open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
+# Huge pages, and freed memory kept instead of given back.
+KEPT_MEMORY := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736
 NEW_ENOUGH := import sys; raise SystemExit(sys.version_info < (3, 11))
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## create .venv and install the locked packages (the other targets do it themselves)
 
@@ -40,8 +46,10 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+# The longest files first, so that no process is left alone with one of them.
 test: venv  ## run the tests
-	$(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+	  tests/test_command_lines.py tests/training tests/sampling tests $(ARGS)
 
 # The TPU compiler stays out of .venv, where JAX would take it for a TPU.
 .tpu: requirements-tpu.lock $(STAMP)
@@ -53,8 +61,18 @@ test: venv  ## run the tests
 test-tpu: .tpu  ## compile kernels and network for TPUs, on a machine without one
 	PYTHONPATH=.tpu JAX_PLATFORMS=cpu $(PY) -m pytest -q -m tpu tests/tpu $(ARGS)
 
-test-scale: venv  ## train on meshes of pretended devices and in several processes, and kill them (20 minutes)
+test-scale: venv  ## train at size, on pretended devices and in several processes, and kill them (20 minutes)
 	$(PY) -m pytest -q -m scale tests/scale $(ARGS)
+
+# PyTorch is what benchmarks and tests compare with; no program of this project needs it.
+.torch: $(STAMP)
+	@echo "installing PyTorch into .torch (2 GB or more)"
+	@rm -rf $@ && $(PY) -m pip install --quiet --disable-pip-version-check --target $@ $(TORCH)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(OPEN_CLIP)
+	@touch $@
+
+test-torch: .torch  ## compare with PyTorch, transformers and open_clip, and read files that they write
+	PYTHONPATH=.torch $(PY) -m pytest -q -m torch tests/twin $(ARGS)
 
 demo: venv  ## generate clips, train, sample and write a report to runs/demo
 	$(PY) -m flowley_jax.demo --out runs/demo $(ARGS)
@@ -67,6 +85,12 @@ benchmark-psca: .tpu  ## measure PSCA on this machine and by the TPU compiler (2
 
 benchmark-reading: venv  ## measure how fast this machine reads batches (5 minutes, 5 GB of disk)
 	$(PY) -m benchmarks.reading $(ARGS)
+
+benchmark-train-step: .torch  ## measure forward, step and sample beside PyTorch (20 minutes on an idle machine)
+	PYTHONPATH=.torch:. GLIBC_TUNABLES=$(KEPT_MEMORY) $(PY) -m benchmarks.train_step $(ARGS)
+
+benchmark-sample: venv  ## measure every stage of sampling at the published sizes (30 minutes on an idle machine)
+	GLIBC_TUNABLES=$(KEPT_MEMORY) $(PY) -m benchmarks.sample $(ARGS)
 
 compile-table: .tpu  ## compile the training step of every size for TPU slices (40 minutes; resumes)
 	JAX_PLATFORMS=cpu PYTHONPATH=.tpu:. $(PY) -m benchmarks.compile_table $(ARGS)
@@ -83,5 +107,5 @@ lock: venv  ## resolve pyproject.toml again into requirements.lock
 	  pyproject.toml --output-file requirements.lock
 
 clean:  ## remove .venv, caches and builds (runs/ stays)
-	rm -rf $(VENV) .tpu build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tpu .torch build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

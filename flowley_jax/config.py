@@ -155,7 +155,7 @@ class StartConfig:
     """What a run begins with.
 
     Attributes:
-      weights: folder of another run, or a file under the published names (.safetensors; .pth with PyTorch);
+      weights: folder of another run, or a file under the published names (.safetensors, .pth);
         empty for random weights. Its latent statistics and empty features are kept, too.
       sigma_rel: EMA length of a folder's weights.
     """
@@ -271,10 +271,18 @@ def experiment_from(tree: Mapping[str, Any]) -> ExperimentConfig:
     Raises:
       FlowleyError: for a key that does not exist, naming it and the keys that do.
     """
-    return _build(ExperimentConfig, tree, "config")
+    return typed_from(ExperimentConfig, tree, "config")
 
 
-def _build(kind, tree: Mapping[str, Any], path: str):
+def typed_from(kind, tree: Mapping[str, Any], path: str):
+    """A dataclass, and those within it, from nested mappings.
+
+    Args:
+      path: what the mapping is called, for messages.
+
+    Raises:
+      FlowleyError: for a key that does not exist, naming it and the keys that do.
+    """
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(tree) - set(hints))
     if unknown:
@@ -284,7 +292,7 @@ def _build(kind, tree: Mapping[str, Any], path: str):
 
 def _convert(hint, value, path: str):
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, path)
+        return typed_from(hint, value, path)
     if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
         raise FlowleyError(f"{path}={value!r} must be one of {', '.join(typing.get_args(hint))}")
     if typing.get_origin(hint) is tuple:

@@ -8,7 +8,7 @@ import librosa
 import numpy as np
 
 from flowley_jax.audio.mel import MelConfig, from_log, mel_basis
-from flowley_jax.errors import FlowleyError
+from flowley_jax.audio.protocols import check_log_mels
 
 _MOMENTUM = 0.99
 _SEED = 0
@@ -33,18 +33,17 @@ class GriffinLimVocoder:
     def sample_rate(self) -> int:
         return self.mel.sample_rate
 
-    @property
-    def settings(self) -> dict[str, int]:
-        return {"iterations": self.iterations}
-
-    def __call__(self, log_mel: np.ndarray) -> np.ndarray:
-        """Log-mel frames (frames, bins) to a wave (frames·hop,) float32 within [-1, 1], aligned with them.
+    def __call__(self, log_mels: np.ndarray) -> np.ndarray:
+        """Log-mel frames (B, frames, bins) to waves (B, frames·hop) float32 within [-1, 1], aligned with
+        them.
 
         Raises:
           FlowleyError: if the frames do not have the front end's bins.
         """
-        if log_mel.ndim != 2 or log_mel.shape[1] != self.mel.bins:
-            raise FlowleyError(f"log-mel frames {log_mel.shape} must be (frames, {self.mel.bins})")
+        check_log_mels(log_mels, self.mel.bins)
+        return np.stack([self._wave(log_mel) for log_mel in log_mels])
+
+    def _wave(self, log_mel: np.ndarray) -> np.ndarray:
         magnitude = magnitude_from_mel(from_log(log_mel.astype(np.float32), self.mel), self.mel)
         # Frame 0 starts `pad` samples before the wave does (see mel.py), hence uncentred framing and the cut.
         padded = librosa.griffinlim(

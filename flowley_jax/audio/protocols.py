@@ -4,13 +4,12 @@ A codec turns waves into latents and latents into log-mel frames; a vocoder turn
 """
 
 import math
-import os
-from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from flowley_jax.audio.mel import MelConfig
+from flowley_jax.errors import FlowleyError
 
 # Mel frames for each latent, of the published codecs and of the embedded one.
 FRAMES_PER_LATENT = 2
@@ -24,6 +23,12 @@ def latents_for(seconds: float, mel: MelConfig) -> int:
 def samples_for(seconds: float, mel: MelConfig) -> int:
     """Samples under those latents: at least `seconds`, and less than a latent more."""
     return latents_for(seconds, mel) * FRAMES_PER_LATENT * mel.hop
+
+
+def check_log_mels(log_mels: np.ndarray, bins: int) -> None:
+    """Raises a FlowleyError unless they are (B, frames, bins)."""
+    if log_mels.ndim != 3 or log_mels.shape[-1] != bins:
+        raise FlowleyError(f"log-mel frames {log_mels.shape} must be (batch, frames, {bins})")
 
 
 @runtime_checkable
@@ -60,14 +65,10 @@ class AudioCodec(Protocol):
         """Latents (B, Ta, C) to log-mel frames (B, 2·Ta, bins) float32."""
         ...
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the codec to one file, atomically."""
-        ...
-
 
 @runtime_checkable
 class Vocoder(Protocol):
-    """Log-mel frames to a wave.
+    """Log-mel frames to waves.
 
     Attributes:
       name: as in `parts.json`.
@@ -79,11 +80,6 @@ class Vocoder(Protocol):
     @property
     def sample_rate(self) -> int: ...
 
-    @property
-    def settings(self) -> Mapping[str, int | float | str]:
-        """What makes it again, with the mel front end."""
-        ...
-
-    def __call__(self, log_mel: np.ndarray) -> np.ndarray:
-        """Log-mel frames (frames, bins) to a wave (frames·hop,) float32."""
+    def __call__(self, log_mels: np.ndarray) -> np.ndarray:
+        """Log-mel frames (B, frames, bins) to waves (B, frames·hop) float32."""
         ...

@@ -14,21 +14,29 @@ from typing import Any
 
 import numpy as np
 
+from flowley_jax.audio.bigvgan_vocoder import BigVganVocoder
 from flowley_jax.audio.griffin_lim import GriffinLimVocoder
+from flowley_jax.audio.mel import MelConfig
 from flowley_jax.audio.pca import PcaCodec
 from flowley_jax.audio.protocols import AudioCodec, Vocoder, latents_for, samples_for
+from flowley_jax.audio.vae_codec import VaeCodec
 from flowley_jax.data.record import Dims
+from flowley_jax.encoders.clip_frames import ClipFrames
 from flowley_jax.encoders.hashed_text import HashedTextEncoder
 from flowley_jax.encoders.pixels import PixelEncoder
 from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder
+from flowley_jax.encoders.t5_text import T5Text
 from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.bundles import Bundle
 from flowley_jax.whole_files import replacing
 
 PARTS_FILE = "parts.json"
 CODEC_FILE = "codec.npz"
 _VERSION = 1
-_VIDEO_ENCODERS = {PixelEncoder.name: PixelEncoder}
-_TEXT_ENCODERS = {HashedTextEncoder.name: HashedTextEncoder}
+_VIDEO_ENCODERS = {kind.name: kind for kind in (PixelEncoder, ClipFrames)}
+_TEXT_ENCODERS = {kind.name: kind for kind in (HashedTextEncoder, T5Text)}
+_CODECS = {kind.name: kind for kind in (PcaCodec, VaeCodec)}
+_VOCODERS = {kind.name: kind for kind in (GriffinLimVocoder, BigVganVocoder)}
 _MIN_LATENT_STD = 1e-6
 
 
@@ -142,7 +150,7 @@ class Parts:
           latents: what the model samples, with its standardisation undone.
           seconds: length to cut the waves to; by default all that the latents cover.
         """
-        waves = np.stack([self.vocoder(log_mel) for log_mel in self.codec.decode(latents)])
+        waves = self.vocoder(self.codec.decode(latents))
         return waves if seconds is None else waves[:, : round(seconds * self.sample_rate)]
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -154,8 +162,8 @@ class Parts:
         folder = Path(folder)
         with replacing(folder / PARTS_FILE) as partial:
             folder.mkdir(parents=True, exist_ok=True)
-            self.codec.save(folder / CODEC_FILE)
-            partial.write_text(json.dumps(self._to_json(_digest(folder / CODEC_FILE)), indent=2) + "\n")
+            codec = _store_codec(self.codec, folder)
+            partial.write_text(json.dumps(self._to_json(codec), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Parts":
@@ -177,32 +185,15 @@ class Parts:
         except FlowleyError as error:
             raise FlowleyError(f"{path}: {error}") from error
 
-    def _to_json(self, codec_sha256: str) -> dict[str, Any]:
+    def _to_json(self, codec: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "version": _VERSION,
             "source": self.source,
             "seconds": self.seconds,
-            "video_encoder": {
-                "name": self.video_encoder.name,
-                "version": self.video_encoder.version,
-                "dim": self.video_encoder.dim,
-                "fps": self.video_encoder.fps,
-                "frame_size": self.video_encoder.frame_size,
-            },
-            "text_encoder": {
-                "name": self.text_encoder.name,
-                "version": self.text_encoder.version,
-                "dim": self.text_encoder.dim,
-                "max_tokens": self.text_encoder.max_tokens,
-            },
-            "codec": {
-                "name": self.codec.name,
-                "mel": self.codec.mel.name,
-                "latent_dim": self.codec.latent_dim,
-                "file": CODEC_FILE,
-                "sha256": codec_sha256,
-            },
-            "vocoder": {"name": self.vocoder.name, **self.vocoder.settings},
+            "video_encoder": {"version": self.video_encoder.version, **_stored(self.video_encoder)},
+            "text_encoder": {"version": self.text_encoder.version, **_stored(self.text_encoder)},
+            "codec": codec,
+            "vocoder": _stored(self.vocoder),
             "latent_mean": self.latent_mean.tolist(),
             "latent_std": self.latent_std.tolist(),
         }
@@ -214,17 +205,14 @@ class Parts:
             raise FlowleyError(f"version {version!r}, expected {_VERSION}")
         fields = {field.name for field in dataclasses.fields(cls)}
         _check_keys(stored, {"version", *fields}, "the file")
-        codec = _load_codec(stored["codec"], folder)
-        vocoder = stored["vocoder"]
-        _check_keys(vocoder, {"name", "iterations"}, "vocoder")
-        _check_name(vocoder["name"], {GriffinLimVocoder.name: GriffinLimVocoder}, "vocoder")
         try:
+            codec = _load_codec(stored["codec"], folder)
             return cls(
                 seconds=float(stored["seconds"]),
-                video_encoder=_encoder(stored["video_encoder"], _VIDEO_ENCODERS, "video_encoder"),
-                text_encoder=_encoder(stored["text_encoder"], _TEXT_ENCODERS, "text_encoder"),
+                video_encoder=_part(stored["video_encoder"], _VIDEO_ENCODERS, "video_encoder"),
+                text_encoder=_part(stored["text_encoder"], _TEXT_ENCODERS, "text_encoder"),
                 codec=codec,
-                vocoder=GriffinLimVocoder(mel=codec.mel, iterations=int(vocoder["iterations"])),
+                vocoder=_part(stored["vocoder"], _VOCODERS, "vocoder", mel=codec.mel),
                 latent_mean=np.asarray(stored["latent_mean"], np.float32),
                 latent_std=np.asarray(stored["latent_std"], np.float32),
                 source=str(stored["source"]),
@@ -233,9 +221,27 @@ class Parts:
             raise FlowleyError(f"a value has the wrong type ({error})") from error
 
 
-def _load_codec(stored: Any, folder: Path) -> PcaCodec:
+def _store_codec(codec: AudioCodec, folder: Path) -> dict[str, Any]:
+    """What `parts.json` says of a codec; that of the embedded one is a file beside it."""
+    if not isinstance(codec, PcaCodec):
+        return _stored(codec)
+    path = folder / CODEC_FILE
+    codec.save(path)
+    return {
+        "name": codec.name,
+        "mel": codec.mel.name,
+        "latent_dim": codec.latent_dim,
+        "file": CODEC_FILE,
+        "sha256": _digest(path),
+    }
+
+
+def _load_codec(stored: Any, folder: Path) -> AudioCodec:
+    name = stored.get("name") if isinstance(stored, Mapping) else None
+    _check_name(name, _CODECS, "codec")
+    if name != PcaCodec.name:
+        return _part(stored, _CODECS, "codec")
     _check_keys(stored, {"name", "mel", "latent_dim", "file", "sha256"}, "codec")
-    _check_name(stored["name"], {PcaCodec.name: PcaCodec}, "codec")
     path = folder / CODEC_FILE
     if stored["file"] != CODEC_FILE:
         raise FlowleyError(f"codec.file is {stored['file']!r}, expected {CODEC_FILE!r}")
@@ -250,19 +256,37 @@ def _load_codec(stored: Any, folder: Path) -> PcaCodec:
     return codec
 
 
-def _encoder(stored: Any, kinds: Mapping[str, Any], where: str) -> Any:
-    """Makes an encoder from its name and settings; its version must be that of the code."""
-    name = stored.get("name") if isinstance(stored, Mapping) else None
+def _stored(part: Any) -> dict[str, Any]:
+    """A part's name and settings; the mel front end is the codec's, a bundle its manifest and its folder."""
+    settings = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    if "bundle" in settings:
+        settings["bundle"] = settings["bundle"].to_json()
+    settings.pop("mel", None)
+    return {"name": part.name, **settings}
+
+
+def _part(stored: Any, kinds: Mapping[str, Any], where: str, *, mel: MelConfig | None = None) -> Any:
+    """Makes a part from its name and settings; its version, if it has one, must be that of the code."""
+    if not isinstance(stored, Mapping):
+        raise FlowleyError(f"{where} must be a JSON object, found {type(stored).__name__}")
+    name = stored.get("name")
     _check_name(name, kinds, where)
     kind = kinds[str(name)]
+    version = getattr(kind, "version", None)
     settings = {field.name for field in dataclasses.fields(kind)}
-    _check_keys(stored, {"name", "version", *settings}, where)
-    if stored["version"] != kind.version:
+    expected = {"name", *settings} - {"mel"} | ({"version"} if version else set())
+    _check_keys(stored, expected, where)
+    if version and stored["version"] != version:
         raise FlowleyError(
-            f"{where} {name!r} is of version {stored['version']}, this program has {kind.version}; "
+            f"{where} {name!r} is of version {stored['version']}, this program has {version}; "
             "prepare the records again"
         )
-    return kind(**{key: stored[key] for key in settings})
+    made = {key: stored[key] for key in expected - {"name", "version"}}
+    if "bundle" in settings:
+        made["bundle"] = Bundle.from_json(made["bundle"])
+    if "mel" in settings:
+        made["mel"] = mel
+    return kind(**made)
 
 
 def _check_name(name: Any, known: Mapping[str, type], where: str) -> None:

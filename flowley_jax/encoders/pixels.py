@@ -23,6 +23,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from flowley_jax.encoders.protocols import check_frames
 from flowley_jax.errors import FlowleyError
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
@@ -70,12 +71,7 @@ class PixelEncoder:
         Raises:
           FlowleyError: for another shape or type, or no frame at all.
         """
-        expected = (self.frame_size, self.frame_size, 3)
-        if frames.ndim != 4 or frames.shape[1:] != expected or frames.dtype != np.uint8 or not len(frames):
-            raise FlowleyError(
-                f"frames {frames.shape} of {frames.dtype} must be uint8, "
-                f"(T, {self.frame_size}, {self.frame_size}, 3) with T at least 1"
-            )
+        check_frames(frames, self.frame_size)
         native = _describe(frames)
         return native if self.dim == _NATIVE_DIM else native @ _projection(self.dim)
 

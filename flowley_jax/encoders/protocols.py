@@ -5,6 +5,16 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from flowley_jax.errors import FlowleyError
+
+
+def check_frames(frames: np.ndarray, size: int) -> None:
+    """Raises a FlowleyError unless they are uint8 (T, size, size, 3) with T at least 1."""
+    if frames.ndim != 4 or frames.shape[1:] != (size, size, 3) or frames.dtype != np.uint8 or not len(frames):
+        raise FlowleyError(
+            f"frames {frames.shape} of {frames.dtype} must be uint8, (T, {size}, {size}, 3) with T at least 1"
+        )
+
 
 @runtime_checkable
 class VideoEncoder(Protocol):

@@ -7,6 +7,7 @@ out) here; fused attention maps are laid out (head, channel, q/k/v) there and (q
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,47 @@ def flowley_from_torch(state_dict: Mapping[str, np.ndarray], config: ModelConfig
         value = entry.layout.from_torch(np.asarray(state_dict[name], np.float32))
         entry.variable.set_value(jnp.asarray(value))
     return abstract
+
+
+def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> ModelConfig:
+    """Sizes by the shapes, or by the keyword names of the PyTorch model where `settings` have them.
+
+    What no shape tells (the mask's window, its fade, the frame rate) is then that of the published base
+    model.
+
+    Raises:
+      FlowleyError: a weight that tells a size is missing, or no configuration has these sizes.
+    """
+    named = _without_prefix(arrays)
+    if "hidden_dim" in settings:
+        return ModelConfig.from_torch_config(settings)
+    try:
+        width, audio_dim, _ = named["audio_projector.0.weight"].shape
+        config = ModelConfig(
+            audio_dim=audio_dim,
+            video_dim=named["visual_projector.0.weight"].shape[1],
+            text_dim=named["text_projector.0.weight"].shape[1],
+            width=width,
+            num_heads=width // len(named["multimodal_stream.0.audio_block.attn.qk_norm.query_norm.scale"]),
+            multi_depth=_depth(named, "multimodal_stream"),
+            single_depth=_depth(named, "single_modal_stream"),
+            single_type="psca" if "single_modal_stream.0.vis_aud_cross_atn.q_prj.weight" in named else "dit",
+            share_single=not _blocks_differ(named),
+        )
+        inner = len(named["multimodal_stream.0.text_block.ffn.w1.weight"])
+    except KeyError as error:
+        raise FlowleyError(f"Flowley's network lacks {error.args[0]}") from error
+    if inner == config.mlp_width:
+        return config
+    # The width within is rounded up to 256; the ratio that gives it without rounding does not exceed it.
+    config = dataclasses.replace(config, mlp_ratio=1.5 * inner / width)
+    if inner != config.mlp_width:
+        raise FlowleyError(f"no mlp_ratio gives feed-forward nets {inner} wide at width {width}")
+    return config
+
+
+def _depth(named: Mapping[str, np.ndarray], stack: str) -> int:
+    return len({name.split(".")[1] for name in named if name.startswith(f"{stack}.")})
 
 
 def flowley_to_torch(model: Flowley) -> dict[str, np.ndarray]:

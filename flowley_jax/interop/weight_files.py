@@ -1,34 +1,49 @@
-"""Files of named arrays: safetensors, and PyTorch's own where PyTorch is installed."""
+"""Files of named arrays as published: safetensors and PyTorch's zip files, whole or in several parts."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.torch_files import read_torch_file
 from flowley_jax.whole_files import replacing
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", *PICKLED)
+INDEX = ".index.json"
+# Note on the entry of a checkpoint that held the weights.
+WITHIN = "within"
+_NESTED = ("state_dict", "model", "module", "generator", "ema", "weights")
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays by name and the file's own notes; half-precision arrays come as float32.
+    """Arrays by name, of the types they are stored in, and the file's own notes.
+
+    Args:
+      path: .safetensors; .pth, .pt, .bin or .ckpt, whose note `WITHIN` is the entry that held the weights,
+        if they were not at the top; or the `….index.json` of a file in several parts.
 
     Raises:
-      FlowleyError: no such file, not a file of this kind, damaged, or PyTorch is needed and missing.
+      FlowleyError: no such file, not a file of this kind, damaged, or it holds no arrays by name.
     """
     if not path.is_file():
         raise FlowleyError(f"{path}: no such file")
+    if path.name.endswith(INDEX):
+        return _read_parts(path), {}
     if path.suffix in PICKLED:
-        return _read_pickled(path), {}
+        arrays, within = _state_dict(read_torch_file(path), path)
+        return arrays, {WITHIN: within} if within else {}
     if path.suffix != ".safetensors":
-        raise FlowleyError(f"{path}: must be .safetensors, or one of {', '.join(PICKLED)}")
+        raise FlowleyError(f"{path}: must be .safetensors, or one of {', '.join(PICKLED)}, or …{INDEX}")
     try:
         with safe_open(path, framework="numpy") as opened:
             names = opened.keys()
-            return {name: _float(opened.get_tensor(name)) for name in names}, opened.metadata() or {}
+            return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
     except SafetensorError as error:
         raise FlowleyError(f"{path}: is damaged or no safetensors file ({error})") from error
 
@@ -41,32 +56,48 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[st
     """
     if path.suffix != ".safetensors":
         raise FlowleyError(f"{path}: must end in .safetensors")
-    with replacing(path) as partial:
+    with replacing(path, SafetensorError) as partial:
         save_file({name: np.asarray(x, order="C") for name, x in arrays.items()}, partial, dict(notes))
 
 
-def _read_pickled(path: Path) -> dict[str, np.ndarray]:
+def parts_of(index: Path) -> list[Path]:
+    """The files that an index names, in its folder.
+
+    Raises:
+      FlowleyError: it is no index, or one of them is missing.
+    """
     try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FlowleyError(f"{index}: is no index of a model in parts ({error})") from error
+    paths = [index.parent / name for name in names]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise FlowleyError(f"{index}: {len(missing)} of {len(paths)} parts are missing: {', '.join(missing)}")
+    return paths
+
+
+def _read_parts(index: Path) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for path in parts_of(index):
+        arrays.update(read_arrays(path)[0])
+    missing = sorted(set(json.loads(index.read_text())["weight_map"]) - set(arrays))
+    if missing:
+        raise FlowleyError(f"{index}: its parts lack {len(missing)} weights, the first {missing[0]}")
+    return arrays
+
+
+def _state_dict(found: Any, path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays by name in what a checkpoint holds, and the entry that trainers wrap them in, or ""."""
+    within = ""
+    if isinstance(found, Mapping) and not any(isinstance(value, np.ndarray) for value in found.values()):
+        within = next((name for name in _NESTED if isinstance(found.get(name), Mapping)), "")
+        found = found[within] if within else found
+    if not isinstance(found, Mapping):
+        raise FlowleyError(f"{path}: holds no weights by name, but {type(found).__name__}")
+    arrays = {str(name): value for name, value in found.items() if isinstance(value, np.ndarray)}
+    if not arrays:
         raise FlowleyError(
-            f"{path}: files of this kind need PyTorch to read (pip install 'flowley-jax[convert]'), or the "
-            "same weights as .safetensors"
-        ) from error
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of pickle, zip and PyTorch, of many kinds
-        raise FlowleyError(f"{path}: damaged, or no file of weights ({str(error)[:200]})") from error
-    for name in ("state_dict", "model", "module"):
-        if isinstance(found, dict) and isinstance(found.get(name), dict):
-            found = found[name]
-    if not isinstance(found, dict) or not all(isinstance(x, torch.Tensor) for x in found.values()):
-        raise FlowleyError(f"{path}: holds no state dict, but {type(found).__name__}")
-    return {
-        name: _float(x.float().numpy() if x.is_floating_point() else x.numpy()) for name, x in found.items()
-    }
-
-
-def _float(array) -> np.ndarray:
-    array = np.asarray(array)
-    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
+            f"{path}: holds no weights by name; its entries are {', '.join(map(str, found))[:200]}"
+        )
+    return arrays, within

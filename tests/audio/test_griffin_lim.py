@@ -24,7 +24,7 @@ def test_click_stays_where_it_was(mel, offset):
     wave = np.zeros(64 * mel.hop, np.float32)
     click = 30 * mel.hop + offset
     wave[click] = 0.9
-    rebuilt = GriffinLimVocoder(mel=mel, iterations=32)(log_mel(wave, mel))
+    rebuilt = GriffinLimVocoder(mel=mel, iterations=32)(log_mel(wave, mel)[None])[0]
     assert rebuilt.shape == wave.shape
     energy = np.square(rebuilt.astype(np.float64))
     centre = (energy * np.arange(len(wave))).sum() / energy.sum()
@@ -33,7 +33,8 @@ def test_click_stays_where_it_was(mel, offset):
 
 def test_impacts_stay_sharp():
     start = 6000
-    rebuilt = np.abs(GriffinLimVocoder(mel=MEL_16K)(log_mel(_impact(MEL_16K, start), MEL_16K)))
+    frames = log_mel(_impact(MEL_16K, start), MEL_16K)
+    rebuilt = np.abs(GriffinLimVocoder(mel=MEL_16K)(frames[None])[0])
     loud = np.flatnonzero(rebuilt > 0.5 * rebuilt.max())[0]
     assert abs(loud - start) <= 0.004 * MEL_16K.sample_rate
     # Window length before the impact and more: silence, up to a weak echo.
@@ -42,14 +43,14 @@ def test_impacts_stay_sharp():
 
 def test_mel_of_the_result_is_the_mel_it_was_made_from():
     frames = log_mel(_impact(MEL_16K, 3000), MEL_16K)
-    rebuilt = log_mel(GriffinLimVocoder(mel=MEL_16K, iterations=32)(frames), MEL_16K)
+    rebuilt = log_mel(GriffinLimVocoder(mel=MEL_16K, iterations=32)(frames[None])[0], MEL_16K)
     loud = frames > MEL_16K.floor + 2.0
     assert np.abs(rebuilt - frames)[loud].mean() < 0.1
 
 
 def test_the_same_frames_give_the_same_wave():
     vocoder = GriffinLimVocoder(mel=MEL_16K)
-    frames = log_mel(_impact(MEL_16K, 3000), MEL_16K)
+    frames = log_mel(_impact(MEL_16K, 3000), MEL_16K)[None]
     assert isinstance(vocoder, Vocoder)
     np.testing.assert_array_equal(vocoder(frames), vocoder(frames))
 
@@ -67,5 +68,5 @@ def test_magnitudes_are_non_negative_and_improve_on_the_clipped_inverse():
 
 
 def test_wrong_bins():
-    with pytest.raises(FlowleyError, match=r"\(10, 81\) must be \(frames, 80\)"):
-        GriffinLimVocoder(mel=MEL_16K)(np.zeros((10, 81), np.float32))
+    with pytest.raises(FlowleyError, match=r"\(1, 10, 81\) must be \(batch, frames, 80\)"):
+        GriffinLimVocoder(mel=MEL_16K)(np.zeros((1, 10, 81), np.float32))

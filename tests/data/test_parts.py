@@ -100,7 +100,7 @@ def _edit(tmp_path, edit):
         (lambda s: s.update(extra=1), "unknown keys \\['extra'\\]"),
         (lambda s: s.pop("seconds"), "missing keys \\['seconds'\\]"),
         (lambda s: s["video_encoder"].update(version=99), "version 99, this program has"),
-        (lambda s: s["video_encoder"].update(name="eyes"), "'eyes' is unknown; there are pixels"),
+        (lambda s: s["video_encoder"].update(name="eyes"), "'eyes' is unknown; there are clip, pixels"),
         (lambda s: s["text_encoder"].pop("dim"), "missing keys \\['dim'\\]"),
         (lambda s: s.update(vocoder=3), "vocoder must be a JSON object"),
         (lambda s: s.update(seconds="long"), "wrong type"),

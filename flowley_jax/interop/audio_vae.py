@@ -1,0 +1,68 @@
+"""The published audio VAE: kernels (out, in, kernel), most often stored before their normalisation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from flowley_jax.audio.vae import AudioVae, VaeConfig, effective_kernel
+from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.modules import count_of, load_module
+
+_NORM_TOLERANCE = 0.02
+
+
+def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> VaeConfig:
+    """Sizes by the shapes.
+
+    Raises:
+      FlowleyError: a weight that tells a size is missing.
+    """
+    del settings
+    try:
+        width, bins, kernel = arrays["encoder.conv_in.weight"].shape
+        latent_dim = arrays["decoder.conv_in.weight"].shape[1]
+        tops = count_of(arrays, "encoder.down.{}.block.0.conv1.weight")
+        widths = [arrays[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(tops)]
+    except KeyError as error:
+        raise FlowleyError(f"the audio VAE lacks {error.args[0]}") from error
+    return VaeConfig(
+        bins=bins,
+        latent_dim=latent_dim,
+        width=width,
+        multipliers=tuple(level // width for level in widths),
+        blocks=count_of(arrays, "encoder.down.0.block.{}.conv1.weight"),
+        kernel=kernel,
+    )
+
+
+def vae_from_torch(arrays: Mapping[str, np.ndarray], config: VaeConfig) -> AudioVae:
+    """The VAE with a file's weights; whether these are normalised already is told by their norms.
+
+    Raises:
+      FlowleyError: weights are missing or of another shape; all of them are listed.
+    """
+    raw = not kernels_are_normalised(arrays)
+
+    def layout(name: str, array: np.ndarray) -> np.ndarray:
+        if name.startswith("data_"):
+            return array.reshape(-1)
+        if array.ndim != 3:
+            return array
+        kernel = np.ascontiguousarray(array.transpose(2, 1, 0))
+        return np.asarray(effective_kernel(jnp.asarray(kernel))) if raw else kernel
+
+    module = load_module(
+        lambda: AudioVae(config, rngs=nnx.Rngs(0)), arrays, layout=layout, what="the audio VAE"
+    )
+    assert isinstance(module, AudioVae)
+    return module
+
+
+def kernels_are_normalised(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether all kernels have outputs of unit norm, as they do after `remove_weight_norm` and else never."""
+    kernels = [array for name, array in arrays.items() if name.endswith("weight") and np.ndim(array) == 3]
+    norms = [np.linalg.norm(np.asarray(kernel, np.float32), axis=(1, 2)) for kernel in kernels]
+    return all(np.allclose(norm, 1.0, rtol=0, atol=_NORM_TOLERANCE) for norm in norms)

@@ -1,0 +1,97 @@
+"""Published BigVGAN generators: weight-normalised kernels under either naming, or plain ones."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from flowley_jax.audio.bigvgan import BigVgan, BigVganConfig
+from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.modules import count_of, load_module
+
+_NAMINGS = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+_SUPPORTED = {"resblock": "1", "activation": "snakebeta", "snake_logscale": True}
+
+
+def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> BigVganConfig:
+    """Sizes by the shapes, the rest by `config.json`.
+
+    Raises:
+      FlowleyError: weights or settings are missing, or of a variant that is not supported.
+    """
+    arrays = without_weight_norm(arrays)
+    for name, value in _SUPPORTED.items():
+        if settings.get(name, value) != value:
+            raise FlowleyError(f"BigVGAN with {name}={settings[name]!r} is not supported, only {value!r}")
+    try:
+        width, bins, _ = arrays["conv_pre.weight"].shape
+        kernels = tuple(
+            arrays[f"ups.{i}.0.weight"].shape[2] for i in range(count_of(arrays, "ups.{}.0.weight"))
+        )
+        blocks = count_of(arrays, "resblocks.{}.convs1.0.weight") // max(1, len(kernels))
+        block_kernels = tuple(arrays[f"resblocks.{i}.convs1.0.weight"].shape[2] for i in range(blocks))
+        pairs = count_of(arrays, "resblocks.0.convs1.{}.weight")
+    except KeyError as error:
+        raise FlowleyError(f"the BigVGAN vocoder lacks {error.args[0]}") from error
+    has_bias = "conv_post.bias" in arrays
+    if not has_bias and "use_tanh_at_final" not in settings:
+        raise FlowleyError(
+            "this BigVGAN has no bias at its last convolution, so it is of the second generation; its "
+            "config.json is needed to say how the wave is bounded: put it beside the weights"
+        )
+    dilations = settings.get("resblock_dilation_sizes", [[1, 3, 5]])
+    if any(list(each) != list(dilations[0]) for each in dilations) or len(dilations[0]) != pairs:
+        raise FlowleyError(f"BigVGAN with dilations {dilations} and {pairs} pairs per block is not supported")
+    return BigVganConfig(
+        bins=bins,
+        width=width,
+        # Twice the rate is the kernel of every published generator.
+        rates=tuple(settings.get("upsample_rates", [kernel // 2 for kernel in kernels])),
+        kernels=kernels,
+        block_kernels=block_kernels,
+        dilations=tuple(dilations[0]),
+        use_bias_at_final=has_bias,
+        use_tanh_at_final=bool(settings.get("use_tanh_at_final", True)),
+    )
+
+
+def bigvgan_from_torch(arrays: Mapping[str, np.ndarray], config: BigVganConfig) -> BigVgan:
+    """The vocoder with a file's weights.
+
+    Raises:
+      FlowleyError: weights are missing or of another shape; all of them are listed.
+    """
+
+    def layout(name: str, array: np.ndarray) -> np.ndarray:
+        if name.endswith("filter"):
+            return array.reshape(-1)
+        if array.ndim != 3:
+            return array
+        return np.ascontiguousarray(array.transpose((0, 2, 1) if name.startswith("ups.") else (2, 1, 0)))
+
+    module = load_module(
+        lambda: BigVgan(config, rngs=nnx.Rngs(0)),
+        without_weight_norm(arrays),
+        layout=layout,
+        what="the BigVGAN vocoder",
+    )
+    assert isinstance(module, BigVgan)
+    return module
+
+
+def without_weight_norm(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Plain kernels g·v/‖v‖, the norm over all axes but the first, in place of g and v."""
+    plain = dict(arrays)
+    for magnitude, direction in _NAMINGS:
+        for name in [name for name in plain if name.endswith(f".{direction}")]:
+            stem = name.removesuffix(direction)
+            if stem + magnitude not in plain:
+                raise FlowleyError(f"{name} is there without {stem + magnitude}")
+            v = np.asarray(plain.pop(name), np.float32)
+            g = np.asarray(plain.pop(stem + magnitude), np.float32)
+            plain[f"{stem}weight"] = g * v / np.linalg.norm(v.reshape(len(v), -1), axis=1)[:, None, None]
+    return plain

@@ -1,0 +1,108 @@
+"""From published files to bundles and back."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.bundles import Bundle, SourceFile, write_bundle
+from flowley_jax.interop.kinds import KINDS, check_kind, describe, identify
+from flowley_jax.interop.sources import find_source
+from flowley_jax.interop.weight_files import PICKLED, WITHIN, read_arrays, write_arrays
+from flowley_jax.whole_files import naming, replacing
+
+log = logging.getLogger(__name__)
+
+
+def convert(source: str, out: Path, *, expect: str | None = None) -> Bundle:
+    """Makes the bundle of a source in a folder of `out` called as its kind, or finds it made.
+
+    Args:
+      source: a file, a folder, or a repository on the hub.
+      expect: kind that it must be.
+
+    Raises:
+      FlowleyError: it cannot be read, is nothing that this project knows or not what is expected, or lacks
+        weights or settings.
+    """
+    found = find_source(source)
+    sources = tuple(SourceFile.of(path) for path in found.files)
+    arrays, notes = read_arrays(found.weights)
+    if expect:
+        check_kind(arrays, KINDS[expect], str(found.weights))
+    kind = identify(arrays)
+    if kind is None:
+        raise FlowleyError(f"{found.weights}: is {describe(arrays)}")
+    folder = out / kind.name
+    if _is_made(folder, sources):
+        log.info("%s is made already of the same files", folder)
+        return Bundle.open(folder)
+    try:
+        bundle = write_bundle(folder, kind, arrays, found.settings, sources, notes.get(WITHIN, ""))
+    except FlowleyError as error:
+        raise FlowleyError(f"{found.weights}: {error}") from error
+    for path in found.tokenizer if kind.name == "t5" else ():
+        with naming(folder / path.name):
+            shutil.copyfile(path, folder / path.name)
+    if kind.name == "t5" and not found.tokenizer:
+        log.warning("%s: no tokenizer beside the weights; put its files into %s", found.weights, folder)
+    log.info("%s: %s, %s numbers", folder, kind.title, f"{bundle.parameters:,}")
+    return bundle
+
+
+def inspect(source: str) -> str:
+    """What a source is, in one line."""
+    found = find_source(source)
+    arrays, _ = read_arrays(found.weights)
+    numbers = sum(int(np.size(array)) for array in arrays.values())
+    types = ", ".join(sorted({str(array.dtype) for array in arrays.values()}))
+    return f"{found.weights}: {describe(arrays)}; {len(arrays)} weights of {numbers:,} numbers, {types}"
+
+
+def write_back(bundle: Path, path: Path) -> None:
+    """Writes a bundle's weights as published: names, shapes and types.
+
+    Args:
+      path: .safetensors, or .pth, .pt, .bin, .ckpt, which need PyTorch.
+
+    Raises:
+      FlowleyError: no bundle, damaged, another ending, or PyTorch is needed and missing.
+    """
+    opened = Bundle.open(bundle)
+    opened.check()
+    arrays = opened.arrays()
+    if path.suffix in PICKLED:
+        _write_pickled(path, arrays, opened.within)
+    else:
+        write_arrays(path, arrays, {})
+
+
+def _is_made(folder: Path, sources: tuple[SourceFile, ...]) -> bool:
+    try:
+        bundle = Bundle.open(folder)
+        bundle.check()
+    except FlowleyError:
+        return False
+    return bundle.sources == sources
+
+
+def _write_pickled(path: Path, arrays: Mapping[str, np.ndarray], within: str) -> None:
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise FlowleyError(
+            f"{path}: files of this kind are written by PyTorch (pip install 'flowley-jax[convert]'); "
+            ".safetensors needs nothing"
+        ) from error
+
+    def tensor(array: np.ndarray):
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+        return torch.from_numpy(array.copy())
+
+    tensors = {name: tensor(array) for name, array in arrays.items()}
+    with replacing(path) as partial:
+        torch.save({within: tensors} if within else tensors, partial)
