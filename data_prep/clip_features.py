@@ -3,7 +3,9 @@
 import concurrent.futures
 import concurrent.futures.process
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -16,23 +18,41 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from flowley_jax.audio.mel import log_mel, mel_preset
-from flowley_jax.audio.protocols import samples_for
+from flowley_jax.audio.bigvgan_vocoder import BigVganVocoder
+from flowley_jax.audio.griffin_lim import GriffinLimVocoder
+from flowley_jax.audio.mel import MelConfig, log_mel, mel_preset
+from flowley_jax.audio.pca import PcaCodec
+from flowley_jax.audio.protocols import AudioCodec, Vocoder, samples_for
+from flowley_jax.audio.vae_codec import VaeCodec
 from flowley_jax.data.clip_table import Clip
+from flowley_jax.encoders.clip_frames import ClipFrames
 from flowley_jax.encoders.hashed_text import HashedTextEncoder
 from flowley_jax.encoders.pixels import PixelEncoder
+from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder
+from flowley_jax.encoders.t5_text import T5Text
 from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.bundles import Bundle
 from flowley_jax.media.read import read_audio, read_frames
 from flowley_jax.whole_files import replacing
 
 # One thread of linear algebra for each worker: more of them only contend.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# Clips that are read, or waiting, for each worker.
+_AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordSettings:
-    """What the records are made with; see the flags of `data_prep.records`."""
+    """What the records are made with; see the flags of `data_prep.records`.
 
+    Attributes:
+      video, text, codec, vocoder: an embedded part by name, or the folder of a bundle of published weights.
+    """
+
+    video: str = PixelEncoder.name
+    text: str = HashedTextEncoder.name
+    codec: str = PcaCodec.name
+    vocoder: str = GriffinLimVocoder.name
     seconds: float = 4.0
     mel: str = "16k"
     latent_dim: int = 20
@@ -48,18 +68,40 @@ class RecordSettings:
         if not 0.0 < self.seconds < math.inf:
             raise FlowleyError(f"seconds={self.seconds} must be positive")
 
-    @property
-    def video_encoder(self) -> PixelEncoder:
-        return PixelEncoder(fps=self.video_fps, frame_size=self.frame_size)
+    @functools.cached_property
+    def video_encoder(self) -> VideoEncoder:
+        if self.video == PixelEncoder.name:
+            return PixelEncoder(fps=self.video_fps, frame_size=self.frame_size)
+        return ClipFrames(bundle=Bundle.open(self.video), fps=self.video_fps)
+
+    @functools.cached_property
+    def text_encoder(self) -> TextEncoder:
+        if self.text == HashedTextEncoder.name:
+            return HashedTextEncoder(dim=self.text_dim, max_tokens=self.max_tokens)
+        return T5Text(bundle=Bundle.open(self.text))
+
+    @functools.cached_property
+    def fixed_codec(self) -> VaeCodec | None:
+        """A codec of published weights; None for the embedded one, which is fitted to the clips."""
+        return None if self.codec == PcaCodec.name else VaeCodec(bundle=Bundle.open(self.codec))
 
     @property
-    def versions(self) -> tuple[int, int]:
-        """Of the encoders."""
-        return self.video_encoder.version, self.text_encoder.version
+    def mel_config(self) -> MelConfig:
+        """That of the codec."""
+        return self.fixed_codec.mel if self.fixed_codec else mel_preset(self.mel)
+
+    def vocoder_for(self, codec: AudioCodec) -> Vocoder:
+        """What makes waves of the codec's frames."""
+        if self.vocoder == GriffinLimVocoder.name:
+            return GriffinLimVocoder(mel=codec.mel)
+        return BigVganVocoder(bundle=Bundle.open(self.vocoder))
 
     @property
-    def text_encoder(self) -> HashedTextEncoder:
-        return HashedTextEncoder(dim=self.text_dim, max_tokens=self.max_tokens)
+    def versions(self) -> tuple[int | str, ...]:
+        """Of the encoders, and what tells published weights apart."""
+        bundles = (path for path in (self.video, self.text, self.codec) if Path(path).is_dir())
+        digests = (Bundle.open(path).sha256 for path in bundles)
+        return self.video_encoder.version, self.text_encoder.version, *digests
 
 
 def extract_features(
@@ -83,15 +125,24 @@ def _map(
 ) -> Iterator[tuple[str, str | None]]:
     if workers <= 1 or len(clips) <= 1:
         for clip in clips:
-            yield _extract(clip, settings, cache)
+            yield _finish(clip, _read(clip, settings), settings, cache)
         return
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        futures = [pool.submit(_extract, clip, settings, cache) for clip in clips]
-        for future in concurrent.futures.as_completed(futures):
-            yield future.result()
+        # What is read waits in memory for its turn on the devices: no more of it than keeps the readers busy.
+        plain = dataclasses.replace(settings)
+        rest, reading = iter(clips), {}
+        for clip in itertools.islice(rest, _AHEAD * workers):
+            reading[pool.submit(_read, clip, plain)] = clip
+        while reading:
+            done, _ = concurrent.futures.wait(reading, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                clip = reading.pop(future)
+                for following in itertools.islice(rest, 1):
+                    reading[pool.submit(_read, following, plain)] = following
+                yield _finish(clip, future.result(), settings, cache)
     except concurrent.futures.process.BrokenProcessPool as error:
         raise FlowleyError(
             f"a process that reads clips died (out of memory?); what is read is kept in {cache}, run again"
@@ -102,36 +153,55 @@ def _map(
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _extract(clip: Clip, settings: RecordSettings, cache: Path) -> tuple[str, str | None]:
-    """Caches one clip's features; a reason instead of None says why it cannot be used."""
+def _read(clip: Clip, settings: RecordSettings) -> dict[str, Any] | str:
+    """What is made of one clip without devices; a text says why it cannot be used."""
     try:
-        features = _features_of_clip(clip, settings)
+        return _read_clip(clip, settings)
     except Exception as error:  # A file that breaks a decoder in a new way must not end the run.
-        return clip.id, " ".join(str(error).split()) or type(error).__name__
+        return " ".join(str(error).split()) or type(error).__name__
+
+
+def _finish(
+    clip: Clip, read: dict[str, Any] | str, settings: RecordSettings, cache: Path
+) -> tuple[str, str | None]:
+    """Caches one clip's features; a reason instead of None says why it cannot be used."""
+    if isinstance(read, str):
+        return clip.id, read
+    features = dict(read)
+    if "frames" in features:
+        features["video_features"] = settings.video_encoder(features.pop("frames"))
+    if "text_features" not in features:
+        text, lengths = settings.text_encoder([clip.caption])
+        features.update(text_features=text[0], text_len=lengths[0])
+    if settings.fixed_codec:
+        mean, std = settings.fixed_codec.encode_log_mel(features.pop("log_mel")[None])
+        features.update(audio_mean=mean[0], audio_std=std[0])
     with replacing(_path_of(cache, clip, settings)) as partial:
         np.savez(partial, **features)
     return clip.id, None
 
 
-def _features_of_clip(clip: Clip, settings: RecordSettings) -> dict[str, Any]:
+def _read_clip(clip: Clip, settings: RecordSettings) -> dict[str, Any]:
+    """Frames or their embedded features, the embedded ones of the caption, and log-mel frames."""
     encoder = settings.video_encoder
     frames = read_frames(
-        clip.video_path, fps=settings.video_fps, size=settings.frame_size, seconds=settings.seconds
+        clip.video_path, fps=settings.video_fps, size=encoder.frame_size, seconds=settings.seconds
     )
     frame_count = round(settings.seconds * settings.video_fps)
     frames = _padded(frames, frame_count, settings.pad_seconds * settings.video_fps, "frames", "edge")
-    wave = _wave_of_clip(clip, settings)
-    text_features, text_lengths = settings.text_encoder([clip.caption])
-    return {
-        "log_mel": log_mel(wave, mel_preset(settings.mel)),
-        "video_features": encoder(frames),
-        "text_features": text_features[0],
-        "text_len": text_lengths[0],
-    }
+    read: dict[str, Any] = {"log_mel": log_mel(_wave_of_clip(clip, settings), settings.mel_config)}
+    if isinstance(encoder, PixelEncoder):
+        read["video_features"] = encoder(frames)
+    else:
+        read["frames"] = frames
+    if isinstance(settings.text_encoder, HashedTextEncoder):
+        text, lengths = settings.text_encoder([clip.caption])
+        read.update(text_features=text[0], text_len=lengths[0])
+    return read
 
 
 def _wave_of_clip(clip: Clip, settings: RecordSettings) -> np.ndarray:
-    mel = mel_preset(settings.mel)
+    mel = settings.mel_config
     samples = samples_for(settings.seconds, mel)
     wave = read_audio(
         clip.video_path,
@@ -152,7 +222,8 @@ def _padded(array: np.ndarray, length: int, tolerance: float, unit: str, mode: A
 
 
 def cached_features(clip: Clip, settings: RecordSettings, cache: Path) -> dict[str, np.ndarray]:
-    """What `extract_features` kept of a clip: log_mel, video_features, text_features, text_len."""
+    """What `extract_features` kept of a clip: video_features, text_features, text_len, and log_mel, or
+    audio_mean and audio_std where the codec was there before the clips."""
     path = _path_of(cache, clip, settings)
     try:
         with open(path, "rb") as opened, np.load(opened) as file:

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.clip_features import RecordSettings, cached_features, digest_of, extract_features
-from flowley_jax.audio.griffin_lim import GriffinLimVocoder
-from flowley_jax.audio.mel import mel_preset
 from flowley_jax.audio.pca import PcaCodec
+from flowley_jax.audio.protocols import AudioCodec
 from flowley_jax.data.clip_table import SPLITS, Clip, read_clip_table
 from flowley_jax.data.parts import Parts
 from flowley_jax.data.record import Dims, Example, has_records, write_records
@@ -65,7 +64,7 @@ def prepare_records(
     if not any(clip.split == "train" for clip in accepted):
         first = next(iter(reasons.values()), "the table has none")
         raise FlowleyError(f"{clips}: no training clip can be used ({first}); see {out / _REJECTED_FILE}")
-    codec = _fit_codec(accepted, settings, cache)
+    codec = _codec_of(accepted, settings, cache)
     parts = _parts(codec, accepted, settings, cache, source=Path(clips).name)
     summary = {
         "identity": identity,
@@ -101,36 +100,43 @@ def _finished_summary(out: Path, identity: str) -> dict[str, Any] | None:
     return summary
 
 
-def _fit_codec(accepted: Sequence[Clip], settings: RecordSettings, cache: Path) -> PcaCodec:
-    log_mels = _training_log_mels(accepted, settings, cache)
-    return PcaCodec.fit(log_mels, mel=mel_preset(settings.mel), latent_dim=settings.latent_dim)
+def _codec_of(accepted: Sequence[Clip], settings: RecordSettings, cache: Path) -> AudioCodec:
+    """The published codec, or the embedded one fitted to the training split."""
+    if settings.fixed_codec:
+        return settings.fixed_codec
+    log_mels = (
+        cached_features(clip, settings, cache)["log_mel"] for clip in accepted if clip.split == "train"
+    )
+    return PcaCodec.fit(log_mels, mel=settings.mel_config, latent_dim=settings.latent_dim)
 
 
-def _training_log_mels(
-    accepted: Sequence[Clip], settings: RecordSettings, cache: Path
-) -> Iterator[np.ndarray]:
-    for clip in accepted:
-        if clip.split == "train":
-            yield cached_features(clip, settings, cache)["log_mel"]
+def _posterior(codec: AudioCodec, features: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of a clip's latents, each (Ta, C)."""
+    if isinstance(codec, PcaCodec):
+        mean = codec.encode_log_mel(features["log_mel"][None])[0]
+        return mean, np.zeros_like(mean)
+    return features["audio_mean"], features["audio_std"]
 
 
 def _parts(
-    codec: PcaCodec, accepted: Sequence[Clip], settings: RecordSettings, cache: Path, source: str
+    codec: AudioCodec, accepted: Sequence[Clip], settings: RecordSettings, cache: Path, source: str
 ) -> Parts:
-    """The parts, with the latents' statistics over the training split."""
+    """The parts, with the statistics over the training split of latents drawn from their posteriors."""
     count, total, squares = 0, np.zeros(codec.latent_dim), np.zeros(codec.latent_dim)
-    for spectrogram in _training_log_mels(accepted, settings, cache):
-        latents = codec.encode_log_mel(spectrogram[None])[0].astype(np.float64)
-        count += len(latents)
-        total += latents.sum(axis=0)
-        squares += np.square(latents).sum(axis=0)
+    for clip in accepted:
+        if clip.split != "train":
+            continue
+        mean, std = (x.astype(np.float64) for x in _posterior(codec, cached_features(clip, settings, cache)))
+        count += len(mean)
+        total += mean.sum(axis=0)
+        squares += (np.square(mean) + np.square(std)).sum(axis=0)
     mean = total / count
     return Parts(
         seconds=settings.seconds,
         video_encoder=settings.video_encoder,
         text_encoder=settings.text_encoder,
         codec=codec,
-        vocoder=GriffinLimVocoder(mel=codec.mel),
+        vocoder=settings.vocoder_for(codec),
         latent_mean=mean.astype(np.float32),
         latent_std=np.sqrt(np.maximum(squares / count - mean**2, 0.0)).astype(np.float32),
         source=source,
@@ -138,7 +144,7 @@ def _parts(
 
 
 def _write_all(
-    out: Path, accepted: Sequence[Clip], dims: Dims, codec: PcaCodec, settings: RecordSettings, cache: Path
+    out: Path, accepted: Sequence[Clip], dims: Dims, codec: AudioCodec, settings: RecordSettings, cache: Path
 ) -> None:
     def examples_of(split: str) -> Callable[[], Iterator[Example]]:
         chosen = [clip for clip in accepted if clip.split == split]
@@ -148,11 +154,11 @@ def _write_all(
     write_records(out, dims, {split: examples_of(split) for split in SPLITS if split in present})
 
 
-def _example(clip: Clip, codec: PcaCodec, features: Mapping[str, np.ndarray]) -> Example:
-    latents = codec.encode_log_mel(features["log_mel"][None])[0]
+def _example(clip: Clip, codec: AudioCodec, features: Mapping[str, np.ndarray]) -> Example:
+    mean, std = _posterior(codec, features)
     return {
-        "audio_mean": latents,
-        "audio_std": np.zeros_like(latents),
+        "audio_mean": mean,
+        "audio_std": std,
         "video_features": features["video_features"],
         "text_features": features["text_features"],
         "text_len": features["text_len"],

@@ -1,5 +1,7 @@
 """Clip table to training records: python -m data_prep.records --clips DIR/clips.tsv --out DIR/records"""
 
+from pathlib import Path
+
 from absl import flags
 
 from data_prep.clip_features import RecordSettings
@@ -8,6 +10,13 @@ from flowley_jax.cli import run_main
 
 _CLIPS = flags.DEFINE_string("clips", None, "Clip table (TSV).", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for the records.", required=True)
+_PUBLISHED = flags.DEFINE_string(
+    "published", None, "Folder of bundles: all parts from there, clips of 8 s, 8 frames per second."
+)
+_VIDEO = flags.DEFINE_string("video_encoder", "pixels", "pixels, or the bundle of a CLIP image encoder.")
+_TEXT = flags.DEFINE_string("text_encoder", "hashed_words", "hashed_words, or the bundle of a T5 encoder.")
+_CODEC = flags.DEFINE_string("codec", "pca", "pca, or the bundle of an audio VAE.")
+_VOCODER = flags.DEFINE_string("vocoder", "griffin_lim", "griffin_lim, or the bundle of a BigVGAN.")
 _SECONDS = flags.DEFINE_float("seconds", 4.0, "Length that every clip is cut to.")
 _MEL = flags.DEFINE_enum("mel", "16k", ["16k", "44k"], "Mel front end, which fixes the sample rate.")
 _LATENT_DIM = flags.DEFINE_integer("latent_dim", 20, "Channels of the PCA codec's latents.")
@@ -28,7 +37,13 @@ _WORKERS = flags.DEFINE_integer("workers", 2, "Processes that read clips; 1 read
 
 def main() -> None:
     """Command line."""
+    if _PUBLISHED.value:
+        _choose_published(Path(_PUBLISHED.value))
     settings = RecordSettings(
+        video=_VIDEO.value,
+        text=_TEXT.value,
+        codec=_CODEC.value,
+        vocoder=_VOCODER.value,
         seconds=_SECONDS.value,
         mel=_MEL.value,
         latent_dim=_LATENT_DIM.value,
@@ -41,6 +56,21 @@ def main() -> None:
         feature_dtype="float16" if _FEATURE_DTYPE.value == "float16" else "float32",
     )
     prepare_records(_CLIPS.value, _OUT.value, settings, workers=_WORKERS.value)
+
+
+def _choose_published(folder: Path) -> None:
+    """Sets what the command line leaves open as it was for the published model."""
+    chosen = {
+        "video_encoder": str(folder / "clip"),
+        "text_encoder": str(folder / "t5"),
+        "codec": str(folder / "audio_vae"),
+        "vocoder": str(folder / "bigvgan"),
+        "seconds": 8.0,
+        "video_fps": 8.0,
+    }
+    for name, value in chosen.items():
+        if not flags.FLAGS[name].present:
+            flags.FLAGS[name].value = value
 
 
 if __name__ == "__main__":

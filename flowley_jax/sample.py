@@ -1,4 +1,7 @@
-"""Sound for clips: python -m flowley_jax.sample --workdir DIR --video a.mp4 --prompt "…" --out b.mp4"""
+"""Sound for clips: python -m flowley_jax.sample --workdir DIR --video a.mp4 --prompt "…" --out b.mp4
+
+Instead of --workdir, --published takes a folder of bundles that python -m flowley_jax.convert made.
+"""
 
 import dataclasses
 import sys
@@ -7,15 +10,19 @@ from pathlib import Path
 from absl import flags
 
 from flowley_jax.cli import USER_ERROR, run_main
+from flowley_jax.errors import FlowleyError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
+_PUBLISHED = flags.DEFINE_string("published", None, "Folder of bundles of published weights, instead.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type of published weights.")
 _VIDEO = flags.DEFINE_string(
     "video", None, "A video, a folder of videos, or a clip table (.tsv).", required=True
 )
 _PROMPT = flags.DEFINE_string(
     "prompt", None, "What is to be heard; a table's captions are used if not given."
 )
-_OUT = flags.DEFINE_string("out", None, "File (.mp4 .mkv .mov .wav .flac), or a folder.", required=True)
+_OUT = flags.DEFINE_string("out", None, "File (.mp4 .mkv .mov .wav .flac), or a folder.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print stages, files, shapes and memory, and make no sound.")
 _KIND = flags.DEFINE_enum(
     "kind", "mp4", ["mp4", "mkv", "mov", "wav", "flac"], "Kind of files written to a folder."
 )
@@ -38,27 +45,67 @@ def main() -> int:
     """Command line; returns 0, or 2 when a clip failed (the others are written)."""
     from flowley_jax.sampling.clips import find_sources
     from flowley_jax.sampling.files import check_out, write_sounds
-    from flowley_jax.sampling.sampler import Sampler
-    from flowley_jax.training.workdir import read_config
 
-    out = Path(_OUT.value)
+    if bool(_WORKDIR.value) == bool(_PUBLISHED.value):
+        raise FlowleyError("give one of --workdir and --published")
+    if not _OUT.value and not _DRY_RUN.value:
+        raise FlowleyError("--out must say where the sound goes")
+    out = Path(_OUT.value or ".")
     sources = find_sources(Path(_VIDEO.value), prompt=_PROMPT.value, split=_SPLIT.value)
-    check_out(out, many=len(sources) > 1)
-    workdir = Path(_WORKDIR.value)
-    sampler = Sampler.load(
-        workdir,
-        settings=_settings(read_config(workdir).sample),
-        adapter=_ADAPTER.value,
-        adapter_factor=_ADAPTER_FACTOR.value,
+    if not _DRY_RUN.value:
+        check_out(out, many=len(sources) > 1)
+    sampler = (
+        _published_sampler(_PUBLISHED.value) if _PUBLISHED.value else _trained_sampler(_WORKDIR.value or "")
     )
+    if _DRY_RUN.value:
+        _print_plan(sampler, sources)
+        return 0
     results = write_sounds(
-        sampler, sources, out, kind=f".{_KIND.value}", seed=_SEED.value, num_samples=_NUM_SAMPLES.value
+        sampler,
+        sources,
+        out,
+        kind=f".{_KIND.value}",
+        seed=_SEED.value,
+        num_samples=_NUM_SAMPLES.value,
     )
     for line in results.failed:
         print(f"error: {line}", file=sys.stderr)
     for paths in results.written.values():
         print("\n".join(map(str, paths)))
     return USER_ERROR if results.failed else 0
+
+
+def _trained_sampler(workdir: str):
+    from flowley_jax.sampling.sampler import Sampler
+    from flowley_jax.training.workdir import read_config
+
+    return Sampler.load(
+        workdir,
+        settings=_settings(read_config(Path(workdir)).sample),
+        adapter=_ADAPTER.value,
+        adapter_factor=_ADAPTER_FACTOR.value,
+    )
+
+
+def _published_sampler(folder: str):
+    from flowley_jax.config import SampleConfig
+    from flowley_jax.sampling.published import load_published
+
+    if _ADAPTER.value or _SIGMA_REL.value is not None:
+        raise FlowleyError("--adapter and --sigma-rel belong to --workdir, not to --published")
+    dtype = "bfloat16" if _DTYPE.value == "bfloat16" else "float32"
+    return load_published(folder, settings=_settings(SampleConfig()), dtype=dtype)
+
+
+def _print_plan(sampler, sources) -> None:
+    from flowley_jax.media.read import probe
+    from flowley_jax.sampling.plan import plan, table
+
+    seconds = probe(sources[0].path).duration
+    frames = max(1, round(seconds * sampler.parts.video_fps))
+    print(f"clips: {len(sources)}, sounds of each: {_NUM_SAMPLES.value}")
+    print(f"stages for one of {seconds:.2f} s, such as {sources[0].path}:")
+    print(table(plan(sampler, frames=frames, clips=_NUM_SAMPLES.value)))
 
 
 def _settings(default):

@@ -45,6 +45,7 @@ class Sampler:
     Attributes:
       parts: encoders, codec and vocoder of the model's data set.
       settings: guidance scale and solver.
+      place: where the network's weights were read.
       origin: what the sounds are made with: step of the last snapshot, digest of weights and parts.
     """
 
@@ -52,6 +53,7 @@ class Sampler:
     variables: tuple[Any, Any]
     parts: Parts
     settings: SampleConfig
+    place: str
     origin: Mapping[str, Any]
 
     @classmethod
@@ -84,6 +86,7 @@ class Sampler:
             variables=jax.tree.map(jnp.asarray, variables),
             parts=Parts.load(workdir / PARTS),
             settings=settings,
+            place=str(workdir),
             origin={"step": weights.step, "digest": _digest(variables, workdir / PARTS / PARTS_FILE)},
         )
 
