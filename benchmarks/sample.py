@@ -31,7 +31,7 @@ from flowley_jax.audio.bigvgan import BIGVGAN_16K, BIGVGAN_44K, BigVgan, BigVgan
 from flowley_jax.audio.chunks import in_windows
 from flowley_jax.audio.vae import VAE_16K, VAE_44K, AudioVae
 from flowley_jax.cli import run_main
-from flowley_jax.device_batches import DeviceBatches
+from flowley_jax.device_batches import DeviceBatches, Replicated
 from flowley_jax.encoders.clip import CLIP_L14, ClipVision
 from flowley_jax.encoders.clip_frames import embeddings
 from flowley_jax.encoders.t5 import FLAN_T5_LARGE, T5Encoder
@@ -156,7 +156,7 @@ def _task(stage: str, clips: int, seconds: int) -> Task:
         )
     mels = rng.standard_normal((clips, round(2 * latents * seconds / 8), vae.bins), np.float32)
     model = BigVgan(vocoder, rngs=rngs)
-    batches = DeviceBatches(bigvgan_vocoder.waves, model, batch_size=clips)
+    batches = DeviceBatches(bigvgan_vocoder.waves, Replicated(model), batch_size=clips)
 
     def run():
         return in_windows(
@@ -167,7 +167,7 @@ def _task(stage: str, clips: int, seconds: int) -> Task:
 
 
 def _batched(function, model: nnx.Module, *arrays: np.ndarray, batch_size: int) -> Task:
-    batches = DeviceBatches(function, model, batch_size=batch_size)
+    batches = DeviceBatches(function, Replicated(model), batch_size=batch_size)
     return Task(run=lambda: batches(*arrays), flops=_product_flops(function, model, arrays))
 
 

@@ -12,28 +12,35 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 _AXIS = "data"
 
 
+class Replicated:
+    """A model whose weights lie on every device of this process, for any number of `DeviceBatches`."""
+
+    def __init__(self, model: nnx.Module):
+        self.mesh = Mesh(np.array(jax.local_devices()), (_AXIS,))
+        self.graphdef, state = nnx.split(model)
+        self.state = jax.device_put(state, NamedSharding(self.mesh, PartitionSpec()))
+
+
 class DeviceBatches:
     """A jitted function of a model and of arrays with one row per item.
 
-    Every device has the weights and a part of the rows. Batches are filled up to a power of two times the
-    number of devices, so that few programs are compiled for any number of items.
+    Every device takes a part of the rows. Batches are filled up to a power of two times the number of
+    devices, so that few programs are compiled for any number of items.
     """
 
-    def __init__(self, function: Callable[..., Any], model: nnx.Module, *, batch_size: int):
+    def __init__(self, function: Callable[..., Any], model: Replicated, *, batch_size: int):
         """
         Args:
           function: takes the model and arrays (B, …), gives arrays (B, …).
           batch_size: items on the devices at once; rounded up to a multiple of their number.
         """
-        devices = jax.local_devices()
-        mesh = Mesh(np.array(devices), (_AXIS,))
-        self._rows = NamedSharding(mesh, PartitionSpec(_AXIS))
-        graphdef, state = nnx.split(model)
-        self._state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-        self._sizes = [len(devices)]
+        devices = model.mesh.size
+        self._rows = NamedSharding(model.mesh, PartitionSpec(_AXIS))
+        self._state = model.state
+        self._sizes = [devices]
         while self._sizes[-1] < batch_size:
-            self._sizes.append(min(2 * self._sizes[-1], -(-batch_size // len(devices)) * len(devices)))
-        self._program = jax.jit(functools.partial(_apply, function, graphdef))
+            self._sizes.append(min(2 * self._sizes[-1], -(-batch_size // devices) * devices))
+        self._program = jax.jit(functools.partial(_apply, function, model.graphdef))
 
     def __call__(self, *arrays: np.ndarray) -> Any:
         """Arrays (N, …) of any N to the function's results (N, …), NumPy arrays."""

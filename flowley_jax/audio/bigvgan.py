@@ -247,7 +247,7 @@ class TransposedConv(nnx.Module):
 def upsampled(x: Array, taps: Array) -> tuple[Array, Array]:
     """x (B, T, D) at twice the rate: its even and its odd samples, each (B, T, D); ends are repeated."""
     length, half = x.shape[1], _TAPS // 2
-    padded = jnp.pad(x, ((0, 0), (half // 2, half // 2), (0, 0)), mode="edge")
+    padded = _materialised(jnp.pad(x, ((0, 0), (half // 2, half // 2), (0, 0)), mode="edge"))
 
     def phase(taps, start: int) -> Array:
         terms = (taps[c] * padded[:, start + c : start + c + length] for c in range(half))
@@ -259,14 +259,19 @@ def upsampled(x: Array, taps: Array) -> tuple[Array, Array]:
 def downsampled(even: Array, odd: Array, taps: Array) -> Array:
     """Even and odd samples (B, T, D) filtered, every second kept; ends are repeated."""
     length = even.shape[1]
+    even, odd = _materialised((even, odd))
     first, last = even[:, :1], odd[:, -1:]
-    padded_even = jnp.concatenate([first, first, even, last, last, last], axis=1)
-    padded_odd = jnp.concatenate([first, first, first, odd, last, last], axis=1)
+    padded_even = _materialised(jnp.concatenate([first, first, even, last, last, last], axis=1))
+    padded_odd = _materialised(jnp.concatenate([first, first, first, odd, last, last], axis=1))
     terms = (
         taps[2 * c + 1] * padded_even[:, c : c + length] + taps[2 * c] * padded_odd[:, c : c + length]
         for c in range(_TAPS // 2)
     )
     return functools.reduce(jnp.add, terms)
+
+
+# For what many taps read: XLA would fuse it into their sum, and compute sines and edges anew for every tap.
+_materialised = jax.lax.optimization_barrier
 
 
 @functools.cache

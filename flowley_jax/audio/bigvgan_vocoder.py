@@ -12,7 +12,7 @@ from flowley_jax.audio.chunks import in_windows
 from flowley_jax.audio.mel import MelConfig
 from flowley_jax.audio.protocols import check_log_mels
 from flowley_jax.audio.vae_codec import mel_of
-from flowley_jax.device_batches import DeviceBatches
+from flowley_jax.device_batches import DeviceBatches, Replicated
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle
 
@@ -73,7 +73,7 @@ class BigVganVocoder:
 
     @functools.cached_property
     def _program(self) -> DeviceBatches:
-        return DeviceBatches(waves, self.bundle.load(dtype=self.dtype), batch_size=BATCH_SIZE)
+        return DeviceBatches(waves, Replicated(self.bundle.load(dtype=self.dtype)), batch_size=BATCH_SIZE)
 
 
 def waves(model: BigVgan, log_mels: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from flowley_jax.audio.chunks import in_windows
 from flowley_jax.audio.mel import MEL_16K, MEL_44K, MelConfig, log_mel
 from flowley_jax.audio.protocols import FRAMES_PER_LATENT
 from flowley_jax.audio.vae import DECODER_CONTEXT, AudioVae, VaeConfig
-from flowley_jax.device_batches import DeviceBatches
+from flowley_jax.device_batches import DeviceBatches, Replicated
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle
 
@@ -76,8 +76,8 @@ class VaeCodec:
         )
 
     @functools.cached_property
-    def _model(self):
-        return self.bundle.load(dtype=self.dtype)
+    def _model(self) -> Replicated:
+        return Replicated(self.bundle.load(dtype=self.dtype))
 
     @functools.cached_property
     def _encode(self) -> DeviceBatches:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import jax
 import numpy as np
 
-from flowley_jax.device_batches import DeviceBatches
+from flowley_jax.device_batches import DeviceBatches, Replicated
 from flowley_jax.encoders.clip import ClipConfig, ClipVision
 from flowley_jax.encoders.protocols import check_frames
 from flowley_jax.errors import FlowleyError
@@ -63,7 +63,7 @@ class ClipFrames:
     @functools.cached_property
     def _program(self) -> DeviceBatches:
         model = self.bundle.load(dtype=self.dtype)
-        return DeviceBatches(embeddings, model, batch_size=BATCH_SIZE)
+        return DeviceBatches(embeddings, Replicated(model), batch_size=BATCH_SIZE)
 
 
 def embeddings(model: ClipVision, frames: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowley_jax.device_batches import DeviceBatches
+from flowley_jax.device_batches import DeviceBatches, Replicated
 from flowley_jax.encoders.t5 import T5Encoder
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle
@@ -91,7 +91,9 @@ class T5Text:
 
     @functools.cached_property
     def _program(self) -> DeviceBatches:
-        return DeviceBatches(normalised_states, self.bundle.load(dtype=self.dtype), batch_size=BATCH_SIZE)
+        return DeviceBatches(
+            normalised_states, Replicated(self.bundle.load(dtype=self.dtype)), batch_size=BATCH_SIZE
+        )
 
 
 def normalised_states(model: T5Encoder, ids: jax.Array, valid: jax.Array) -> jax.Array:
