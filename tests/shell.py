@@ -1,7 +1,11 @@
 """The programs as a shell starts them, and how they end."""
 
+import multiprocessing
+import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -9,6 +13,12 @@ IMPACTS = str(ROOT / "configs/impacts.py")
 DEBUG = f"{IMPACTS}:debug"
 # Its network with fewer blocks, whose step compiles in seconds.
 SMALL = ("--config.model.width=32", "--config.model.multi_depth=1", "--config.model.single_depth=2")
+TIMEOUT = 600
+# Programs are forked from a process that has imported the libraries, which takes longer than most of them run.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["flowley_jax.cli", "flowley_jax.sampling.published", "flowley_jax.training.loop"]
+)
 
 
 def command(module, *flags):
@@ -18,7 +28,26 @@ def command(module, *flags):
 
 def run(module, *flags):
     """Runs a program to its end."""
-    return subprocess.run(command(module, *flags), capture_output=True, text=True, timeout=600, cwd=ROOT)
+    arguments = [str(flag) for flag in flags]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = _FORKS.Process(target=_program, args=(module, arguments, *outputs))
+        process.start()
+        process.join(TIMEOUT)
+        if process.is_alive():
+            process.kill()
+            raise subprocess.TimeoutExpired([module, *arguments], TIMEOUT)
+        written = [path.read_text() for path in outputs]
+    return subprocess.CompletedProcess([module, *arguments], process.exitcode, *written)
+
+
+def _program(module, arguments, stdout, stderr):
+    for path, descriptor in ((stdout, 1), (stderr, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def train(workdir, *flags, config=DEBUG):
