@@ -1,6 +1,7 @@
 """Settings shared by all tests: CPU only, no silent broadcasting between ranks, flags parsed, no window."""
 
 import dataclasses
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 matplotlib.use("Agg")
+# Traces make many objects and few cycles; looking for these takes a quarter of the time of all tests.
+gc.set_threshold(200_000, 50, 100)
 # Grain's worker processes read absl flags, which no test parses.
 flags.FLAGS.mark_as_parsed()
 
