@@ -1,6 +1,6 @@
 # Everything a newcomer needs, on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-tpu test-scale test-torch demo ablation benchmark-psca benchmark-reading \
+.PHONY: help venv test test-tpu test-scale test-soak test-torch demo ablation benchmark-psca benchmark-reading \
   benchmark-train-step benchmark-sample compile-table lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -61,8 +61,11 @@ test: venv  ## run the tests
 test-tpu: .tpu  ## compile kernels and network for TPUs, on a machine without one
 	PYTHONPATH=.tpu JAX_PLATFORMS=cpu $(PY) -m pytest -q -m tpu tests/tpu $(ARGS)
 
-test-scale: venv  ## train at size, on pretended devices and in several processes, and kill them (20 minutes)
-	$(PY) -m pytest -q -m scale tests/scale $(ARGS)
+test-scale: venv  ## train on pretended devices and in several processes, and kill them (15 minutes)
+	$(PY) -m pytest -q -m "scale and not soak" tests/scale $(ARGS)
+
+test-soak: venv  ## the same on more meshes, with twenty kills, and at the published sizes (an hour)
+	$(PY) -m pytest -q -m soak tests $(ARGS)
 
 # PyTorch is what benchmarks and tests compare with; no program of this project needs it.
 .torch: $(STAMP)

@@ -34,9 +34,16 @@ def start(records, runs, *, devices, processes=1) -> list[subprocess.Popen]:
 
 def launch(records, runs, *, devices, processes=1) -> None:
     """Runs to the end."""
-    for process in start(records, runs, devices=devices, processes=processes):
-        output, _ = process.communicate(timeout=900)
-        assert process.returncode == 0, output[-4000:]
+    started = start(records, runs, devices=devices, processes=processes)
+    try:
+        outputs = [process.communicate(timeout=900)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    # One that fails takes the others with it, and these tell of nothing else.
+    codes = [process.returncode for process in started]
+    assert not any(codes), "\n".join([f"exit codes {codes}", *(output[-4000:] for output in outputs)])
 
 
 def leaves(records, run, *, devices=1) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ DEBUG = f"{IMPACTS}:debug"
 # Its network with fewer blocks, whose step compiles in seconds.
 SMALL = ("--config.model.width=32", "--config.model.multi_depth=1", "--config.model.single_depth=2")
 TIMEOUT = 600
-# Programs are forked from a process that has imported the libraries, which takes longer than most of them run.
+# Programs are forked from a process that has imported the libraries: that takes longer than most of them run.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     ["flowley_jax.cli", "flowley_jax.sampling.published", "flowley_jax.training.loop"]

@@ -42,7 +42,7 @@ def experiment(records: Path, *, steps: int = 6, **changes) -> ExperimentConfig:
     config = ExperimentConfig(
         model=MODEL,
         data=DataConfig(records=str(records), batch_size=4),
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=2),
+        optim=OptimConfig(learning_rate=5e-3, warmup_steps=2),
         ema=EmaConfig(snapshot_every=3),
         train=TrainConfig(
             steps=steps,

@@ -1,6 +1,6 @@
 """The same run on any mesh, in any number of processes: same losses, same state, same order of the data.
 
-`make test-scale` runs these; `make test` leaves them out.
+`make test-scale` runs one mesh of each kind, `make test-soak` the others.
 """
 
 from pathlib import Path
@@ -16,26 +16,7 @@ pytestmark = pytest.mark.scale
 
 STEPS = 20
 TRAIN = {"valid_every": 10, "checkpoint_every": 10}
-# Devices and the runs on them.
-RUNS = {
-    1: {
-        "alone": {},
-        "accumulated": {"train": {"accumulation": 4}},
-        "scanned": {"model": {"layers": "scanned", "remat": "block"}},
-        "with workers": {"data": {"num_workers": 2}},
-    },
-    2: {"fsdp 2": {"mesh": {"fsdp": 2}}},
-    4: {"data 2, tensor 2": {"mesh": {"tensor": 2}, "train": {"accumulation": 2}}},
-    8: {
-        "data 8": {},
-        "fsdp 8": {"mesh": {"fsdp": 8}},
-        "data 2, fsdp 2, tensor 2": {
-            "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
-            "model": {"layers": "scanned", "remat": "block"},
-            "train": {"accumulation": 2},
-        },
-    },
-}
+SOAK = pytest.mark.soak
 
 
 def _run(workdir, *, steps=STEPS, train=None, **changes):
@@ -66,15 +47,46 @@ def _assert_same_run(workdir, alone):
     np.testing.assert_allclose(losses, _losses(alone)[1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("devices", RUNS)
-def test_losses_do_not_depend_on_the_mesh(devices, records, alone, tmp_path):
-    runs = {name: _run(tmp_path / name, **changes) for name, changes in RUNS[devices].items()}
-    launching.launch(records, list(runs.values()), devices=devices)
-    for name in runs:
+@pytest.mark.parametrize(
+    ("devices", "runs"),
+    [
+        (
+            1,
+            {
+                "accumulated": {"train": {"accumulation": 4}},
+                "scanned": {"model": {"layers": "scanned", "remat": "block"}},
+            },
+        ),
+        (
+            8,
+            {
+                "data 2, fsdp 2, tensor 2": {
+                    "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+                    "model": {"layers": "scanned", "remat": "block"},
+                    "train": {"accumulation": 2},
+                }
+            },
+        ),
+        pytest.param(1, {"again": {}, "with workers": {"data": {"num_workers": 2}}}, marks=SOAK),
+        pytest.param(2, {"fsdp 2": {"mesh": {"fsdp": 2}}}, marks=SOAK),
+        pytest.param(
+            4, {"data 2, tensor 2": {"mesh": {"tensor": 2}, "train": {"accumulation": 2}}}, marks=SOAK
+        ),
+        pytest.param(8, {"data 8": {}, "fsdp 8": {"mesh": {"fsdp": 8}}}, marks=SOAK),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else str(value),
+)
+def test_losses_do_not_depend_on_the_mesh(devices, runs, records, alone, tmp_path):
+    configured = {name: _run(tmp_path / name, **changes) for name, changes in runs.items()}
+    launching.launch(records, list(configured.values()), devices=devices)
+    for name in configured:
         _assert_same_run(tmp_path / name, alone)
 
 
-@pytest.mark.parametrize("mesh", [{}, {"fsdp": 8}, {"fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "mesh",
+    [{"fsdp": 2, "tensor": 2}, pytest.param({}, marks=SOAK), pytest.param({"fsdp": 8}, marks=SOAK)],
+)
 def test_losses_do_not_depend_on_the_processes(mesh, records, alone, tmp_path):
     launching.launch(records, [_run(tmp_path, mesh=mesh)], devices=4, processes=2)
     _assert_same_run(tmp_path, alone)

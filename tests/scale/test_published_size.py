@@ -1,4 +1,4 @@
-"""The network of the published size trains from the command line: make test-scale."""
+"""The network of the published size trains from the command line: make test-soak."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.scale
+pytestmark = pytest.mark.soak
 ROOT = Path(__file__).parents[2]
 
 
