@@ -1,5 +1,6 @@
 """A published system in miniature: files of random weights as the hubs have them, and bundles of them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -23,18 +24,19 @@ CLIP_DIM, T5_DIM = 24, 32
 MODEL = ModelConfig(
     audio_dim=20, video_dim=CLIP_DIM, text_dim=T5_DIM, width=32, num_heads=2, multi_depth=1, single_depth=2
 )
+MODELS = {"16k": MODEL, "44k": dataclasses.replace(MODEL, audio_dim=40)}
 
 
-def write_bundles(folder: Path) -> Path:
+def write_bundles(folder: Path, rate: str = "16k") -> Path:
     """Files of all five kinds in `folder`/files, and their bundles in the folder that is returned."""
-    for source in write_files(folder / "files"):
+    for source in write_files(folder / "files", rate):
         convert(str(source), folder / "bundles")
     return folder / "bundles"
 
 
-def write_files(folder: Path) -> list[Path]:
+def write_files(folder: Path, rate: str = "16k") -> list[Path]:
     """One folder or file for each kind."""
-    for name in ("clip", "t5"):
+    for name in ("clip", "t5", "bigvgan"):
         (folder / name).mkdir(parents=True)
     save_file(clip_arrays(), folder / "clip" / "open_clip_model.safetensors")
     settings = {
@@ -49,12 +51,13 @@ def write_files(folder: Path) -> list[Path]:
         json.dumps({"model_type": "t5", "feed_forward_proj": "gated-gelu", **sizes})
     )
     write_tokenizer(folder / "t5")
-    save_file(golden_data.state_dict("g_vae16k"), folder / "v1-16.safetensors")
-    save_file(golden_data.state_dict("h_bigvgan16k"), folder / "best_netG.safetensors")
-    network = flowley_to_torch(Flowley(MODEL, rngs=nnx.Rngs(0)))
+    save_file(golden_data.state_dict(f"g_vae{rate}"), folder / "vae.safetensors")
+    vocoder = f"h_bigvgan{rate}"
+    save_file(golden_data.state_dict(vocoder), folder / "bigvgan" / "bigvgan_generator.safetensors")
+    (folder / "bigvgan" / "config.json").write_text(json.dumps(golden_data.settings(vocoder)["h"]))
+    network = flowley_to_torch(Flowley(MODELS[rate], rngs=nnx.Rngs(0)))
     save_file({f"model.{name}": array for name, array in network.items()}, folder / "flowley.safetensors")
-    names = ("clip", "t5", "v1-16.safetensors", "best_netG.safetensors", "flowley.safetensors")
-    return [folder / name for name in names]
+    return [folder / name for name in ("clip", "t5", "vae.safetensors", "bigvgan", "flowley.safetensors")]
 
 
 def clip_arrays() -> dict[str, np.ndarray]:
