@@ -10,6 +10,8 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
+from flowley_jax.encoders.clip import ClipConfig
+from flowley_jax.encoders.t5 import T5Config
 from flowley_jax.interop import flowley_to_torch
 from flowley_jax.interop.convert import convert
 from flowley_jax.model import Flowley, ModelConfig
@@ -21,6 +23,17 @@ CAPTIONS = (
     "a train passes slowly",
 )
 CLIP_DIM, T5_DIM = 24, 32
+CLIP = ClipConfig(
+    image_size=32,
+    patch_size=16,
+    width=32,
+    layers=2,
+    heads=2,
+    mlp_width=128,
+    dim=CLIP_DIM,
+    activation="quick_gelu",
+)
+T5 = T5Config(vocab_size=200, d_model=T5_DIM, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
 MODEL = ModelConfig(
     audio_dim=20, video_dim=CLIP_DIM, text_dim=T5_DIM, width=32, num_heads=2, multi_depth=1, single_depth=2
 )
@@ -36,74 +49,104 @@ def write_bundles(folder: Path, rate: str = "16k") -> Path:
 
 def write_files(folder: Path, rate: str = "16k") -> list[Path]:
     """One folder or file for each kind."""
-    for name in ("clip", "t5", "bigvgan"):
-        (folder / name).mkdir(parents=True)
-    save_file(clip_arrays(), folder / "clip" / "open_clip_model.safetensors")
-    settings = {
-        "embed_dim": CLIP_DIM,
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
-    }
-    (folder / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
-    save_file(t5_arrays(), folder / "t5" / "model.safetensors")
-    sizes = {"d_model": T5_DIM, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-    (folder / "t5" / "config.json").write_text(
-        json.dumps({"model_type": "t5", "feed_forward_proj": "gated-gelu", **sizes})
-    )
-    write_tokenizer(folder / "t5")
-    save_file(golden_data.state_dict(f"g_vae{rate}"), folder / "vae.safetensors")
     vocoder = f"h_bigvgan{rate}"
+    (folder / "bigvgan").mkdir(parents=True)
     save_file(golden_data.state_dict(vocoder), folder / "bigvgan" / "bigvgan_generator.safetensors")
     (folder / "bigvgan" / "config.json").write_text(json.dumps(golden_data.settings(vocoder)["h"]))
-    network = flowley_to_torch(Flowley(MODELS[rate], rngs=nnx.Rngs(0)))
-    save_file({f"model.{name}": array for name, array in network.items()}, folder / "flowley.safetensors")
-    return [folder / name for name in ("clip", "t5", "vae.safetensors", "bigvgan", "flowley.safetensors")]
+    save_file(golden_data.state_dict(f"g_vae{rate}"), folder / "vae.safetensors")
+    return [
+        write_clip(folder / "clip", CLIP),
+        write_t5(folder / "t5", T5),
+        folder / "vae.safetensors",
+        folder / "bigvgan",
+        write_network(folder / "flowley.safetensors", MODELS[rate]),
+    ]
 
 
-def clip_arrays() -> dict[str, np.ndarray]:
-    """Of an open_clip model: image encoder, and a weight of the text encoder that is to be ignored."""
+def write_clip(folder: Path, config: ClipConfig) -> Path:
+    """As open_clip has it: the image encoder, and a weight of the text encoder that is to be ignored."""
+    folder.mkdir()
+    save_file(_random(_clip_shapes(config)), folder / "open_clip_model.safetensors")
+    settings = {
+        "embed_dim": config.dim,
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": config.image_size,
+            "patch_size": config.patch_size,
+            "width": config.width,
+            "layers": config.layers,
+            "head_width": config.width // config.heads,
+        },
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
+    return folder
+
+
+def write_t5(folder: Path, config: T5Config) -> Path:
+    """A FLAN-T5 encoder, its settings and its tokenizer."""
+    folder.mkdir()
+    save_file(_random(_t5_shapes(config)), folder / "model.safetensors")
+    names = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+    settings = {name: getattr(config, name) for name in names}
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "t5", "feed_forward_proj": "gated-gelu", **settings})
+    )
+    write_tokenizer(folder)
+    return folder
+
+
+def write_network(path: Path, config: ModelConfig) -> Path:
+    """Flowley's checkpoint."""
+    network = flowley_to_torch(Flowley(config, rngs=nnx.Rngs(0)))
+    save_file({f"model.{name}": array for name, array in network.items()}, path)
+    return path
+
+
+def _clip_shapes(config: ClipConfig) -> dict[str, tuple[int, ...]]:
+    width, mlp, patch = config.width, config.mlp_width, config.patch_size
     shapes = {
-        "visual.class_embedding": (32,),
-        "visual.positional_embedding": (5, 32),
-        "visual.proj": (32, CLIP_DIM),
-        "visual.conv1.weight": (32, 3, 16, 16),
-        **_norm("visual.ln_pre", 32),
-        **_norm("visual.ln_post", 32),
+        "visual.class_embedding": (width,),
+        "visual.positional_embedding": ((config.image_size // patch) ** 2 + 1, width),
+        "visual.proj": (width, config.dim),
+        "visual.conv1.weight": (width, 3, patch, patch),
+        **_norm("visual.ln_pre", width),
+        **_norm("visual.ln_post", width),
         "token_embedding.weight": (7, 16),
     }
-    for layer in range(2):
+    for layer in range(config.layers):
         stem = f"visual.transformer.resblocks.{layer}"
         shapes |= {
-            **_norm(f"{stem}.ln_1", 32),
-            **_norm(f"{stem}.ln_2", 32),
-            f"{stem}.attn.in_proj_weight": (96, 32),
-            f"{stem}.attn.in_proj_bias": (96,),
-            **_linear(f"{stem}.attn.out_proj", 32, 32),
-            **_linear(f"{stem}.mlp.c_fc", 32, 128),
-            **_linear(f"{stem}.mlp.c_proj", 128, 32),
+            **_norm(f"{stem}.ln_1", width),
+            **_norm(f"{stem}.ln_2", width),
+            f"{stem}.attn.in_proj_weight": (3 * width, width),
+            f"{stem}.attn.in_proj_bias": (3 * width,),
+            **_linear(f"{stem}.attn.out_proj", width, width),
+            **_linear(f"{stem}.mlp.c_fc", width, mlp),
+            **_linear(f"{stem}.mlp.c_proj", mlp, width),
         }
-    return _random(shapes)
+    return shapes
 
 
-def t5_arrays() -> dict[str, np.ndarray]:
-    """Of a FLAN-T5 encoder."""
+def _t5_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+    width, inner = config.d_model, config.num_heads * config.d_kv
+    bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     shapes = {
-        "shared.weight": (200, T5_DIM),
-        "encoder.final_layer_norm.weight": (T5_DIM,),
-        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": (32, 4),
+        "shared.weight": (config.vocab_size, width),
+        "encoder.final_layer_norm.weight": (width,),
+        bias: (config.relative_attention_num_buckets, config.num_heads),
     }
-    for layer in range(2):
+    for layer in range(config.num_layers):
         stem = f"encoder.block.{layer}.layer"
-        shapes |= {f"{stem}.0.SelfAttention.{name}.weight": (32, T5_DIM) for name in "qkv"}
+        shapes |= {f"{stem}.0.SelfAttention.{name}.weight": (inner, width) for name in "qkv"}
         shapes |= {
-            f"{stem}.0.SelfAttention.o.weight": (T5_DIM, 32),
-            f"{stem}.0.layer_norm.weight": (T5_DIM,),
-            f"{stem}.1.DenseReluDense.wi_0.weight": (48, T5_DIM),
-            f"{stem}.1.DenseReluDense.wi_1.weight": (48, T5_DIM),
-            f"{stem}.1.DenseReluDense.wo.weight": (T5_DIM, 48),
-            f"{stem}.1.layer_norm.weight": (T5_DIM,),
+            f"{stem}.0.SelfAttention.o.weight": (width, inner),
+            f"{stem}.0.layer_norm.weight": (width,),
+            f"{stem}.1.DenseReluDense.wi_0.weight": (config.d_ff, width),
+            f"{stem}.1.DenseReluDense.wi_1.weight": (config.d_ff, width),
+            f"{stem}.1.DenseReluDense.wo.weight": (width, config.d_ff),
+            f"{stem}.1.layer_norm.weight": (width,),
         }
-    return _random(shapes)
+    return shapes
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -134,5 +177,9 @@ def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
 
 
 def _random(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Layers keep the size of what goes through them, as trained ones do."""
     rng = np.random.default_rng(0)
-    return {name: 0.2 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    return {
+        name: min(0.2, shape[-1] ** -0.5) * rng.standard_normal(shape, np.float32)
+        for name, shape in shapes.items()
+    }

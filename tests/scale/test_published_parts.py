@@ -1,0 +1,106 @@
+"""The published system at its full sizes, from files of random weights as they are published, to a sound:
+make test-soak.
+"""
+
+import json
+
+import numpy as np
+import published
+import pytest
+import shell
+from flax import nnx
+
+from flowley_jax.audio.bigvgan import BIGVGAN_16K, BIGVGAN_44K, BigVgan
+from flowley_jax.audio.vae import VAE_16K, VAE_44K, AudioVae
+from flowley_jax.encoders.clip import CLIP_L14
+from flowley_jax.encoders.t5 import FLAN_T5_LARGE
+from flowley_jax.interop.bundles import Bundle
+from flowley_jax.media.read import read_audio
+from flowley_jax.media.write import write_video
+from flowley_jax.model import ModelConfig
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.soak
+
+VAES = {"16k": VAE_16K, "44k": VAE_44K}
+VOCODERS = {"16k": BIGVGAN_16K, "44k": BIGVGAN_44K}
+RATES = {"16k": 16_000, "44k": 44_100}
+# As many as the published files hold; those of the vocoder of 44.1 kHz are known in millions.
+NUMBERS = {
+    "16k": {"audio_vae": 171_657_378, "bigvgan": 112_233_866},
+    "44k": {"audio_vae": 305_479_938, "bigvgan": 122e6},
+}
+
+
+def _published(module) -> dict[str, np.ndarray]:
+    """Weights of a codec or vocoder, whose names are those of the file, in the file's order of axes."""
+    arrays = {}
+    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        name, array = ".".join(map(str, path)), np.asarray(variable[...])
+        if array.ndim == 3:
+            array = array.transpose((0, 2, 1) if name.startswith("ups.") else (2, 1, 0))
+        arrays[name] = np.ascontiguousarray(array)
+    return arrays
+
+
+def _with_weight_norm(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Kernels as magnitudes and directions."""
+    found = {}
+    for name, array in arrays.items():
+        if array.ndim == 3 and name.endswith("weight"):
+            found[f"{name}_g"] = np.linalg.norm(array.reshape(len(array), -1), axis=1)[:, None, None]
+            found[f"{name}_v"] = array
+        else:
+            found[name] = array
+    return found
+
+
+def _save(path, arrays, within=""):
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    torch.save({within: tensors} if within else tensors, path)
+    return path
+
+
+def _write_files(folder, rate):
+    (folder / "bigvgan").mkdir(parents=True)
+    vocoder = VOCODERS[rate]
+    settings = {
+        "upsample_rates": vocoder.rates,
+        "resblock_dilation_sizes": [vocoder.dilations] * 3,
+        "use_bias_at_final": vocoder.use_bias_at_final,
+        "use_tanh_at_final": vocoder.use_tanh_at_final,
+    }
+    (folder / "bigvgan" / "config.json").write_text(json.dumps(settings))
+    weights = _with_weight_norm(_published(BigVgan(vocoder, rngs=nnx.Rngs(0))))
+    _save(folder / "bigvgan" / "bigvgan_generator.pt", weights, within="generator")
+    return [
+        published.write_clip(folder / "clip", CLIP_L14),
+        published.write_t5(folder / "t5", FLAN_T5_LARGE),
+        _save(folder / "vae.pth", _published(AudioVae(VAES[rate], rngs=nnx.Rngs(0)))),
+        folder / "bigvgan",
+        published.write_network(folder / "flowley.safetensors", ModelConfig(audio_dim=VAES[rate].latent_dim)),
+    ]
+
+
+@pytest.mark.parametrize("rate", list(RATES))
+def test_from_published_files_to_a_sound(rate, tmp_path):
+    sources = [f"--source={path}" for path in _write_files(tmp_path / "files", rate)]
+    result = shell.run("flowley_jax.convert", "--out", tmp_path / "bundles", *sources)
+    assert result.returncode == 0, result.stderr
+    bundles = {path.name: Bundle.open(path) for path in (tmp_path / "bundles").iterdir()}
+    configs = {name: bundle.config for name, bundle in bundles.items()}
+    assert configs["clip"] == CLIP_L14 and configs["t5"] == FLAN_T5_LARGE
+    assert configs["audio_vae"] == VAES[rate] and configs["bigvgan"] == VOCODERS[rate]
+    # A weight of the text encoder lies beside the image encoder's.
+    assert bundles["clip"].parameters == 303_966_208 + 7 * 16
+    assert bundles["t5"].parameters == 341_231_104
+    for name, numbers in NUMBERS[rate].items():
+        tolerance = 0.01 if isinstance(numbers, float) else 0
+        assert bundles[name].parameters == pytest.approx(numbers, rel=tolerance, abs=0)
+    frames = np.random.default_rng(0).integers(0, 256, (64, 96, 128, 3), np.uint8)
+    write_video(tmp_path / "a.mp4", frames, 8.0)
+    flags = ("--published", tmp_path / "bundles", "--video", tmp_path / "a.mp4", "--prompt=rain")
+    result = shell.run("flowley_jax.sample", *flags, "--steps=2", "--out", tmp_path / "a.wav")
+    assert result.returncode == 0, result.stderr
+    wave = read_audio(tmp_path / "a.wav", sample_rate=RATES[rate])
+    assert len(wave) == 8 * RATES[rate] and 1e-4 < np.abs(wave).max() <= 1.0
