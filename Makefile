@@ -59,7 +59,7 @@ test: venv  ## run the tests
 	@touch $@
 
 test-tpu: .tpu  ## compile kernels and network for TPUs, on a machine without one
-	PYTHONPATH=.tpu JAX_PLATFORMS=cpu $(PY) -m pytest -q -m tpu tests/tpu $(ARGS)
+	PYTHONPATH=.tpu JAX_PLATFORMS=cpu $(PY) -m pytest -q -n 2 -m tpu tests/tpu $(ARGS)
 
 test-scale: venv  ## train on pretended devices and in several processes, and kill them (15 minutes)
 	$(PY) -m pytest -q -m "scale and not soak" tests/scale $(ARGS)

@@ -19,7 +19,6 @@ from flowley_jax.media.read import read_audio
 from flowley_jax.media.write import write_video
 from flowley_jax.model import ModelConfig
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.soak
 
 VAES = {"16k": VAE_16K, "44k": VAE_44K}
@@ -56,6 +55,8 @@ def _with_weight_norm(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _save(path, arrays, within=""):
+    import torch
+
     tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     torch.save({within: tensors} if within else tensors, path)
     return path
