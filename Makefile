@@ -64,7 +64,7 @@ test-tpu: .tpu  ## compile kernels and network for TPUs, on a machine without on
 test-scale: venv  ## train on pretended devices and in several processes, and kill them (15 minutes)
 	$(PY) -m pytest -q -m "scale and not soak" tests/scale $(ARGS)
 
-test-soak: .torch  ## the same on more meshes, with twenty kills, and at the published sizes (an hour)
+test-soak: .torch  ## the same on more meshes, with twenty kills, and at the published sizes (long)
 	PYTHONPATH=.torch $(PY) -m pytest -q -m soak tests $(ARGS)
 
 # PyTorch is what benchmarks and tests compare with; no program of this project needs it.
