@@ -38,7 +38,8 @@ def _published(module) -> dict[str, np.ndarray]:
         name, array = ".".join(map(str, path)), np.asarray(variable[...])
         if array.ndim == 3:
             array = array.transpose((0, 2, 1) if name.startswith("ups.") else (2, 1, 0))
-        arrays[name] = np.ascontiguousarray(array)
+        # np.ascontiguousarray would make vectors of scalars.
+        arrays[name] = np.array(array, order="C")
     return arrays
 
 
