@@ -1,4 +1,4 @@
-"""What sampling will do, stage by stage, before any weight is read."""
+"""What sampling will do, stage by stage, before any sound is made."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
