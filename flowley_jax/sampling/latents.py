@@ -15,6 +15,7 @@ from flowley_jax.flow.solver import Solution, SolverConfig, initial_noise, solve
 def latents_program(
     graphdef, variables, keys, video, text, text_len, *, audio_length, guidance, solver
 ) -> Solution:
+    """The program of `sample_latents`, which checks what the solver says; a plan compiles it alone."""
     model = nnx.merge(graphdef, *variables)
 
     def velocity(t, x):
