@@ -95,7 +95,7 @@ benchmark-train-step: .torch  ## measure forward, step and sample beside PyTorch
 benchmark-sample: venv  ## measure every stage of sampling at the published sizes (30 minutes on an idle machine)
 	GLIBC_TUNABLES=$(KEPT_MEMORY) $(PY) -m benchmarks.sample $(ARGS)
 
-compile-table: .tpu  ## compile the training step of every size for TPU slices (40 minutes; resumes)
+compile-table: .tpu  ## compile the training step of every size for TPU slices (over an hour; resumes)
 	JAX_PLATFORMS=cpu PYTHONPATH=.tpu:. $(PY) -m benchmarks.compile_table $(ARGS)
 
 lint: venv  ## check style, formatting and types
