@@ -10,13 +10,14 @@ from flax import nnx
 
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.devices import platform_in_use
-from flowley_jax.flow import coupling, path
+from flowley_jax.flow import path
 from flowley_jax.flow.guidance import drop_conditions, random_drops
 from flowley_jax.flow.losses import Losses, flow_losses
 from flowley_jax.flow.time_sampling import sample_times
 from flowley_jax.model import Flowley
 from flowley_jax.model.stack import Fetch, as_stored
 from flowley_jax.training.ema import update_averages
+from flowley_jax.training.pairing import paired_noise
 from flowley_jax.training.sharding import Layout
 from flowley_jax.training.state import TrainState, weights_of
 from flowley_jax.training.update_ratios import update_ratios
@@ -127,10 +128,7 @@ def draw_examples(
     data = model.standardise(path.draw_latent(keys[0], batch["audio_mean"], batch["audio_std"]))
     noise = jax.random.normal(keys[1], data.shape, jnp.float32)
     if config.flow.immiscible:
-        # Thousands of small steps, each of which would wait for all devices: everyone takes them alone.
-        pair = layout.bring_together((data, noise))
-        chosen = coupling.immiscible_assignment(*pair, group=config.flow.coupling_group)
-        noise = noise[layout.bring_together(chosen)]
+        noise = paired_noise(data, noise, group=config.flow.coupling_group, layout=layout)
     t = sample_times(keys[2], data.shape[0], config.flow.time)
     video, text = batch["video_features"], batch["text_features"]
     if training:
