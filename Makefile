@@ -1,6 +1,6 @@
 # Everything a newcomer needs, on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-tpu test-scale test-soak test-torch demo ablation benchmark-psca benchmark-reading \
+.PHONY: help venv test test-gpu test-tpu test-scale test-soak test-torch demo ablation benchmark-psca benchmark-reading \
   benchmark-train-step benchmark-sample compile-table lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -60,6 +60,10 @@ test: venv  ## run the tests
 
 test-tpu: .tpu  ## compile kernels and network for TPUs, on a machine without one
 	PYTHONPATH=.tpu JAX_PLATFORMS=cpu $(PY) -m pytest -q -n 2 -m tpu tests/tpu $(ARGS)
+
+test-gpu: venv  ## run the GPU's kernels, on a machine with an NVIDIA GPU
+	$(PY) -m pip install --quiet --disable-pip-version-check "$$($(PY) -c 'import jax; print(f"jax[cuda13]=={jax.__version__}")')"
+	JAX_PLATFORMS=cuda,cpu XLA_FLAGS= $(PY) -m pytest -q -m gpu tests/gpu $(ARGS)
 
 test-scale: venv  ## train on pretended devices and in several processes, and kill them (15 minutes)
 	$(PY) -m pytest -q -m "scale and not soak" tests/scale $(ARGS)

@@ -1,11 +1,10 @@
 """The published network's forward pass, training step and guided sample beside the same network in PyTorch,
 eager and under torch.compile: make benchmark-train-step
 
-Each side has a process of its own; two of them take turns, in alternating order, so that what else the
-machine does falls on both alike. A ratio is JAX's time over PyTorch's in one turn. Random weights, the
-published sizes, inputs on the device; the first call, which compiles, is not in the times. On a CPU both
-sides keep freed memory (`GLIBC_TUNABLES`): getting gigabytes anew in every step costs more than the sides
-differ.
+Each side has a process of its own; they take turns, in alternating order, on a CPU two and two, so that what
+else the machine does falls on all alike. A ratio is JAX's time over PyTorch's in one turn. Random weights,
+published sizes, inputs on the device; the first call, which compiles, is not in the times. On a CPU all sides
+keep freed memory (`GLIBC_TUNABLES`): getting gigabytes anew in every step costs more than the sides differ.
 """
 
 import contextlib
@@ -13,8 +12,11 @@ import datetime
 import json
 import os
 import platform
+import queue
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -36,24 +38,42 @@ _OUT = flags.DEFINE_string("out", "benchmarks/results/train_step", "Folder for t
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type.")
 _LARGE = flags.DEFINE_bool("large", False, "Batches for an accelerator instead of a CPU.")
 _TURNS = flags.DEFINE_integer("turns", None, "Turns of every case.", lower_bound=1)
+_PATIENCE = flags.DEFINE_float(
+    "patience", 1800.0, "Seconds after which --large leaves out cases that are not compiled.", lower_bound=0.0
+)
 _ONLY = flags.DEFINE_list("only", [], "Tasks to measure; all by default.")
 
 
 def main() -> int:
-    """Measures, prints a table, and writes JSON and a plot; tasks that are left out keep their figures."""
-    rows = []
-    for task, clips, turns in LARGE_CASES if _LARGE.value else CASES:
-        if not _ONLY.value or task in _ONLY.value:
-            rows.append(_compare(task, clips, _TURNS.value or turns))
-    device = rows[0]["device"]
+    """Measures, and writes JSON and a plot after every case; cases that are left out keep their figures."""
+    chosen = LARGE_CASES if _LARGE.value else CASES
+    cases = [case for case in chosen if not _ONLY.value or case[0] in _ONLY.value]
+    with contextlib.ExitStack() as stack:
+        # An accelerator has room for all sides, and their compilations, which take minutes, for all cores.
+        together = [
+            {side: stack.enter_context(_worker(side, *case[:2])) for side in NAMES} if _LARGE.value else None
+            for case in cases
+        ]
+        deadline = time.monotonic() + _PATIENCE.value
+        for case, workers in zip(cases, together, strict=True):
+            if workers and not all(worker.is_ready(deadline) for worker in workers.values()):
+                print(f"{case[0]}, {case[1]} clips: not compiled in time, left out", file=sys.stderr)
+                together[cases.index(case)] = {}
+        for (task, clips, turns), workers in zip(cases, together, strict=True):
+            if workers != {}:
+                _save(_compare(task, clips, _TURNS.value or turns, workers))
+    return 0
+
+
+def _save(row: dict) -> None:
+    device = row["device"]
     stem = Path(_OUT.value) / f"{device.replace(' ', '_').lower()}_{_DTYPE.value}"
-    rows = _with_older(stem.with_suffix(".json"), rows)
+    rows = _with_older(stem.with_suffix(".json"), [row])
     result = {"device": device, "dtype": _DTYPE.value, "tasks": rows}
     write_text(stem.with_suffix(".json"), json.dumps(result, indent=2) + "\n")
     _plot(result, stem.with_suffix(".png"))
     print(_table(result))
-    print(f"figures: {stem.with_suffix('.json')}, picture: {stem.with_suffix('.png')}")
-    return 0
+    print(f"figures: {stem.with_suffix('.json')}, picture: {stem.with_suffix('.png')}", flush=True)
 
 
 def _with_older(path: Path, rows: list[dict]) -> list[dict]:
@@ -65,31 +85,53 @@ def _with_older(path: Path, rows: list[dict]) -> list[dict]:
 
 
 class Side:
-    """A worker process."""
+    """A worker process, whose lines a thread reads."""
 
-    def __init__(self, process: subprocess.Popen):
-        self.process = process
+    def __init__(self, process: subprocess.Popen, command: str):
+        self.process, self.command = process, command
+        self.lines: queue.Queue[str] = queue.Queue()
+        self.first: dict | None = None
+        threading.Thread(target=self._read, daemon=True).start()
 
-    def answer(self) -> dict:
-        """The next line that the worker prints."""
+    def _read(self) -> None:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{' '.join(map(str, self.process.args))} ended with {self.process.wait()}")
-        return json.loads(line)
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put("")
+
+    def is_ready(self, deadline: float) -> bool:
+        """Whether it has run once before that time on the monotonic clock."""
+        try:
+            line = self.lines.get(timeout=max(deadline - time.monotonic(), 0.0))
+        except queue.Empty:
+            return False
+        self.first = json.loads(line) if line else None
+        return bool(line)
+
+    def ready(self) -> dict:
+        """What it says once it has run."""
+        if self.first is None:
+            self.first = self._answer()
+        return self.first
 
     def ask(self, word: str) -> dict:
         """The answer to one line."""
         assert self.process.stdin is not None
         self.process.stdin.write(word + "\n")
         self.process.stdin.flush()
-        return self.answer()
+        return self._answer()
 
     def end(self) -> dict:
         """The last answer."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        return self.answer()
+        return self._answer()
+
+    def _answer(self) -> dict:
+        line = self.lines.get()
+        if not line:
+            raise RuntimeError(f"{self.command} ended with {self.process.wait()}")
+        return json.loads(line)
 
 
 @contextlib.contextmanager
@@ -106,32 +148,31 @@ def _worker(side: str, task: str, clips: int) -> Iterator[Side]:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
-            yield Side(process)
+            yield Side(process, " ".join(command))
         finally:
             process.kill()
 
 
-def _compare(task: str, clips: int, turns: int) -> dict:
-    """One case, JAX against each of the others."""
+def _compare(task: str, clips: int, turns: int, together: dict[str, Side] | None) -> dict:
+    """One case, JAX against each of the others: all at once, or, without workers, one after the other."""
     sides: dict[str, dict] = {}
     seconds: dict[str, list[float]] = {side: [] for side in NAMES}
     rates: dict[str, list[float]] = {side: [] for side in NAMES}
     ratios, flops, device = {}, 0.0, ""
-    for other in OTHERS:
-        with _worker("jax", task, clips) as ours, _worker(other, task, clips) as theirs:
-            workers = {"jax": ours, other: theirs}
-            ready = {side: worker.answer() for side, worker in workers.items()}
+    for names in [tuple(NAMES)] if together else [("jax", other) for other in OTHERS]:
+        with contextlib.ExitStack() as stack:
+            workers = together or {side: stack.enter_context(_worker(side, task, clips)) for side in names}
+            ready = {side: worker.ready() for side, worker in workers.items()}
             flops, device = ready["jax"]["flops"], ready["jax"]["device"]
-            found = []
-            # While the slower side compiled, the other's memory may have gone cold.
+            found = {side: [] for side in names}
+            # While the slowest side compiled, the others' memory may have gone cold.
             for worker in workers.values():
                 worker.ask("run")
             for turn in range(turns):
                 order = list(workers)[:: 1 if turn % 2 else -1]
                 taken = {side: workers[side].ask("run")["seconds"] for side in order}
-                found.append(taken["jax"] / taken[other])
                 for side in order:
-                    seconds[side].append(taken[side])
+                    found[side].append(taken[side])
                     rates[side].append(workers[side].ask("matmul")["rate"])
                 print(
                     f"{task}, {clips} clips, turn {turn + 1} of {turns}: "
@@ -140,12 +181,15 @@ def _compare(task: str, clips: int, turns: int) -> dict:
                     flush=True,
                 )
             for side, worker in workers.items():
+                seconds[side] += found[side]
                 sides[side] = {
                     "first_seconds": ready[side]["first_seconds"],
                     "peak_bytes": worker.end()["peak_bytes"],
                 }
-        low, median, high = np.percentile(found, (25, 50, 75))
-        ratios[other] = {"median": float(median), "low": float(low), "high": float(high)}
+            for other in names[1:]:
+                quotients = np.divide(found["jax"], found[other])
+                low, median, high = np.percentile(quotients, (25, 50, 75))
+                ratios[other] = {"median": float(median), "low": float(low), "high": float(high)}
     # The faster library's figure is what the machine can do.
     peak = max(float(np.median(found)) for found in rates.values())
     chip = chip_of(device)

@@ -29,7 +29,7 @@ class _Auction(NamedTuple):
 
 
 def assign(costs: Float[Array, "G N N"]) -> Int[Array, "G N"]:
-    """The column of every row, each column once, in each of G matrices (Bertsekas, 1988: auction with ε-scaling).
+    """The column of every row, each column once, in each of G matrices (Bertsekas, 1988: ε-scaled auction).
 
     The total cost is at most N·2⁻¹⁵ spreads above the least one, a spread being the mean distance of a cost
     from the least of its row; for costs without near ties it is the least one. Matrices of which an auction

@@ -18,8 +18,7 @@ def coupling_cost(data: Float[Array, "B Ta C"], noise: Float[Array, "B Ta C"]) -
 
 
 def group_size(batch: int, group: int | None) -> int:
-    """How many neighbours are coupled with each other: `group`, or, where that does not divide the batch or is
-    None, all of it."""
+    """How many neighbours are coupled with each other: `group`, or all if that does not divide the batch."""
     return group if group and batch % group == 0 else batch
 
 

@@ -5,10 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
+from flowley_jax.errors import FlowleyError
+from flowley_jax.kernels import cudnn
 from flowley_jax.kernels.psca import psca
-from flowley_jax.model.config import ModelConfig
+from flowley_jax.model.config import AttentionImplementation, ModelConfig
 from flowley_jax.model.layers import Linear, RMSNorm
 from flowley_jax.model.rope import rotary_angles, rotate
 
@@ -20,16 +22,37 @@ def attention(
     k: Float[Array, "B S H d"],
     v: Float[Array, "B S H d"],
     *,
-    readable: Bool[Array, "B S"] | None = None,
+    implementation: AttentionImplementation = "auto",
+    key_lengths: Int[Array, " B"] | None = None,
 ) -> Float[Array, "B T H d"]:
-    """softmax(q kᵀ/√d) v with float32 statistics; keys that are not `readable` get probability zero."""
+    """softmax(q kᵀ/√d) v with float32 statistics.
+
+    Args:
+      implementation: "xla", "cudnn" (NVIDIA GPU, bfloat16), or "auto", cuDNN where it can be had.
+      key_lengths: how many keys of each item count, from the first on; the others get probability zero.
+
+    Raises:
+      FlowleyError: cuDNN was asked for, and cannot do this call.
+    """
+    if _by_cudnn(implementation, q, k, v):
+        return cudnn.attend(q, k, v, scale=1.0 / math.sqrt(q.shape[-1]), key_lengths=key_lengths)
     # Heads first: XLA:CPU multiplies the other layout at a quarter of the speed.
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q / math.sqrt(q.shape[-1]), k, v))
     scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32)
-    if readable is not None:
+    if key_lengths is not None:
+        readable = jnp.arange(k.shape[2])[None, :] < key_lengths[:, None]
         scores = jnp.where(readable[:, None, None, :], scores, MASKED_SCORE)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.moveaxis(jnp.einsum("bhts,bhsd->bhtd", weights, v), 1, 2)
+
+
+def _by_cudnn(implementation: AttentionImplementation, q, k, v) -> bool:
+    if implementation == "xla":
+        return False
+    obstacle = cudnn.obstacle(q, k, v)
+    if implementation == "cudnn" and obstacle:
+        raise FlowleyError(f"model.attention_implementation=cudnn: {obstacle}")
+    return obstacle is None
 
 
 class QkvProjection(nnx.Module):

@@ -8,6 +8,7 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.kernels.psca.mask import Fade
 
 SingleType = Literal["psca", "dit"]
+AttentionImplementation = Literal["auto", "xla", "cudnn"]
 
 _TORCH_SINGLE_TYPES: Mapping[str, SingleType] = {"DiTV2": "psca", "DiT": "dit"}
 
@@ -30,7 +31,10 @@ class ModelConfig:
       progressive: fade scale β_ℓ falls from 1 to 0 with depth; False keeps it at 1.
       mask_floor: ε of log(M + ε); 0.0 is the hard cut, a different function, whose cost grows with the
         window and not with the video.
-      psca_implementation: "auto" (the Pallas kernel on TPU, XLA elsewhere), "xla" or "pallas".
+      psca_implementation: "auto" (the Pallas kernel on TPU, cuDNN on NVIDIA GPUs in bfloat16, XLA elsewhere),
+        "xla", "pallas" or "cudnn".
+      attention_implementation: of all other attention: "auto" (cuDNN on NVIDIA GPUs in bfloat16, XLA
+        elsewhere), "xla" or "cudnn".
       video_fps: frame rate of the video features, in frames per second.
       dropout: rate in the feed-forward nets, the global condition and the projections P_v and P_t.
       adaln_init: "gaussian" N(0, 0.001) weights for the blocks' adaLN maps, or "zero".
@@ -57,7 +61,8 @@ class ModelConfig:
     fade: Fade = "cosine"
     progressive: bool = True
     mask_floor: float = 1e-6
-    psca_implementation: Literal["auto", "xla", "pallas"] = "auto"
+    psca_implementation: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
+    attention_implementation: AttentionImplementation = "auto"
     video_fps: float = 8.0
     dropout: float = 0.1
     adaln_init: Literal["gaussian", "zero"] = "gaussian"
@@ -77,7 +82,8 @@ class ModelConfig:
         _check_choice("single_type", self.single_type, ("psca", "dit"))
         _check_choice("fade", self.fade, ("cosine", "linear", "gaussian", "none"))
         _check_choice("adaln_init", self.adaln_init, ("gaussian", "zero"))
-        _check_choice("psca_implementation", self.psca_implementation, ("auto", "xla", "pallas"))
+        _check_choice("psca_implementation", self.psca_implementation, ("auto", "xla", "pallas", "cudnn"))
+        _check_choice("attention_implementation", self.attention_implementation, ("auto", "xla", "cudnn"))
         _check_choice("layers", self.layers, ("auto", "unrolled", "scanned"))
         _check_choice("remat", self.remat, ("none", "block"))
         _check_choice("dtype", self.dtype, ("float32", "bfloat16"))

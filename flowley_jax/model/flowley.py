@@ -99,12 +99,10 @@ class Flowley(nnx.Module):
         text = self.text_input(text)
         condition = self.global_condition(video, text, t, key=fold(key, 0))
 
-        valid_text = jnp.arange(text.shape[1])[None, :] < text_len[:, None]
-        always = jnp.ones((latent.shape[0], audio.shape[1] + video.shape[1]), bool)
-        readable = jnp.concatenate([always, valid_text], axis=1)
+        key_lengths = audio.shape[1] + video.shape[1] + text_len
 
         def joint(block, streams, index):
-            return block(*streams, condition=condition, readable=readable, key=fold(key, 100 + index))
+            return block(*streams, condition=condition, key_lengths=key_lengths, key=fold(key, 100 + index))
 
         audio, video, text = run_blocks(
             self.multi_stream,

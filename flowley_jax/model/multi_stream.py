@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from flowley_jax.model import initializers
 from flowley_jax.model.attention import QkvProjection, attention, merge_heads
-from flowley_jax.model.config import ModelConfig
+from flowley_jax.model.config import AttentionImplementation, ModelConfig
 from flowley_jax.model.layers import Conv1d, GatedMlp, Key, Linear, Modulation, fold, modulated_norm
 
 BRANCH_KERNEL = 3
@@ -53,6 +53,7 @@ class MultiStreamBlock(nnx.Module):
         self.audio = Branch(config, temporal=True, rngs=rngs)
         self.video = Branch(config, temporal=True, rngs=rngs)
         self.text = Branch(config, temporal=False, rngs=rngs)
+        self.implementation: AttentionImplementation = config.attention_implementation
 
     def __call__(
         self,
@@ -61,10 +62,10 @@ class MultiStreamBlock(nnx.Module):
         text: Float[Array, "B Tt D"],
         *,
         condition: Float[Array, "B D"],
-        readable: Bool[Array, "B Ta+Tv+Tt"],
+        key_lengths: Int[Array, " B"],
         key: Key | None,
     ):
-        """Returns the three streams; `readable` marks the joint keys that are not text padding."""
+        """Returns the three streams; `key_lengths` counts the joint keys before the padding of the text."""
         position_scales = (1.0, audio.shape[1] / video.shape[1], None)
         branches, streams = (self.audio, self.video, self.text), (audio, video, text)
         modulations = [branch.modulation(condition) for branch in branches]
@@ -75,7 +76,7 @@ class MultiStreamBlock(nnx.Module):
             )
         ]
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projected, strict=True))
-        joint = merge_heads(attention(q, k, v, readable=readable))
+        joint = merge_heads(attention(q, k, v, implementation=self.implementation, key_lengths=key_lengths))
         bounds = (audio.shape[1], audio.shape[1] + video.shape[1])
         return tuple(
             branch.update(x, attended, modulation, key=fold(key, index))

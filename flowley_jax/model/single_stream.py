@@ -12,7 +12,7 @@ from flowley_jax.model.attention import (
     merge_heads,
     video_attention,
 )
-from flowley_jax.model.config import ModelConfig
+from flowley_jax.model.config import AttentionImplementation, ModelConfig
 from flowley_jax.model.layers import Conv1d, GatedMlp, Key, Modulation, modulated_norm
 
 BLOCK_KERNEL = 3
@@ -28,7 +28,8 @@ class ConditionReader(nnx.Module):
         self.config = config
 
     def __call__(self, audio, video, text, *, fade_scale) -> Float[Array, "B Ta D"]:
-        from_text = merge_heads(attention(*self.text(audio, text)))
+        implementation = self.config.attention_implementation
+        from_text = merge_heads(attention(*self.text(audio, text), implementation=implementation))
         from_video = merge_heads(
             video_attention(self.config, *self.video(audio, video), fade_scale=fade_scale)
         )
@@ -53,6 +54,7 @@ class SingleStreamBlock(nnx.Module):
         )
         init = initializers.adaln_kernel(config.adaln_init)
         self.modulation = Modulation(width, 6, rngs=rngs, dtype=dtype, init=init)
+        self.implementation: AttentionImplementation = config.attention_implementation
 
     def __call__(
         self,
@@ -67,7 +69,7 @@ class SingleStreamBlock(nnx.Module):
         """Returns the refined audio stream; `fade_scale` is β_ℓ of this depth."""
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.modulation(condition)
         q, k, v = self.qkv(modulated_norm(audio, shift, scale), position_scale=1.0)
-        audio = audio + gate * self.out(merge_heads(attention(q, k, v)))
+        audio = audio + gate * self.out(merge_heads(attention(q, k, v, implementation=self.implementation)))
         if self.reader is not None:
             audio = audio + self.reader(audio, video, text, fade_scale=fade_scale)
         return audio + ffn_gate * self.ffn(modulated_norm(audio, ffn_shift, ffn_scale), key=key)

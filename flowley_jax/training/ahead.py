@@ -149,7 +149,9 @@ def velocity_flops(config: ModelConfig, clips: int, lengths: Lengths) -> float:
 
 def _counted(config: ModelConfig) -> ModelConfig:
     """Without loops, whose body would be counted once, without recomputation and without kernels."""
-    return dataclasses.replace(config, layers="unrolled", remat="none", psca_implementation="xla")
+    return dataclasses.replace(
+        config, layers="unrolled", remat="none", psca_implementation="xla", attention_implementation="xla"
+    )
 
 
 def lengths(config: ExperimentConfig) -> Lengths:

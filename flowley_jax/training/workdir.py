@@ -25,6 +25,7 @@ _FREE = (
     "data.generate",
     "data.latent_rate",
     "model.psca_implementation",
+    "model.attention_implementation",
     "model.layers",
     "model.remat",
     "sample.",

@@ -35,7 +35,9 @@ def _clouds(size: int, kind: str) -> np.ndarray:
     return cdist(x, y[:, : x.shape[1]]).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", ["independent", "some silent", "loud and soft", "few, many times", "on a line"])
+@pytest.mark.parametrize(
+    "kind", ["independent", "some silent", "loud and soft", "few, many times", "on a line"]
+)
 def test_total_is_the_least_one_but_for_the_last_increments(kind):
     costs = _clouds(128, kind)
     chosen = np.asarray(ASSIGN(costs[None])[0])

@@ -14,13 +14,14 @@ from jaxtyping import Array, Float
 
 from flowley_jax.devices import platform_in_use
 from flowley_jax.errors import FlowleyError
+from flowley_jax.kernels import cudnn
 from flowley_jax.kernels.psca import pallas_tpu, reference
 from flowley_jax.kernels.psca.mask import Window, aligned_frames
 from flowley_jax.kernels.psca.plan import Plan, tile_sizes
 
 log = logging.getLogger(__name__)
 
-Implementation = Literal["xla", "pallas"]
+Implementation = Literal["xla", "pallas", "cudnn"]
 # Mesh axes over which a batch, and the heads, may be split; psca needs no exchange between the parts.
 BATCH_AXES = ("data", "fsdp")
 HEAD_AXIS = "tensor"
@@ -48,15 +49,16 @@ def psca(
 
     Args:
       q, k, v: queries of the audio positions, keys and values of the video frames; for Pallas all float32 or
-        all bfloat16.
+        all bfloat16, for cuDNN all bfloat16.
       fade_scale: β_ℓ of this depth in [0, 1], a scalar that may be traced; nothing below may.
       video_fps, audio_fps: rates of the two clocks, in frames and positions per second.
       window, fade_range, fade: ω, δ (frames) and the profile F; a negative ω turns the mask off.
       mask_floor: ε; at 0.0 frames outside the windows have weight zero, and only those that share a band of
         rows, or a tile, with a window are read.
       scale: softmax scale, 1/√d unless given.
-      implementation: "xla", "pallas" (TPU, or any machine with `interpret`), or None, which takes Pallas
-        on TPU where it can and XLA otherwise, and logs why. A named one never falls back.
+      implementation: "xla", "pallas" (TPU, or any machine with `interpret`), "cudnn" (NVIDIA GPU), or None,
+        which takes cuDNN on GPU and Pallas elsewhere where it can, XLA otherwise, and logs why. A named one
+        never falls back.
       interpret: run the kernels in Pallas's interpreter: True, or pltpu.InterpretParams.
 
     Returns: attention output in the type of v; scores and softmax are float32.
@@ -78,8 +80,11 @@ def psca(
     )
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     fade_scale = jax.lax.stop_gradient(jnp.asarray(fade_scale, jnp.float32))
-    if _choose(shape, q, k, v, implementation, interpret) == "xla":
+    chosen = _choose(shape, q, k, v, implementation, interpret)
+    if chosen == "xla":
         return reference.attend(shape, scale, fade_scale, q, k, v)
+    if chosen == "cudnn":
+        return cudnn.attend(q, k, v, scale=scale, bias=_bias(shape, fade_scale, q, k))
     return _over_mesh(functools.partial(_pallas, shape, scale, interpret), fade_scale, q, k, v)
 
 
@@ -105,20 +110,38 @@ def _check_scalars(fade_scale, scale) -> None:
 
 
 def _choose(shape: Window, q, k, v, implementation: Implementation | None, interpret) -> Implementation:
-    if implementation not in (None, "xla", "pallas"):
-        raise FlowleyError(f"psca implementation {implementation!r} must be xla, pallas or None")
+    if implementation not in (None, "xla", "pallas", "cudnn"):
+        raise FlowleyError(f"psca implementation {implementation!r} must be xla, pallas, cudnn or None")
     if implementation == "xla":
         return "xla"
-    obstacle = _obstacle(shape, q, k, v, interpret)
+    wanted = implementation or ("cudnn" if platform_in_use() == "gpu" and not interpret else "pallas")
+    if wanted == "cudnn":
+        obstacle = _obstacle_to_cudnn(shape, q, k, v)
+    else:
+        obstacle = _obstacle_to_pallas(shape, q, k, v, interpret)
     if obstacle is None:
-        return "pallas"
-    if implementation == "pallas":
-        raise FlowleyError(f"psca(implementation='pallas'): {obstacle}")
+        return wanted
+    if implementation:
+        raise FlowleyError(f"psca(implementation={implementation!r}): {obstacle}")
     _log_once(obstacle)
     return "xla"
 
 
-def _obstacle(shape: Window, q, k, v, interpret) -> str | None:
+def _obstacle_to_cudnn(shape: Window, q, k, v) -> str | None:
+    """Why cuDNN cannot take this call; None if it can."""
+    if shape.hard_cut:
+        return "with the hard cut cuDNN would read all of the video"
+    return cudnn.obstacle(q, k, v)
+
+
+def _bias(shape: Window, fade_scale, q, k) -> Float[Array, "1 1 Ta Tv"] | None:
+    """The logarithm of the mask; None where there is none."""
+    if shape.window < 0:
+        return None
+    return reference.log_mask_of(shape, fade_scale, q.shape[1], k.shape[1])[None, None]
+
+
+def _obstacle_to_pallas(shape: Window, q, k, v, interpret) -> str | None:
     """Why the Pallas kernels cannot take this call; None if they can."""
     dtypes = {jnp.dtype(x.dtype).name for x in (q, k, v)}
     if dtypes not in ({"float32"}, {"bfloat16"}):

@@ -12,26 +12,32 @@ BAND_ROWS = 64
 
 def attend(shape: Window, scale: float, fade_scale, q, k, v):
     """What `psca` returns, for q (B, Ta, H, d) and k, v (B, Tv, H, d)."""
-    frames = aligned_frames(q.shape[1], k.shape[1], video_fps=shape.video_fps, audio_fps=shape.audio_fps)
     if shape.hard_cut:
-        return _banded(shape, scale, fade_scale, frames, q, k, v)
+        return _banded(shape, scale, fade_scale, q, k, v)
     # Heads first: XLA:CPU multiplies the other layout at a quarter of the speed.
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
     scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32) * scale
     if shape.window >= 0:
-        distance = jnp.abs(jnp.arange(k.shape[2])[None, :] - jnp.asarray(frames)[:, None])
-        scores = scores + _log_mask(shape, fade_scale, distance)[None, None]
+        scores = scores + log_mask_of(shape, fade_scale, q.shape[2], k.shape[2])[None, None]
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.moveaxis(jnp.einsum("bhts,bhsd->bhtd", weights, v), 1, 2)
+
+
+def log_mask_of(shape: Window, fade_scale, audio_length: int, video_length: int):
+    """log(M + ε), (Ta, Tv), for a window that is not off."""
+    frames = aligned_frames(audio_length, video_length, video_fps=shape.video_fps, audio_fps=shape.audio_fps)
+    distance = jnp.abs(jnp.arange(video_length)[None, :] - jnp.asarray(frames)[:, None])
+    return _log_mask(shape, fade_scale, distance)
 
 
 def _log_mask(shape: Window, fade_scale, distance):
     return log_mask(list(shape.log_values(fade_scale)), distance - shape.window)
 
 
-def _banded(shape: Window, scale: float, fade_scale, frames: np.ndarray, q, k, v):
+def _banded(shape: Window, scale: float, fade_scale, q, k, v):
     """The hard cut: every block of audio rows meets only the run of frames that its windows cover."""
     batch, audio_length, heads, dim = q.shape
+    frames = aligned_frames(audio_length, k.shape[1], video_fps=shape.video_fps, audio_fps=shape.audio_fps)
     rows = min(BAND_ROWS, audio_length)
     blocks = -(-audio_length // rows)
     missing = blocks * rows - audio_length
