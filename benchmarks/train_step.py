@@ -58,6 +58,8 @@ def main() -> int:
         for case, workers in zip(cases, together, strict=True):
             if workers and not all(worker.is_ready(deadline) for worker in workers.values()):
                 print(f"{case[0]}, {case[1]} clips: not compiled in time, left out", file=sys.stderr)
+                for worker in workers.values():
+                    worker.process.kill()
                 together[cases.index(case)] = {}
         for (task, clips, turns), workers in zip(cases, together, strict=True):
             if workers != {}:

@@ -71,7 +71,8 @@ def test_fused_psca(queries, keys, fade_scale):
     found = _both(lambda *x: psca(*x, **options, implementation="cudnn"), *inputs)
     expected = _exact(lambda *x: psca(*x, **options, implementation="xla"), *inputs)
     for a, b in zip(found, expected, strict=True):
-        assert relative_error(a, b) < 2e-2
+        # Where a single frame is read, the gradient of q is what is left of terms of order one.
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-2 * max(1.0, float(np.abs(b).max())))
 
 
 def test_auction():
@@ -87,8 +88,8 @@ def test_network_and_gradient():
     config = ModelConfig(width=128, num_heads=2, multi_depth=2, single_depth=3, dropout=0.0)
     draw = np.random.default_rng(0)
     shapes = [(4, 125, config.audio_dim), (4, 32, config.video_dim), (4, 20, config.text_dim)]
-    inputs = [draw.standard_normal(shape, np.float32) for shape in shapes]
-    inputs += [np.asarray([20, 3, 0, 11], np.int32), draw.random(4, np.float32)]
+    inputs = [jnp.asarray(draw.standard_normal(shape, np.float32)) for shape in shapes]
+    inputs += [jnp.asarray([20, 3, 0, 11]), jnp.asarray(draw.random(4, np.float32))]
     weight = draw.standard_normal(shapes[0], np.float32)
 
     def run(dtype: str):
