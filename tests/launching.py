@@ -32,6 +32,21 @@ def start(records, runs, *, devices, processes=1) -> list[subprocess.Popen]:
     ]
 
 
+def run_script(source: str, *, devices: int) -> str:
+    """Runs Python source to its end, and returns what it printed."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "PYTHONPATH": PATH,
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", source], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
 def launch(records, runs, *, devices, processes=1) -> None:
     """Runs to the end."""
     started = start(records, runs, devices=devices, processes=processes)

@@ -169,12 +169,6 @@ class Layout:
             return arrays
         return jax.lax.with_sharding_constraint(arrays, self.batch)
 
-    def bring_together(self, arrays: Any) -> Any:
-        """Arrays inside a program, whole on every device."""
-        if self.mesh.size == 1:
-            return arrays
-        return jax.lax.with_sharding_constraint(arrays, self.whole)
-
     def rows(self, batch_size: int) -> tuple[np.ndarray, int]:
         """Which rows of a batch each group of processes feeds, (groups, rows), and the group of this one.
 

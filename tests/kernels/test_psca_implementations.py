@@ -6,13 +6,10 @@ than those of a TPU, so that short sequences have several, and ragged ones at th
 
 import functools
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import launching
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -296,21 +293,8 @@ with jax.set_mesh(mesh):
 
 
 def test_split_over_eight_devices_without_an_exchange():
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", SHARDED],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=Path(__file__).parents[2],
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "batch 3 cannot be split over 4 devices of data×fsdp" in result.stdout
+    printed = launching.run_script(SHARDED, devices=8)
+    assert "batch 3 cannot be split over 4 devices of data×fsdp" in printed
 
 
 def test_a_named_implementation_never_falls_back():

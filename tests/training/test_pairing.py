@@ -1,9 +1,6 @@
 """Coupling on a mesh of eight pretended devices: the same pairs as on one."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import launching
 
 PAIRED = """
 import jax, jax.numpy as jnp, numpy as np
@@ -39,17 +36,4 @@ check(20, 5, dict(data=8), exchange=False)
 
 
 def test_a_mesh_pairs_as_one_device_does():
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", PAIRED],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=Path(__file__).parents[2],
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    launching.run_script(PAIRED, devices=8)
