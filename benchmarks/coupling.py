@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 
 from benchmarks.jax_tasks import device
 from flowley_jax.cli import run_main
-from flowley_jax.flow import assignment
 from flowley_jax.flow.coupling import coupling_cost
+from flowley_jax.kernels import auction
 from flowley_jax.whole_files import write_text
 
 SIZES = ((1, 64), (1, 256), (4, 256))
@@ -56,9 +56,9 @@ def _measure(groups: int, size: int) -> list[dict]:
     exact_seconds = time.perf_counter() - started
     rows = []
     for count in ROUNDS_PER_ITERATION:
-        assignment.ROUNDS_PER_ITERATION = count
+        auction.ROUNDS_PER_ITERATION = count
         # A function of its own, or the program for the count before would be taken.
-        program = jax.jit(lambda costs: assignment.assign(costs))
+        program = jax.jit(lambda costs: auction.assign(costs))
         chosen = np.asarray(program(costs))
         found = [_seconds(program, costs) for _ in range(REPEATS)]
         excess = [

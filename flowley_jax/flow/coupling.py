@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from flowley_jax.flow.assignment import assign
+from flowley_jax.kernels.auction import assign
 
 
 def coupling_cost(data: Float[Array, "B Ta C"], noise: Float[Array, "B Ta C"]) -> Float[Array, "B B"]:

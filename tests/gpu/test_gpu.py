@@ -14,8 +14,8 @@ from flax import nnx
 from golden_data import relative_error
 from scipy.optimize import linear_sum_assignment
 
-from flowley_jax.flow.assignment import assign
 from flowley_jax.kernels import cudnn
+from flowley_jax.kernels.auction import assign
 from flowley_jax.kernels.psca import psca
 from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.attention import attention

@@ -1,4 +1,6 @@
-"""The auction against scipy's exact solver."""
+"""The auction against scipy's exact solver, and its kernel, in Pallas's interpreter, against both."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from flowley_jax.flow.assignment import LAST_INCREMENT, assign
+from flowley_jax.kernels.auction import LAST_INCREMENT, assign
 
 ASSIGN = jax.jit(assign)
 
@@ -79,3 +82,19 @@ def test_one_broken_row_ends_too():
     costs = _clouds(16, "independent")
     costs[3] = np.nan
     assert sorted(np.asarray(ASSIGN(costs[None])[0])) == list(range(16))
+
+
+# The second way of interpreting fills memory with NaN until it is written, and takes its time.
+@pytest.mark.parametrize(
+    ("size", "interpret"), [(136, True), (2, True), (24, pltpu.InterpretParams(uninitialized_memory="nan"))]
+)
+def test_the_kernel_holds_the_same_auctions(size, interpret):
+    costs = np.stack([_clouds(size, "independent"), _clouds(size, "loud and soft")])
+    found = jax.jit(functools.partial(assign, interpret=interpret))(costs)
+    np.testing.assert_array_equal(found, ASSIGN(costs))
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_the_kernel_ends_where_costs_say_nothing(value):
+    (chosen,) = np.asarray(assign(jnp.full((1, 5, 5), value, jnp.float32), interpret=True))
+    assert sorted(chosen) == list(range(5))
