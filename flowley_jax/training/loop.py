@@ -55,12 +55,14 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     records = Path(config.data.records)
     parts = Parts.load(records)
     _check_sizes(config, parts, records)
+    # Whatever refuses this run does so before the folder is its own.
+    layout = make_layout(config)
     workdirs.open_workdir(workdir, config, parts, records)
+    log.info("%s; batches of %d", layout.described(), config.data.batch_size)
     validates = has_split(records, "valid")
     if not validates:
         log.info("%s has no valid split: no validation and no previews", records)
 
-    layout = make_layout(config)
     optimizer = make_optimizer(config.optim, config.train.steps)
     rows, group = layout.rows(config.data.batch_size)
     batches = train_batches(

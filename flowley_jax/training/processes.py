@@ -34,7 +34,11 @@ def join(*, coordinator: str | None, count: int | None, index: int | None) -> No
             return
     else:
         if coordinator is None or count is None or index is None:
-            raise FlowleyError(f"coordinator, processes and process belong together, not {named}")
+            given = dict(zip(("coordinator", "processes", "process"), named, strict=True))
+            missing = [f"--{name}" for name, value in given.items() if value is None]
+            raise FlowleyError(
+                f"--coordinator, --processes and --process belong together; {', '.join(missing)} is missing"
+            )
         if not 0 <= index < count:
             raise FlowleyError(f"process={index} must be in 0 … {count - 1}, with processes={count}")
         jax.distributed.initialize(coordinator, count, index)

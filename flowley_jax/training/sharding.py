@@ -101,6 +101,11 @@ class Layout:
         """Into how many parts a batch is split."""
         return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
 
+    def described(self) -> str:
+        """The mesh in words."""
+        sizes = " × ".join(f"{axis} {self.mesh.shape[axis]}" for axis in AXES)
+        return f"mesh of {self.mesh.size} devices: {sizes}"
+
     def check_sizes(self, *, batch_size: int, num_heads: int) -> None:
         """Raises FlowleyError where the mesh does not divide what must be divided."""
         if batch_size % self.batch_parts:

@@ -16,7 +16,7 @@ import pytest
 import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowley_jax.config import EmaConfig, OptimConfig
+from flowley_jax.config import EmaConfig, MeshConfig, OptimConfig
 from flowley_jax.data.parts import Parts
 from flowley_jax.errors import FlowleyError
 from flowley_jax.sampling import Sampler
@@ -411,3 +411,10 @@ def test_bfloat16_compute_keeps_float32_weights_and_close_losses(whole_run, reco
         averaged = snapshots.synthesise(state.parameters, sigma_rels=(0.05, 0.1), sigma_rel=0.05)
     assert {leaf.dtype for leaf in jax.tree.leaves(averaged)} == {np.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.parameters)} == {np.dtype("float32")}
+
+
+def test_a_refused_mesh_leaves_the_folder_to_the_corrected_run(tmp_path):
+    config = tiny.experiment(tiny.write_records(tmp_path / "records"), steps=1)
+    with pytest.raises(FlowleyError, match=r"mesh\.data=2"):
+        train(dataclasses.replace(config, mesh=MeshConfig(data=2)), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
