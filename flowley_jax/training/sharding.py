@@ -104,7 +104,7 @@ class Layout:
     def described(self) -> str:
         """The mesh in words."""
         sizes = " × ".join(f"{axis} {self.mesh.shape[axis]}" for axis in AXES)
-        return f"mesh of {self.mesh.size} devices: {sizes}"
+        return f"mesh {sizes}"
 
     def check_sizes(self, *, batch_size: int, num_heads: int) -> None:
         """Raises FlowleyError where the mesh does not divide what must be divided."""
