@@ -16,7 +16,7 @@ def paired_noise(
 ) -> Float[Array, "B Ta C"]:
     """The noise of each latent, on any mesh the one that `immiscible_assignment` chooses.
 
-    An auction has a thousand rounds, in each of which devices that share one would wait for each other: every
+    An auction has hundreds of rounds, in each of which its devices would wait for each other: every
     device holds those for the groups that its part of the batch belongs to. Groups that lie in one part never
     leave it.
     """
