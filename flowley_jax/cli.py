@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 import sys
 import traceback
 import typing
@@ -28,7 +29,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     else is a fault of the program: its traceback, and exit code 1.
     """
     try:
-        app.run(lambda argv: _quietly(main), flags_parser=_parse_flags)
+        app.run(lambda argv: _quietly(main), flags_parser=parse_flags)
     except KeyboardInterrupt:
         _leave("interrupted; run the same command again to go on", INTERRUPTED)
     except FlowleyError as error:
@@ -59,6 +60,21 @@ def config_dict_of(config: Any) -> ConfigDict:
     return tree
 
 
+def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Sets flags from a command line, whose first word is the program, and returns that word.
+
+    Raises:
+      FlowleyError: a flag or configuration key is unknown, missing or of another type, or a word is no flag.
+    """
+    try:
+        remaining = values([_underscored(argument, values) for argument in argv])
+    except (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
+        raise FlowleyError(f"{_reason(error)} (--help lists the options)") from error
+    if len(remaining) > 1:
+        raise FlowleyError(f"unexpected argument {remaining[1]!r} (--help lists the options)")
+    return remaining
+
+
 def _quietly(main: Callable[[], int | None]) -> int | None:
     """Runs `main` with this project's log lines on stderr as they are, and nothing of the libraries."""
     # What libraries log as errors they raise as well.
@@ -72,22 +88,17 @@ def _quietly(main: Callable[[], int | None]) -> int | None:
     return main()
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    try:
-        remaining = flags.FLAGS([_underscored(argument) for argument in argv])
-    except (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
-        raise FlowleyError(f"{_reason(error)} (--help lists the options)") from error
-    if len(remaining) > 1:
-        raise FlowleyError(f"unexpected argument {remaining[1]!r} (--help lists the options)")
-    return remaining
-
-
-def _underscored(argument: str) -> str:
+def _underscored(argument: str, values: flags.FlagValues) -> str:
     """A flag's name with underscores, which is how absl knows it; people type hyphens as well."""
     name, equals, value = argument.partition("=")
     known = name.lstrip("-").replace("-", "_")
-    if name.startswith("-") and known in flags.FLAGS:
+    if not name.startswith("-"):
+        return argument
+    if known in values:
         return f"--{known}{equals}{value}"
+    opposite = known.removeprefix("no_")
+    if opposite != known and opposite in values and values[opposite].boolean:
+        return f"--no{opposite}{equals}{value}"
     return argument
 
 
@@ -98,6 +109,9 @@ def _reason(error: Exception) -> str:
         key, *hint = str(inner.args[0] if isinstance(inner, KeyError) else inner).splitlines()
         return f"unknown configuration key {key}{''.join(f'. {line}' for line in hint)}"
     text = str(error)
+    missing = re.findall(r"Flag (--\w+) must have a value other than None", text)
+    if missing:
+        return f"{', '.join(missing)} must be given"
     if "Traceback" in text or "Failed loading config" in text:
         text = text.strip().splitlines()[-1].strip()
     return " ".join(text.removeprefix("ValueError: ").removeprefix("[Errno 2] ").split())

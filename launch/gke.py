@@ -3,16 +3,14 @@
 The manifest is for `kubectl apply -f -`.
 """
 
-from pathlib import Path
 from typing import Any
 
-import yaml
 from absl import flags
 
 from flowley_jax.cli import run_main
-from flowley_jax.errors import FlowleyError
-from flowley_jax.whole_files import write_text
+from launch.check import check_devices, check_mounted, configuration
 from launch.job import RUN_AGAIN, Job, check_name, define_job_flags, job_from_flags
+from launch.output import as_yaml, define_output_flag, deliver
 from launch.slices import Slice, find_slice
 
 # Seconds between SIGTERM and the end: a step, and a checkpoint.
@@ -22,10 +20,14 @@ _GRACE = 180
 def main() -> int:
     """Command line; prints the manifest, or writes it to --out."""
     values = flags.FLAGS
+    job, slice_ = job_from_flags(), find_slice(values.accelerator)
+    config = configuration(job)
+    check_devices(config, values.slices * slice_.chips, slices=values.slices)
+    check_mounted(job, config, values.mount)
     manifest = jobset(
-        job_from_flags(),
+        job,
         name=check_name(values.name),
-        slice_=find_slice(values.accelerator),
+        slice_=slice_,
         slices=values.slices,
         image=values.image,
         bucket=values.bucket,
@@ -33,11 +35,7 @@ def main() -> int:
         service_account=values.service_account,
         spot=values.spot,
     )
-    text = yaml.safe_dump(manifest, sort_keys=False)
-    if values.out:
-        write_text(Path(values.out), text)
-    else:
-        print(text, end="")
+    deliver(as_yaml(manifest))
     return 0
 
 
@@ -58,14 +56,7 @@ def jobset(
 
     A pod that was told to stop (exit code 75) or was taken away restarts all of them, and does not count as
     one of the `failures` that are allowed.
-
-    Raises:
-      FlowleyError: the run's folder is not on the mounted bucket.
     """
-    if not job.workdir.startswith(mount.rstrip("/") + "/"):
-        raise FlowleyError(
-            f"workdir={job.workdir!r} must be below mount={mount!r}: nothing else outlives a pod"
-        )
     pod = {
         "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
         "spec": _pod(job, slice_, image, bucket, mount, service_account, spot),
@@ -156,7 +147,7 @@ def _define_flags() -> None:
         "service_account", "default", "Kubernetes account that may read and write the bucket."
     )
     flags.DEFINE_bool("spot", False, "On spot nodes.")
-    flags.DEFINE_string("out", None, "File for the manifest.")
+    define_output_flag()
 
 
 if __name__ == "__main__":

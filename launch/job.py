@@ -9,8 +9,11 @@ from absl import flags
 
 from flowley_jax.errors import FlowleyError
 
+# --help of a launcher shows these flags as its own.
+flags.disclaim_key_flags()
 # Of flowley_jax.train: stored and stopped early, run me again.
 RUN_AGAIN = 75
+_EXAMPLE = "--set=--config.train.steps=1000"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class Job:
     Attributes:
       config: configuration file with its options, relative to the project.
       workdir: folder of the run, the same for all machines (a mounted bucket or a shared disk).
-      overrides: further flags, such as --config.train.steps=1000.
+      overrides: values of the configuration, such as --config.train.steps=1000.
       repository, revision: what is checked out on machines that have nothing yet.
     """
 
@@ -37,8 +40,8 @@ class Job:
                 "with --bucket or otherwise"
             )
         for flag in self.overrides:
-            if not re.match(r"--[\w.\-]+(=|$)", flag):
-                raise FlowleyError(f"{flag!r} is no flag of the training, such as --config.train.steps=1000")
+            if not re.match(r"--config\.\w+", flag):
+                raise FlowleyError(f"--set={flag} must set a value of the configuration: {_EXAMPLE}")
 
     def command(self, *more: str) -> str:
         """The shell's words for the training, quoted."""
@@ -57,17 +60,17 @@ def define_job_flags() -> None:
     """Flags that all launchers have in common."""
     flags.DEFINE_string("name", None, "Name of the job and of what is made for it.", required=True)
     flags.DEFINE_string("config", "configs/vggsound.py", "Configuration file with its options.")
-    flags.DEFINE_string(
-        "workdir", None, "Folder of the run, absolute, shared by all machines.", required=True
-    )
-    flags.DEFINE_multi_string("set", [], "A flag for the training, such as --set=--config.train.steps=1000.")
+    flags.DEFINE_string("workdir", None, "Folder of the run, absolute, shared by all machines.")
+    flags.DEFINE_multi_string("set", [], f"A value of the configuration, such as {_EXAMPLE}.")
     flags.DEFINE_string("repository", "", "Git address of this project, for machines that have nothing yet.")
     flags.DEFINE_string("revision", "main", "What to check out of it.")
 
 
 def job_from_flags() -> Job:
-    """The job that the flags describe."""
+    """The job that the flags describe; raises FlowleyError where they describe none."""
     values = flags.FLAGS
+    if not values.workdir:
+        raise FlowleyError("--workdir must name the folder of the run (--help lists the options)")
     return Job(
         config=values.config,
         workdir=values.workdir,
@@ -77,17 +80,24 @@ def job_from_flags() -> Job:
     )
 
 
-def environment_lines(folder: str) -> list[str]:
-    """Shell lines that make a Python environment in a folder: images have Pythons that are too old.
+def install_lines(environment: str, project: str, extra: str) -> list[str]:
+    """Shell lines that make a Python environment with the project and the locked versions of its packages.
+
+    Images have Pythons that are too old.
 
     Args:
-      folder: may have shell variables.
+      environment, project: folders; may have shell variables.
+      extra: tpu or cuda.
     """
+    install = f'"{environment}/bin/pip" install --quiet'
     return [
-        f'if [ ! -x "{folder}/bin/python" ]; then',
+        f'if [ ! -x "{environment}/bin/python" ]; then',
         "  python3 -m pip install --quiet --user uv",
-        f'  "$HOME/.local/bin/uv" venv --quiet --seed --python 3.12 "{folder}"',
+        f'  "$HOME/.local/bin/uv" venv --quiet --seed --python 3.12 "{environment}"',
         "fi",
+        f'{install} --require-hashes -r "{project}/requirements.lock"',
+        # The accelerator's packages are those of the version of JAX that is there now.
+        f'{install} -e "{project}[{extra}]"',
     ]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 
 from flowley_jax.errors import FlowleyError
-from launch.job import Job, environment_lines, shell_script
+from launch.job import Job, install_lines, shell_script
 from launch.slices import Slice, find_slice
 
 _HOME = "$HOME/flowley"
@@ -93,8 +93,7 @@ def setup_script(job: Job, request: Request) -> str:
         f'[ -d "{code}/.git" ] || git clone --quiet {shlex.quote(job.repository)} "{code}"',
         f'git -C "{code}" fetch --quiet origin {shlex.quote(job.revision)}',
         f'git -C "{code}" checkout --quiet FETCH_HEAD',
-        *environment_lines(f"{_HOME}/venv"),
-        f'"{_HOME}/venv/bin/pip" install --quiet -e "{code}[tpu]"',
+        *install_lines(f"{_HOME}/venv", code, "tpu"),
     ]
     return shell_script([*lines, *(_mount(request) if request.bucket else [])])
 

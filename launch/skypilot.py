@@ -1,32 +1,38 @@
 """A managed job for SkyPilot: python -m launch.skypilot --name=… --bucket=… --workdir=/data/run"""
 
-from pathlib import Path
+import re
 from typing import Any
 
-import yaml
 from absl import flags
 
 from flowley_jax.cli import run_main
 from flowley_jax.errors import FlowleyError
-from flowley_jax.whole_files import write_text
+from launch.check import check_devices, check_mounted, configuration
 from launch.job import (
     RUN_AGAIN,
     Job,
     check_name,
     define_job_flags,
-    environment_lines,
+    install_lines,
     job_from_flags,
     shell_script,
 )
+from launch.output import as_yaml, define_output_flag, deliver
+from launch.slices import find_slice
 
 _PORT = 8476
+_TPU = "tpu-"
 
 
 def main() -> int:
     """Command line; prints the task, or writes it to --out."""
     values = flags.FLAGS
+    job = job_from_flags()
+    config = configuration(job)
+    check_devices(config, devices(values.accelerators, values.nodes))
+    check_mounted(job, config, values.mount)
     task = sky_task(
-        job_from_flags(),
+        job,
         name=check_name(values.name),
         accelerators=values.accelerators,
         nodes=values.nodes,
@@ -34,11 +40,7 @@ def main() -> int:
         mount=values.mount,
         spot=values.spot,
     )
-    text = yaml.safe_dump(task, sort_keys=False)
-    if values.out:
-        write_text(Path(values.out), text)
-    else:
-        print(text, end="")
+    deliver(as_yaml(task))
     return 0
 
 
@@ -51,15 +53,8 @@ def sky_task(
 
     Args:
       accelerators: of each node, such as H100:8 or tpu-v5litepod-16.
-
-    Raises:
-      FlowleyError: the run's folder is not on the mounted bucket.
     """
-    if not job.workdir.startswith(mount.rstrip("/") + "/"):
-        raise FlowleyError(
-            f"workdir={job.workdir!r} must be below mount={mount!r}: nothing else outlives a node"
-        )
-    tpu = accelerators.startswith("tpu-")
+    tpu = accelerators.startswith(_TPU)
     return {
         "name": name,
         "workdir": ".",
@@ -70,15 +65,21 @@ def sky_task(
             "job_recovery": {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 3},
         },
         "file_mounts": {mount: {"source": bucket, "mode": "MOUNT"}},
-        "setup": shell_script(
-            [
-                "set -eu",
-                *environment_lines(".venv"),
-                f".venv/bin/pip install --quiet -e '.[{'tpu' if tpu else 'cuda'}]'",
-            ]
-        ),
-        "run": _run_script(job, nodes if not tpu else 1),
+        "setup": shell_script(["set -eu", *install_lines(".venv", ".", "tpu" if tpu else "cuda")]),
+        "run": _run_script(job, nodes),
     }
+
+
+def devices(accelerators: str, nodes: int) -> int:
+    """Accelerators of all nodes together; raises FlowleyError for what SkyPilot does not have."""
+    if accelerators.startswith(_TPU):
+        if nodes > 1:
+            raise FlowleyError(f"nodes={nodes} must be 1: {accelerators} names a whole slice")
+        return find_slice(accelerators.removeprefix(_TPU)).chips
+    match = re.fullmatch(r"[A-Za-z][\w.-]*(:(\d+))?", accelerators)
+    if match is None:
+        raise FlowleyError(f"accelerators={accelerators!r} must be as H100:8 or tpu-v5litepod-16")
+    return int(match[2] or 1) * nodes
 
 
 def _run_script(job: Job, nodes: int) -> str:
@@ -110,7 +111,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("bucket", None, "gs://… or s3://… with records and the run's folder.", required=True)
     flags.DEFINE_string("mount", "/data", "Where nodes see the bucket.")
     flags.DEFINE_bool("spot", True, "Cheaper, and taken away at any time.")
-    flags.DEFINE_string("out", None, "File for the task.")
+    define_output_flag()
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """A batch script for GPU nodes under Slurm: python -m launch.slurm --name=… --workdir=… --nodes=4 | sbatch"""
 
-from pathlib import Path
-
 from absl import flags
 
 from flowley_jax.cli import run_main
-from flowley_jax.whole_files import write_text
+from launch.check import check_devices, configuration
 from launch.job import RUN_AGAIN, Job, check_name, define_job_flags, job_from_flags, shell_script
+from launch.output import define_output_flag, deliver
 
 
 def main() -> int:
     """Command line; prints the script, or writes it to --out."""
     values = flags.FLAGS
+    job = job_from_flags()
+    check_devices(configuration(job), values.nodes * values.gpus)
     text = batch_script(
-        job_from_flags(),
+        job,
         name=check_name(values.name),
         nodes=values.nodes,
         gpus=values.gpus,
@@ -22,10 +23,7 @@ def main() -> int:
         partition=values.partition,
         setup=tuple(values.setup),
     )
-    if values.out:
-        write_text(Path(values.out), text)
-    else:
-        print(text, end="")
+    deliver(text)
     return 0
 
 
@@ -86,7 +84,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("grace", 180, "Seconds before the end in which to store the state.", lower_bound=10)
     flags.DEFINE_string("partition", "", "Partition, if not the default one.")
     flags.DEFINE_multi_string("setup", [], "A line to run first, such as '. venv/bin/activate'.")
-    flags.DEFINE_string("out", None, "File for the script.")
+    define_output_flag()
 
 
 if __name__ == "__main__":

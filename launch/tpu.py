@@ -15,6 +15,7 @@ from absl import flags
 from flowley_jax.cli import run_main
 from flowley_jax.errors import FlowleyError
 from launch import commands
+from launch.check import check_devices, check_mounted, configuration
 from launch.commands import CommandError, Run
 from launch.job import RUN_AGAIN, Job, check_name, define_job_flags, job_from_flags
 from launch.queued import STATUS, Request, setup_script, start_script, status_script, tail_script
@@ -30,7 +31,6 @@ MISSING = "NONE"
 def main() -> int:
     """Command line; returns 0 when what was asked for is done."""
     values = flags.FLAGS
-    job = job_from_flags()
     request = Request(
         name=check_name(values.name),
         project=values.project,
@@ -42,12 +42,15 @@ def main() -> int:
         mount=values.mount,
     )
     run = commands.show if values.dry_run else commands.run
+    if values.do == "delete":
+        run(request.delete())
+        return 0
+    job = job_from_flags()
+    check(job, request)
     if values.do == "create":
         run(request.create())
     elif values.do == "run":
         start(job, request, run)
-    elif values.do == "delete":
-        run(request.delete())
     elif values.dry_run:
         run(request.describe())
         run(request.create())
@@ -56,6 +59,14 @@ def main() -> int:
     else:
         watch(job, request, run, every=values.every, patience=values.patience)
     return 0
+
+
+def check(job: Job, request: Request) -> None:
+    """Raises FlowleyError where the job would not start on the slice."""
+    config = configuration(job)
+    check_devices(config, request.slice.chips)
+    if request.bucket:
+        check_mounted(job, config, request.mount)
 
 
 def start(job: Job, request: Request, run: Run) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,33 +37,61 @@ RULES: tuple[tuple[str, tuple[str | None, str | None]], ...] = (
 _UNTOUCHED = PartitionSpec()
 
 
+def mesh_sizes(config: MeshConfig, devices: int, *, slices: int = 1) -> dict[str, int]:
+    """Devices along each axis of a mesh of so many.
+
+    Args:
+      slices: that the devices are in; `data` spans them.
+
+    Raises:
+      FlowleyError: the sizes do not make up the number of devices, or the slices do not divide `data`.
+    """
+    rest = config.fsdp * config.tensor
+    data = devices // rest if config.data == -1 else config.data
+    if data * rest != devices or not data:
+        asked = (
+            f"a multiple of mesh.fsdp={config.fsdp} × mesh.tensor={config.tensor}"
+            if config.data == -1
+            else f"mesh.data={config.data} × mesh.fsdp={config.fsdp} × mesh.tensor={config.tensor}"
+        )
+        raise FlowleyError(f"the number of devices, {devices}, must be {asked}")
+    if data % slices:
+        raise FlowleyError(f"mesh.data={data} must be a multiple of the {slices} slices that it spans")
+    return dict(zip(AXES, (data, config.fsdp, config.tensor), strict=True))
+
+
+def check_sizes(config: ExperimentConfig, sizes: Mapping[str, int]) -> None:
+    """Raises FlowleyError where a mesh of these sizes does not divide what must be divided."""
+    parts, tensor = math.prod(sizes[axis] for axis in BATCH_AXES), sizes["tensor"]
+    if config.data.batch_size % parts:
+        raise FlowleyError(
+            f"data.batch_size={config.data.batch_size} must be a multiple of data × fsdp = {parts} devices"
+        )
+    if config.model.num_heads % tensor:
+        raise FlowleyError(
+            f"model.num_heads={config.model.num_heads} must be a multiple of mesh.tensor={tensor}"
+        )
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices, or of those given; over several slices, `data` spans them.
 
     Raises:
-      FlowleyError: the sizes do not make up the number of devices.
+      FlowleyError: see `mesh_sizes`.
     """
     devices = jax.devices() if devices is None else devices
-    count, rest = len(devices), config.fsdp * config.tensor
-    data = count // rest if config.data == -1 else config.data
-    if data * rest != count:
-        raise FlowleyError(
-            f"mesh.data={config.data} × mesh.fsdp={config.fsdp} × mesh.tensor={config.tensor} does not "
-            f"make up the {count} devices there are"
-        )
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if data % slices:
-        raise FlowleyError(f"mesh.data={data} must be a multiple of the {slices} slices that it spans")
+    data, fsdp, tensor = mesh_sizes(config, len(devices), slices=slices).values()
     if slices > 1:
         placed = mesh_utils.create_hybrid_device_mesh(
-            (data // slices, config.fsdp, config.tensor),
+            (data // slices, fsdp, tensor),
             (slices, 1, 1),
             devices=devices,
             allow_split_physical_axes=True,
         )
     else:
         placed = mesh_utils.create_device_mesh(
-            (data, config.fsdp, config.tensor), devices=devices, allow_split_physical_axes=True
+            (data, fsdp, tensor), devices=devices, allow_split_physical_axes=True
         )
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -74,9 +102,9 @@ def make_layout(config: ExperimentConfig, devices: Sequence[Any] | None = None) 
     Raises:
       FlowleyError: the mesh does not fit the devices, or does not divide batch or heads.
     """
-    layout = Layout(make_mesh(config.mesh, devices), config.model.dtype)
-    layout.check_sizes(batch_size=config.data.batch_size, num_heads=config.model.num_heads)
-    return layout
+    mesh = make_mesh(config.mesh, devices)
+    check_sizes(config, mesh.shape)
+    return Layout(mesh, config.model.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,17 +133,6 @@ class Layout:
         """The mesh in words."""
         sizes = " × ".join(f"{axis} {self.mesh.shape[axis]}" for axis in AXES)
         return f"mesh {sizes}"
-
-    def check_sizes(self, *, batch_size: int, num_heads: int) -> None:
-        """Raises FlowleyError where the mesh does not divide what must be divided."""
-        if batch_size % self.batch_parts:
-            raise FlowleyError(
-                f"data.batch_size={batch_size} must be a multiple of data × fsdp = {self.batch_parts} devices"
-            )
-        if num_heads % self.mesh.shape["tensor"]:
-            raise FlowleyError(
-                f"model.num_heads={num_heads} must be a multiple of mesh.tensor={self.mesh.shape['tensor']}"
-            )
 
     def of_state(self, abstract: Any) -> Any:
         """Sharding of every leaf of a state, a tree of arrays or of their shapes."""

@@ -1,9 +1,13 @@
 """Launchers: what they would run and write, scripts that shells take, and the whole watch over a slice."""
 
+import multiprocessing
 import os
+import runpy
 import stat
 import subprocess
 import sys
+import tempfile
+import types
 from pathlib import Path
 
 import pytest
@@ -35,7 +39,12 @@ COMMAND = [
     "--workdir=/mnt/flowley/runs/it's one",
     "--config.train.steps=1000",
 ]
-COMMON = ("--name=run-1", "--workdir=/data/runs/one", "--set=--config.train.steps=7")
+COMMON = (
+    "--name=run-1",
+    "--workdir=/data/runs/one",
+    "--set=--config.train.steps=7",
+    "--set=--config.data.records=/data/records",
+)
 
 
 def _shellcheck(script, shell="bash"):
@@ -48,15 +57,30 @@ def _shellcheck(script, shell="bash"):
     assert done.returncode == 0, done.stdout
 
 
+# Importing JAX takes seconds, and so it is imported once, by the process that all programs are forks of.
+PROGRAMS = multiprocessing.get_context("forkserver")
+PROGRAMS.set_forkserver_preload(["launch.check"])
+
+
+def _run_program(module, flags, environment, folder):
+    """What a shell would run, in a process of its own; writes what it prints into a folder."""
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY), number)
+    # This file imports some of them.
+    sys.modules.pop(module, None)
+    sys.argv = [module, *flags]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 def _cli(module, *flags, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", module, *flags],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        timeout=120,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        process = PROGRAMS.Process(target=_run_program, args=(module, flags, environment, folder))
+        process.start()
+        process.join(timeout=120)
+        printed = {name: Path(folder, name).read_text() for name in ("stdout", "stderr")}
+    return types.SimpleNamespace(returncode=process.exitcode, **printed)
 
 
 def test_a_slice_has_the_hosts_and_the_shape_of_its_name():
@@ -350,7 +374,7 @@ def test_slurm_scripts_are_clean_and_go_back_into_the_queue(tmp_path):
     assert (tmp_path / "requeued").read_text() == "requeue 17\n"
 
 
-@pytest.mark.parametrize(("accelerators", "nodes"), [("H100:8", 2), ("H100:8", 1), ("tpu-v5litepod-16", 4)])
+@pytest.mark.parametrize(("accelerators", "nodes"), [("H100:8", 2), ("H100:8", 1), ("tpu-v5litepod-16", 1)])
 def test_sky_tasks_run_again_after_75_and_know_their_neighbours(tmp_path, accelerators, nodes):
     job = Job(config="c.py", workdir="/data/run")
     task = sky_task(
@@ -371,32 +395,76 @@ def test_sky_tasks_run_again_after_75_and_know_their_neighbours(tmp_path, accele
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 3
     told = "--coordinator=10.0.0.1:8476 --processes=2 --process=1"
-    assert (told in calls[0]) == (nodes > 1 and "tpu" not in accelerators)
+    assert (told in calls[0]) == (nodes > 1)
+
+
+NEEDED = {
+    "launch.tpu": ("--do=run", "--dry_run", "--project=p", "--zone=z", "--repository=r"),
+    "launch.gke": ("--image=i", "--bucket=gs://b"),
+    "launch.skypilot": ("--bucket=gs://b",),
+    "launch.slurm": (),
+}
 
 
 @pytest.mark.parametrize(
     ("module", "flags", "message"),
     [
         ("launch.tpu", ("--workdir=gs://b/run",), "must be an absolute path that all machines share"),
-        ("launch.tpu", ("--set=steps=3",), "'steps=3' is no flag of the training"),
+        ("launch.tpu", ("--workdir=",), "--workdir must name the folder of the run"),
+        ("launch.tpu", ("--bucket=gs://b",), "workdir=/data/runs/one must be below mount=/mnt/flowley"),
+        ("launch.tpu", ("--set=steps=3",), "--set=steps=3 must set a value of the configuration"),
         ("launch.tpu", ("--accelerator=v9-1",), "accelerator='v9-1' must be one of"),
         ("launch.tpu", ("--spot", "--reserved"), "--spot or --reserved, not both"),
         ("launch.tpu", ("--bucket=b",), "must begin with gs://"),
         ("launch.tpu", ("--name=Run_1",), "must be lower-case letters"),
         ("launch.tpu", ("--repository=",), "--repository must name the Git address"),
-        ("launch.gke", ("--workdir=/run",), "must be below mount='/data'"),
-        ("launch.skypilot", ("--workdir=/run",), "must be below mount='/data'"),
+        ("launch.tpu", ("--config=configs/nope.py",), "No such file or directory: 'configs/nope.py'"),
+        (
+            "launch.tpu",
+            ("--config=configs/vggsound.py:base,v5e-256", "--accelerator=v5litepod-8"),
+            "the number of devices, 8, must be a multiple of mesh.fsdp=16",
+        ),
+        ("launch.gke", ("--workdir=/run",), "workdir=/run must be below mount=/data"),
+        (
+            "launch.gke",
+            ("--set=--config.data.records=data/records",),
+            "config.data.records=data/records must be below mount=/data",
+        ),
+        (
+            "launch.gke",
+            ("--slices=3", "--set=--config.data.batch_size=768", "--set=--config.mesh.fsdp=48"),
+            "mesh.data=1 must be a multiple of the 3 slices",
+        ),
+        ("launch.skypilot", ("--workdir=/run",), "workdir=/run must be below mount=/data"),
+        ("launch.skypilot", ("--accelerators=H100:eight",), "must be as H100:8 or tpu-v5litepod-16"),
+        ("launch.skypilot", ("--accelerators=tpu-v5litepod-16", "--nodes=2"), "names a whole slice"),
+        (
+            "launch.slurm",
+            ("--nodes=3",),
+            "data.batch_size=512 must be a multiple of data × fsdp = 24 devices",
+        ),
+        ("launch.slurm", ("--set=--config.train.stepz=3",), "unknown configuration key 'stepz'"),
     ],
 )
 def test_flags_that_mean_nothing(module, flags, message):
-    needed = {
-        "launch.tpu": ("--do=run", "--dry_run", "--project=p", "--zone=z", "--repository=r"),
-        "launch.gke": ("--image=i", "--bucket=gs://b"),
-        "launch.skypilot": ("--bucket=gs://b",),
-    }[module]
-    done = _cli(module, *COMMON, *needed, *flags)
+    done = _cli(module, *COMMON, *NEEDED[module], *flags)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert message in done.stderr.splitlines()[-1]
+
+
+def test_what_is_missing_is_named_once_and_help_shows_every_flag():
+    done = _cli("launch.tpu", "--name=a")
+    assert done.stderr == "error: --do, --project, --zone must be given (--help lists the options)\n"
+    for module in NEEDED:
+        shown = _cli(module, "--help").stdout
+        for name in ("name", "config", "workdir", "set", "out" if module != "launch.tpu" else "do"):
+            assert f"\n  --{name}: " in shown
+
+
+def test_a_slice_is_given_back_without_a_word_about_the_training():
+    done = _cli("launch.tpu", "--do=delete", "--dry-run", "--name=run-1", "--project=p", "--zone=z")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[4:6] == ["delete", "run-1"]
 
 
 def test_the_command_is_quoted_for_a_shell():

@@ -23,7 +23,15 @@ from flowley_jax.training.ahead_table import table
 from flowley_jax.training.chips import CHIPS, GPUS, chip_of
 from flowley_jax.training.collectives import collectives
 from flowley_jax.training.optimizer import make_optimizer
-from flowley_jax.training.sharding import AXES, Layout, make_layout, make_mesh, path_name
+from flowley_jax.training.sharding import (
+    AXES,
+    Layout,
+    check_sizes,
+    make_layout,
+    make_mesh,
+    mesh_sizes,
+    path_name,
+)
 from flowley_jax.training.speed import Speed, speed_of
 from flowley_jax.training.state import abstract_state
 
@@ -74,14 +82,25 @@ def test_every_matrix_of_the_published_model_is_split():
 
 
 def test_sizes_that_the_mesh_does_not_divide_are_named():
-    with pytest.raises(FlowleyError, match=r"mesh\.data=2 × mesh\.fsdp=1 × mesh\.tensor=1 .* the 1 devices"):
+    with pytest.raises(
+        FlowleyError, match=r"devices, 1, must be mesh\.data=2 × mesh\.fsdp=1 × mesh\.tensor=1$"
+    ):
         make_mesh(MeshConfig(data=2))
+    for devices in (1, 3):
+        with pytest.raises(
+            FlowleyError, match=rf"{devices}, must be a multiple of mesh\.fsdp=2 × mesh\.tensor=1$"
+        ):
+            mesh_sizes(MeshConfig(fsdp=2), devices)
+    with pytest.raises(FlowleyError, match=r"mesh\.data=3 must be a multiple of the 2 slices"):
+        mesh_sizes(MeshConfig(fsdp=2), 6, slices=2)
+    assert mesh_sizes(MeshConfig(fsdp=2), 8, slices=2) == {"data": 4, "fsdp": 2, "tensor": 1}
     with pytest.raises(FlowleyError, match=r"mesh\.fsdp=0 must be at least 1"):
         MeshConfig(fsdp=0)
+    config = ExperimentConfig(data=DataConfig(batch_size=6))
     with pytest.raises(FlowleyError, match=r"data\.batch_size=6 must be a multiple of data × fsdp = 4"):
-        _layout(data=2, fsdp=2).check_sizes(batch_size=6, num_heads=8)
+        check_sizes(config, {"data": 2, "fsdp": 2, "tensor": 1})
     with pytest.raises(FlowleyError, match=r"model\.num_heads=8 must be a multiple of mesh\.tensor=3"):
-        _layout(tensor=3).check_sizes(batch_size=6, num_heads=8)
+        check_sizes(config, {"data": 1, "fsdp": 1, "tensor": 3})
     with pytest.raises(
         FlowleyError, match=r"data\.batch_size=300 must be a multiple of flow\.coupling_group=256"
     ):
