@@ -13,7 +13,10 @@ from flowley_jax.config import ExperimentConfig, experiment_from
 STOPPED_EARLY = 75
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, with `:debug` behind it for a few steps on generated records."
+    "config",
+    None,
+    "Configuration file, with its options behind a colon (`:debug` for a few steps on generated records). "
+    "Every value (flowley_jax/config.py) is a flag: --config.data.records=DIR --config.train.steps=1000.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",

@@ -177,7 +177,9 @@ class Parts:
         try:
             stored = json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise FlowleyError(f"{path}: no such file; prepare records first") from error
+            raise FlowleyError(
+                f"{path}: no such file; python -m data_prep.records writes it, data.records names the folder"
+            ) from error
         except (OSError, ValueError) as error:
             raise FlowleyError(f"{path}: cannot be read as JSON ({error})") from error
         try:

@@ -180,8 +180,9 @@ def _check(state_dict: Mapping[str, np.ndarray], entries: Mapping[str, _Entry], 
             problems.append(f"{name} has shape {have}, expected {want}")
     if problems:
         raise FlowleyError(
-            f"the state dict does not fit the configuration ({len(problems)} problems): "
-            + "; ".join(problems)
+            "\n  ".join(
+                [f"the state dict does not fit the configuration; {len(problems)} problems:", *problems]
+            )
         )
 
 

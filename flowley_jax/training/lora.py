@@ -26,7 +26,7 @@ def new_adapters(weights: Any, config: LoraConfig, key: jax.Array) -> dict[str, 
     """Adapters of the chosen layers, which change nothing yet.
 
     Raises:
-      FlowleyError: a pattern fits no layer; the layers there are are listed.
+      FlowleyError: a pattern fits no layer; those that there are are listed, N for any block.
     """
     kernels = {
         layer: leaf
@@ -37,7 +37,9 @@ def new_adapters(weights: Any, config: LoraConfig, key: jax.Array) -> dict[str, 
     for pattern in config.layers:
         fitting = {layer: leaf for layer, leaf in kernels.items() if re.search(pattern, layer)}
         if not fitting:
-            raise FlowleyError(f"lora.layers: {pattern!r} fits none of {', '.join(sorted(kernels))}")
+            # One name for all blocks.
+            names = sorted({re.sub(r"\.\d+\.", ".N.", layer) for layer in kernels})
+            raise FlowleyError("\n  ".join([f"lora.layers: {pattern!r} fits none of", *names]))
         chosen |= fitting
     return {
         layer: {

@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 CONFIG = "config.json"
 PARTS = "parts"
 
+# What a start makes before the configuration.
+_BEFORE_A_RUN = ("generated_records",)
 # What may change between two starts of one run without changing what it computes.
 _FREE = (
     "mesh.",
@@ -50,13 +52,18 @@ def open_workdir(workdir: Path, config: ExperimentConfig, parts: Parts, records:
             if stored[key] != wanted[key]
         ]
         if changed:
-            raise FlowleyError(f"{workdir}: holds a run of another configuration: {'; '.join(changed)}")
+            raise FlowleyError(
+                f"{workdir}: holds a run of another configuration (take another folder, or change back): "
+                + "; ".join(changed)
+            )
         if config.optim.schedule == "cosine" and before.train.steps != config.train.steps:
             log.warning(
                 "train.steps was %d and is %d now: the learning rate follows another cosine from here on",
                 before.train.steps,
                 config.train.steps,
             )
+    else:
+        _tell_of_strangers(workdir)
     if kept.exists() and kept.read_text() != (records / PARTS_FILE).read_text():
         raise FlowleyError(f"{records}: is another data set than {workdir} was trained on")
     # No process may read what another one writes.
@@ -65,6 +72,12 @@ def open_workdir(workdir: Path, config: ExperimentConfig, parts: Parts, records:
         write_text(path, _dump(config))
         parts.save(workdir / PARTS)
     processes.wait_for_all("workdir written")
+
+
+def _tell_of_strangers(workdir: Path) -> None:
+    others = sorted(path.name for path in workdir.iterdir() if path.name not in _BEFORE_A_RUN)
+    if others and processes.is_first():
+        log.warning("%s already has %d other files, such as %s", workdir, len(others), others[0])
 
 
 def read_config(workdir: Path) -> ExperimentConfig:

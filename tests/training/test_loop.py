@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flowley_jax.config import EmaConfig, MeshConfig, OptimConfig
 from flowley_jax.data.parts import Parts
+from flowley_jax.data.record import open_records
 from flowley_jax.errors import FlowleyError
 from flowley_jax.sampling import Sampler
 from flowley_jax.training import goodput, sharding
@@ -308,6 +309,17 @@ def test_records_without_a_valid_split_are_trained_on_without_validation(records
     with caplog.at_level("INFO", logger="flowley_jax"):
         assert train(tiny.experiment(without, steps=4), tmp_path / "run").step == 4
     assert f"{without} has no valid split" in caplog.text
+
+
+def test_what_a_user_may_not_have_meant_is_said_at_the_start(records, tmp_path, caplog):
+    config = tiny.experiment(records, steps=1)
+    clips = len(open_records(records, "train"))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=clips + 1))
+    (tmp_path / "letters").mkdir()
+    with caplog.at_level("WARNING", logger="flowley_jax"):
+        assert train(config, tmp_path).step == 1
+    assert f"has {clips} clips to train on: every batch of {clips + 1} has some of them again" in caplog.text
+    assert f"{tmp_path} already has 1 other files, such as letters" in caplog.text
     assert not any("valid/loss" in row for row in read_history(tmp_path / "run"))
 
 
