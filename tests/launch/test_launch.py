@@ -300,7 +300,7 @@ def test_the_real_command_line_watches_a_pretended_gcloud_to_the_end(tmp_path):
 
 
 def test_a_dry_run_prints_commands_and_runs_nothing(tmp_path):
-    flags = ("--project=p", "--zone=z", "--repository=r", "--dry-run", *COMMON)
+    flags = ("--project=p", "--zone=z", "--repository=r", "--dry-run", "--no-spot", *COMMON)
     for do, expected in (("create", "create"), ("delete", "delete"), ("watch", "describe")):
         done = _cli("launch.tpu", f"--do={do}", *flags, PATH=str(tmp_path))
         assert done.returncode == 0, done.stderr
