@@ -9,8 +9,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Many tests, and the programs that they start, compile the same training step.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-# Tiny networks take longer to compile than to run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tiny networks take longer to compile than to run; without the newer emitter of fusions half as long.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import jax
 import matplotlib

@@ -64,7 +64,8 @@ def _both(implementation, q, k, v, cotangent, **options):
     if implementation == "pallas":
         options.setdefault("interpret", True)
 
-    @jax.jit
+    # XLA's older emitter of fusions, which compiles the other tests, makes NaN of exp(-inf) in some of these.
+    @functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})
     def run(q, k, v, cotangent):
         out, vjp = jax.vjp(functools.partial(psca, implementation=implementation, **options), q, k, v)
         return out, *vjp(cotangent)
@@ -309,7 +310,7 @@ def test_a_named_implementation_never_falls_back():
 def test_the_default_takes_xla_here_and_says_why(caplog):
     api._log_once.cache_clear()
     inputs = _inputs(10, 10, 6)[:3]
-    with caplog.at_level("INFO", logger="flowley_jax"):
+    with caplog.at_level("DEBUG", logger="flowley_jax"):
         out = psca(*inputs, **_settings(10, 6))
         psca(*inputs, **_settings(10, 6))
     np.testing.assert_array_equal(out, psca(*inputs, **_settings(10, 6), implementation="xla"))

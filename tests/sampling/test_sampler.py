@@ -55,7 +55,8 @@ def test_a_clip_sounds_the_same_in_any_company(sampler):
     alone = _waves(sampler, clips[4:5], seed=3)
     several = _waves(sampler, clips[4:5], seed=3, num_samples=2)
     for other in (backwards["e"], alone["e"], several["e"][:1]):
-        np.testing.assert_allclose(other, together["e"], atol=1e-4 * np.abs(together["e"]).max())
+        # Batches of other sizes are rounded otherwise, and the iteration that finds the phases widens that.
+        np.testing.assert_allclose(other, together["e"], rtol=0, atol=1e-3 * np.abs(together["e"]).max())
 
 
 def test_repeats_are_equal_bit_for_bit(sampler):
