@@ -16,13 +16,17 @@ import dataclasses
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16)
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from tensorflow_datasets.core import example_serializer
+from tensorflow_datasets.core.splits import SplitDict
 
 from flowley_jax.errors import FlowleyError
 
@@ -30,8 +34,7 @@ _NAME = "clip_records"
 _VERSION = "2.0.0"
 _PARTIAL = ".partial"
 # About half a gigabyte of the published sizes.
-_EXAMPLES_PER_FILE = 1000
-_EXAMPLES_AT_ONCE = 50
+EXAMPLES_PER_FILE = 1000
 LATENT_FIELDS = ("audio_mean", "audio_std")
 FEATURE_FIELDS = ("video_features", "text_features")
 TEXT_FIELDS = ("id", "caption", "label")
@@ -77,6 +80,13 @@ class _ClipRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     _generate_examples = _split_generators
 
 
+class Shard(NamedTuple):
+    """What the description of a data set says of one of its files: examples, and bytes of these."""
+
+    examples: int
+    size: int
+
+
 def write_records(
     records_dir: str | os.PathLike,
     dims: Dims,
@@ -98,44 +108,100 @@ def write_records(
     partial = records_dir / _PARTIAL
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        written = _write(partial, dims, splits)
-        target = _dataset_dir(records_dir)
+        partial.mkdir(parents=True)
+        shards = {
+            split: [
+                write_shard(partial / shard_name(split, index), dims, some)
+                for index, some in enumerate(_chunks(examples()))
+            ]
+            for split, examples in splits.items()
+        }
+        describe(partial, dims, shards)
+        target = dataset_dir(records_dir)
         target.parent.mkdir(parents=True, exist_ok=True)
-        written.rename(target)
+        partial.rename(target)
     except OSError as error:
         raise FlowleyError(f"{records_dir}: cannot be written: {error.strerror or error}") from error
-    except RuntimeError as error:  # of ArrayRecord
-        raise FlowleyError(f"{records_dir}: cannot be written: {error}") from error
-    except ValueError as error:
-        raise FlowleyError(f"{records_dir}: the examples do not fit the records: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(folder: Path, dims: Dims, splits: Mapping[str, Callable[[], Iterable[Example]]]) -> Path:
-    builder = _ClipRecords(dims=dims, data_dir=str(folder))
-    written = Path(str(builder.data_dir))
-    written.mkdir(parents=True)
-    writer = tfds.core.SequentialWriter(
-        builder.info, max_examples_per_shard=_EXAMPLES_PER_FILE, file_format="array_record"
+def write_shard(path: Path, dims: Dims, examples: Iterable[Example]) -> Shard:
+    """Writes one file of a dataset.
+
+    Raises:
+      FlowleyError: naming the file, if an example does not fit or the disk is full.
+    """
+    features = _features(dims)
+    # It takes what the features give; its annotation is narrower.
+    serializer = example_serializer.ExampleSerializer(
+        features.get_serialized_info()  # pyright: ignore[reportArgumentType]
     )
-    writer.initialize_splits(list(splits))
-    for split, examples in splits.items():
-        stored = (_stored(example, dims) for example in examples())
-        empty = True
-        # The writer rewrites the data set's description at every call.
-        while some := list(itertools.islice(stored, _EXAMPLES_AT_ONCE)):
-            writer.add_examples({split: some})
-            empty = False
-        if empty:
-            raise ValueError(f"the split {split!r} has no example")
-    writer.close_all()
-    return written
+    count = size = 0
+    try:
+        # A group for each example, so that one is read alone.
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        try:
+            for example in examples:
+                content = serializer.serialize_example(features.encode_example(_stored(example, dims)))
+                writer.write(content)
+                count, size = count + 1, size + len(content)
+        finally:
+            writer.close()
+    except ValueError as error:
+        raise FlowleyError(f"{path}: the examples do not fit the records: {error}") from error
+    except (OSError, RuntimeError) as error:
+        raise FlowleyError(
+            f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    return Shard(count, size)
+
+
+def shard_name(split: str, index: int) -> str:
+    """Of a file of a split, as TFDS looks for it."""
+    return f"{_NAME}-{split}.array_record-{index:05d}"
+
+
+def describe(folder: Path, dims: Dims, shards: Mapping[str, Sequence[Shard]]) -> None:
+    """Writes the description of a dataset whose files are made.
+
+    Raises:
+      FlowleyError: if a split has no example.
+    """
+    builder = _ClipRecords(dims=dims, data_dir=str(folder))
+    splits = []
+    for split, members in shards.items():
+        if not sum(shard.examples for shard in members):
+            raise FlowleyError(f"{folder}: the split {split!r} has no example")
+        template = tfds.core.ShardedFileTemplate(
+            dataset_name=_NAME,
+            data_dir=epath.Path(folder),
+            split=split,
+            filetype_suffix="array_record",
+            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+        )
+        splits.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[shard.examples for shard in members],
+                num_bytes=sum(shard.size for shard in members),
+                filename_template=template,
+            )
+        )
+    builder.info.set_splits(SplitDict(splits))
+    builder.info.write_to_directory(str(folder))
+
+
+def _chunks(examples: Iterable[Example]) -> Iterator[Iterator[Example]]:
+    """A file's examples each; one is to be exhausted before the next is asked for."""
+    rest = iter(examples)
+    for first in rest:
+        yield itertools.chain([first], itertools.islice(rest, EXAMPLES_PER_FILE - 1))
 
 
 def has_records(records_dir: str | os.PathLike) -> bool:
     """Whether `records_dir` holds a finished dataset."""
-    return (_dataset_dir(records_dir) / "dataset_info.json").is_file()
+    return (dataset_dir(records_dir) / "dataset_info.json").is_file()
 
 
 def open_records(records_dir: str | os.PathLike, split: str) -> Sequence[Example]:
@@ -148,7 +214,7 @@ def open_records(records_dir: str | os.PathLike, split: str) -> Sequence[Example
         raise FlowleyError(f"{records_dir}: no such folder of records")
     if not has_records(records_dir):
         raise FlowleyError(f"{records_dir}: has no records ({_NAME}/{_VERSION} is missing or unfinished)")
-    builder = tfds.builder_from_directory(str(_dataset_dir(records_dir)))
+    builder = tfds.builder_from_directory(str(dataset_dir(records_dir)))
     filled = [name for name, info in builder.info.splits.items() if info.num_examples]
     if split not in filled:
         raise FlowleyError(f"{records_dir}: no examples in split {split!r}; there are {', '.join(filled)}")
@@ -163,7 +229,7 @@ def open_records(records_dir: str | os.PathLike, split: str) -> Sequence[Example
 
 def has_split(records_dir: str | os.PathLike, split: str) -> bool:
     """Whether the records have an example in a split."""
-    builder = tfds.builder_from_directory(str(_dataset_dir(records_dir)))
+    builder = tfds.builder_from_directory(str(dataset_dir(records_dir)))
     return split in builder.info.splits and builder.info.splits[split].num_examples > 0
 
 
@@ -181,7 +247,8 @@ def texts_of(example: Example) -> dict[str, str]:
     return {field: example[field].decode() for field in TEXT_FIELDS}
 
 
-def _dataset_dir(records_dir: str | os.PathLike) -> Path:
+def dataset_dir(records_dir: str | os.PathLike) -> Path:
+    """Where the dataset of a folder of records lies."""
     return Path(records_dir) / _NAME / _VERSION
 
 

@@ -63,8 +63,7 @@ def test_text_is_stored_up_to_its_last_row_that_is_not_zero(tmp_path):
 
 
 def test_a_split_of_several_files_keeps_its_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "_EXAMPLES_PER_FILE", 7)
-    monkeypatch.setattr(record, "_EXAMPLES_AT_ONCE", 3)
+    monkeypatch.setattr(record, "EXAMPLES_PER_FILE", 7)
     rows = _examples(_dims(), 20)
     write_records(tmp_path, _dims(), {"train": lambda: rows})
     read = open_records(tmp_path, "train")
