@@ -12,12 +12,25 @@ import av.error
 import av.filter
 import numpy as np
 import soxr
+from av.stream import Disposition
 from PIL import Image
 
 from flowley_jax.errors import FlowleyError
 
 SILENT_PEAK = 1e-6
 NORMALISED_PEAK = 0.95
+
+
+class MediaError(FlowleyError):
+    """A file that cannot be used.
+
+    Attributes:
+      reason: missing, unreadable, picture, no_video, no_audio or silent.
+    """
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,10 +49,10 @@ def probe(path: str | Path) -> MediaInfo:
     """Reads the file's headers.
 
     Raises:
-      FlowleyError: the file is missing or is no media file.
+      MediaError: the file is missing or is no media file.
     """
     with _open(Path(path)) as container:
-        video = next(iter(container.streams.video), None)
+        video = _video_stream(container)
         audio = next(iter(container.streams.audio), None)
         return MediaInfo(
             duration=(container.duration or 0) / av.time_base,
@@ -64,15 +77,15 @@ def read_frames(
     Returns: uint8 (T, H, W, 3), RGB.
 
     Raises:
-      FlowleyError: the file is missing, unreadable, has no video stream or no frame.
+      MediaError: the file is missing, unreadable, has no video stream or no frame.
     """
     path = Path(path)
     limit = None if seconds is None else round(seconds * fps)
     frames: list[np.ndarray] = []
     with _open(path) as container:
-        if not container.streams.video:
-            raise FlowleyError(f"{path}: has no video stream")
-        stream = container.streams.video[0]
+        stream = _video_stream(container)
+        if stream is None:
+            raise MediaError(f"{path}: has no video stream", "no_video")
         stream.thread_type = "AUTO"
         for frame, rotation in _at_rate(container, stream, fps):
             image = np.rot90(frame.to_ndarray(format="rgb24"), rotation // 90)
@@ -80,7 +93,7 @@ def read_frames(
             if limit is not None and len(frames) >= limit:
                 break
     if not frames:
-        raise FlowleyError(f"{path}: its video stream has no frame")
+        raise MediaError(f"{path}: its video stream has no frame", "unreadable")
     return np.stack(frames)
 
 
@@ -98,13 +111,13 @@ def read_audio(
     Returns: float32 (N,).
 
     Raises:
-      FlowleyError: the file is missing, unreadable, has no audio stream or no sample, or is silent where
+      MediaError: the file is missing, unreadable, has no audio stream or no sample, or is silent where
         its peak is to be normalised.
     """
     path = Path(path)
     with _open(path) as container:
         if not container.streams.audio:
-            raise FlowleyError(f"{path}: has no audio stream")
+            raise MediaError(f"{path}: has no audio stream", "no_audio")
         stream = container.streams.audio[0]
         resampler = av.AudioResampler(format="fltp")
         chunks = [
@@ -114,12 +127,12 @@ def read_audio(
         ]
         rate = stream.rate
     if not chunks:
-        raise FlowleyError(f"{path}: its audio stream has no sample")
+        raise MediaError(f"{path}: its audio stream has no sample", "unreadable")
     wave = np.concatenate(chunks)
     if normalize_peak:
         peak = float(np.abs(wave).max())
         if peak < SILENT_PEAK:
-            raise FlowleyError(f"{path}: is silent (peak {peak:.1e})")
+            raise MediaError(f"{path}: is silent (peak {peak:.1e})", "silent")
         wave = wave * (NORMALISED_PEAK / peak)
     if rate != sample_rate:
         wave = soxr.resample(wave, rate, sample_rate)
@@ -131,14 +144,20 @@ def read_audio(
 def _open(path: Path) -> Iterator[av.container.InputContainer]:
     """Opens a file and turns every library error inside the block into one that names it."""
     if not path.exists():
-        raise FlowleyError(f"{path}: no such file")
+        raise MediaError(f"{path}: no such file", "missing")
     try:
         with av.open(str(path)) as container:
             if container.format.name == "image2" or container.format.name.endswith("_pipe"):
-                raise FlowleyError(f"{path}: is a picture, not a video")
+                raise MediaError(f"{path}: is a picture, not a video", "picture")
             yield container
     except (av.error.FFmpegError, EOFError) as error:
-        raise FlowleyError(f"{path}: not readable as video or sound ({_reason(error)})") from error
+        message = f"{path}: not readable as video or sound ({_reason(error)})"
+        raise MediaError(message, "unreadable") from error
+
+
+def _video_stream(container: av.container.InputContainer):
+    """The first that is not the cover of a sound file."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
 
 
 def _reason(error: Exception) -> str:
