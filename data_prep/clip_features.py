@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import os
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -90,6 +91,18 @@ class RecordSettings:
         """That of the codec."""
         return self.fixed_codec.mel if self.fixed_codec else mel_preset(self.mel)
 
+    def check_rates(self) -> None:
+        """Raises a FlowleyError where codec and vocoder do not fit together, before any clip is read."""
+        if self.vocoder == GriffinLimVocoder.name:
+            return
+        wanted = self.mel_config.sample_rate
+        made = BigVganVocoder(bundle=Bundle.open(self.vocoder)).sample_rate
+        if made != wanted:
+            raise FlowleyError(
+                f"vocoder {self.vocoder} makes {made} Hz, codec {self.codec} {wanted} Hz (--mel for pca); "
+                "they must be the same"
+            )
+
     def vocoder_for(self, codec: AudioCodec) -> Vocoder:
         """What makes waves of the codec's frames."""
         if self.vocoder == GriffinLimVocoder.name:
@@ -112,7 +125,9 @@ def extract_features(
     if len(missing) < len(table):
         print(f"{len(table) - len(missing)} of {len(table)} clips are read already")
     reasons = {}
-    with tqdm(total=len(missing), desc="reading clips", unit="clip") as progress:
+    # A log keeps every line.
+    pause = 0.1 if sys.stderr.isatty() else 30.0
+    with tqdm(total=len(missing), desc="reading clips", unit="clip", mininterval=pause) as progress:
         for clip_id, reason in _map(missing, settings, cache, workers):
             progress.update()
             if reason is not None:
@@ -215,7 +230,7 @@ def _wave_of_clip(clip: Clip, settings: RecordSettings) -> np.ndarray:
 def _padded(array: np.ndarray, length: int, tolerance: float, unit: str, mode: Any) -> np.ndarray:
     short = length - len(array)
     if short > tolerance:
-        raise FlowleyError(f"too short: {len(array)} {unit}, {length} are needed")
+        raise FlowleyError(f"too short: {len(array)} {unit}, {length} are needed (--seconds, --pad-seconds)")
     if short <= 0:
         return array[:length]
     return np.pad(array, [(0, short), *[(0, 0)] * (array.ndim - 1)], mode=mode)

@@ -49,6 +49,7 @@ def prepare_records(
     """
     out = Path(out)
     table = read_clip_table(clips)
+    settings.check_rates()
     identity = _identity(table, settings)
     finished = _finished_summary(out, identity)
     if finished is not None:

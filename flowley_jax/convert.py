@@ -34,7 +34,8 @@ def main() -> int:
     from flowley_jax.interop.convert import convert, inspect, write_back
 
     sources = _SOURCE.value or []
-    if bool(sources) == bool(_BUNDLE.value) or bool(_BUNDLE.value) != bool(_TO.value):
+    backwards = bool(_BUNDLE.value)
+    if bool(sources) == backwards or backwards != bool(_TO.value) or (backwards and _OUT.value):
         raise FlowleyError("give either --source, with --out, or --bundle and --to")
     if _BUNDLE.value and _TO.value:
         write_back(Path(_BUNDLE.value), Path(_TO.value))
@@ -43,7 +44,7 @@ def main() -> int:
         if _OUT.value:
             print(convert(source, Path(_OUT.value), expect=_EXPECT.value).folder)
         else:
-            print(inspect(source))
+            print(inspect(source, expect=_EXPECT.value))
     return 0
 
 

@@ -91,8 +91,10 @@ def _published_sampler(folder: str):
     from flowley_jax.config import SampleConfig
     from flowley_jax.sampling.published import load_published
 
-    if _ADAPTER.value or _SIGMA_REL.value is not None:
-        raise FlowleyError("--adapter and --sigma-rel belong to --workdir, not to --published")
+    if _ADAPTER.value or _ADAPTER_FACTOR.present or _SIGMA_REL.value is not None:
+        raise FlowleyError(
+            "--adapter, --adapter-factor and --sigma-rel belong to --workdir, not to --published"
+        )
     dtype = "bfloat16" if _DTYPE.value == "bfloat16" else "float32"
     return load_published(folder, settings=_settings(SampleConfig()), dtype=dtype)
 

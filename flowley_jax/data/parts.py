@@ -77,8 +77,8 @@ class Parts:
             raise FlowleyError(f"clips of {self.seconds} s are too short for one latent and one frame")
         if self.vocoder.sample_rate != self.codec.sample_rate:
             raise FlowleyError(
-                f"the vocoder's sample rate {self.vocoder.sample_rate} must be the codec's, "
-                f"{self.codec.sample_rate}"
+                f"vocoder {self.vocoder.name} makes {self.vocoder.sample_rate} Hz, codec {self.codec.name} "
+                f"{self.codec.sample_rate} Hz; they must be the same"
             )
 
     @property
@@ -177,9 +177,9 @@ class Parts:
         try:
             stored = json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise FlowleyError(
-                f"{path}: no such file; python -m data_prep.records writes it, data.records names the folder"
-            ) from error
+            below = next((found.parent for found in sorted(path.parent.glob(f"*/{PARTS_FILE}"))), None)
+            hint = f"meant is perhaps {below}" if below else "python -m data_prep.records writes it"
+            raise FlowleyError(f"{path}: no such file; data.records names its folder; {hint}") from error
         except (OSError, ValueError) as error:
             raise FlowleyError(f"{path}: cannot be read as JSON ({error})") from error
         try:

@@ -19,6 +19,7 @@ from flowley_jax.interop.bundles import Bundle
 log = logging.getLogger(__name__)
 BATCH_SIZE = 32
 _TINY = 1e-12
+_TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,11 @@ class T5Text:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer
 
+        if not any((self.bundle.place / name).is_file() for name in _TOKENIZERS):
+            raise FlowleyError(
+                f"{self.bundle.folder}: has no tokenizer; put tokenizer.json and tokenizer_config.json "
+                "beside the published weights and convert them again"
+            )
         try:
             return AutoTokenizer.from_pretrained(self.bundle.place)
         # The library raises whatever its parsers raise.

@@ -7,6 +7,7 @@ from. A tokenizer's files lie beside them.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -157,6 +158,7 @@ class Bundle:
         Raises:
           FlowleyError: the file is missing or damaged.
         """
+        self.check()
         return read_arrays(self.place / WEIGHTS_FILE)[0]
 
     def load(self, *, dtype: str | None = None) -> Any:
@@ -169,8 +171,9 @@ class Bundle:
           FlowleyError: the file is missing, damaged, or lacks weights.
         """
         config = dataclasses.replace(self.config, dtype=dtype) if dtype else self.config
+        arrays = self.arrays()
         try:
-            return KINDS[self.kind].build(self.arrays(), config)
+            return KINDS[self.kind].build(arrays, config)
         except FlowleyError as error:
             raise FlowleyError(f"{self.folder / WEIGHTS_FILE}: {error}") from error
 
@@ -181,10 +184,15 @@ class Bundle:
 
     def check(self) -> None:
         """Raises a FlowleyError where the weights are not those of the manifest."""
-        if digest(self.folder / WEIGHTS_FILE) != self.sha256:
+        path = self.place / WEIGHTS_FILE
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise FlowleyError(f"{path}: cannot be read ({error.strerror or error})") from error
+        if _known_digest(path, status.st_size, status.st_mtime_ns) != self.sha256:
             raise FlowleyError(
-                f"{self.folder / WEIGHTS_FILE}: is damaged or was replaced (its SHA-256 is not that of the "
-                "manifest)"
+                f"{path}: is damaged or was replaced (its SHA-256 is not that of the manifest); "
+                "convert it again"
             )
 
 
@@ -226,6 +234,12 @@ def write_bundle(
     del stored["folder"]
     write_text(folder / MANIFEST_FILE, json.dumps(stored, indent=2) + "\n")
     return bundle
+
+
+@functools.lru_cache(maxsize=64)
+def _known_digest(path: Path, size: int, changed: int) -> str:
+    """That of a file in this state, read once in a process."""
+    return digest(path)
 
 
 def digest(path: Path) -> str:

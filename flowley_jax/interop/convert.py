@@ -10,8 +10,8 @@ import numpy as np
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle, SourceFile, write_bundle
 from flowley_jax.interop.kinds import KINDS, check_kind, describe, identify
-from flowley_jax.interop.sources import find_source
-from flowley_jax.interop.weight_files import PICKLED, WITHIN, read_arrays, write_arrays
+from flowley_jax.interop.sources import find_source, read_settings
+from flowley_jax.interop.weight_files import PICKLED, SUFFIXES, WITHIN, read_arrays, write_arrays
 from flowley_jax.whole_files import naming, replacing
 
 log = logging.getLogger(__name__)
@@ -25,38 +25,60 @@ def convert(source: str, out: Path, *, expect: str | None = None) -> Bundle:
       expect: kind that it must be.
 
     Raises:
-      FlowleyError: it cannot be read, is nothing that this project knows or not what is expected, or lacks
-        weights or settings.
+      FlowleyError: it cannot be read, is nothing that this project knows or not what is expected, lacks
+        weights or settings, or the folder holds the bundle of other weights.
     """
     found = find_source(source)
-    sources = tuple(SourceFile.of(path) for path in found.files)
     arrays, notes = read_arrays(found.weights)
     if expect:
         check_kind(arrays, KINDS[expect], str(found.weights))
     kind = identify(arrays)
     if kind is None:
-        raise FlowleyError(f"{found.weights}: is {describe(arrays)}")
+        wanted = ", ".join(kind.title for kind in KINDS.values())
+        raise FlowleyError(f"{found.weights}: is {describe(arrays)}; known are {wanted}")
+    settings = found.settings_file(kind.name)
+    tokenizer = found.tokenizer if kind.name == "t5" else ()
+    weights = tuple(SourceFile.of(path) for path in found.files)
+    beside = tuple(SourceFile.of(path) for path in (settings, *tokenizer) if path)
     folder = out / kind.name
-    if _is_made(folder, sources):
+    made = _made_before(folder)
+    if made and made.sources == weights + beside:
         log.info("%s is made already of the same files", folder)
-        return Bundle.open(folder)
+        return made
+    if made and made.sources[: len(weights)] != weights:
+        raise FlowleyError(
+            f"{folder}: is made of {made.sources[0].name} with other weights; remove it, or choose "
+            "another --out"
+        )
     try:
-        bundle = write_bundle(folder, kind, arrays, found.settings, sources, notes.get(WITHIN, ""))
+        bundle = write_bundle(
+            folder, kind, arrays, read_settings(settings), weights + beside, notes.get(WITHIN, "")
+        )
     except FlowleyError as error:
         raise FlowleyError(f"{found.weights}: {error}") from error
-    for path in found.tokenizer if kind.name == "t5" else ():
+    for path in tokenizer:
         with naming(folder / path.name):
             shutil.copyfile(path, folder / path.name)
-    if kind.name == "t5" and not found.tokenizer:
-        log.warning("%s: no tokenizer beside the weights; put its files into %s", found.weights, folder)
+    if kind.name == "t5" and not tokenizer:
+        log.warning(
+            "%s: no tokenizer beside the weights; put tokenizer.json and tokenizer_config.json there and run "
+            "again",
+            found.weights,
+        )
     log.info("%s: %s, %s numbers", folder, kind.title, f"{bundle.parameters:,}")
     return bundle
 
 
-def inspect(source: str) -> str:
-    """What a source is, in one line."""
+def inspect(source: str, *, expect: str | None = None) -> str:
+    """What a source is, in one line.
+
+    Raises:
+      FlowleyError: it cannot be read, or is not what is expected.
+    """
     found = find_source(source)
     arrays, _ = read_arrays(found.weights)
+    if expect:
+        check_kind(arrays, KINDS[expect], str(found.weights))
     numbers = sum(int(np.size(array)) for array in arrays.values())
     types = ", ".join(sorted({str(array.dtype) for array in arrays.values()}))
     return f"{found.weights}: {describe(arrays)}; {len(arrays)} weights of {numbers:,} numbers, {types}"
@@ -71,22 +93,27 @@ def write_back(bundle: Path, path: Path) -> None:
     Raises:
       FlowleyError: no bundle, damaged, another ending, or PyTorch is needed and missing.
     """
+    if path.suffix not in SUFFIXES:
+        raise FlowleyError(f"{path}: must end in {', '.join(SUFFIXES)}")
     opened = Bundle.open(bundle)
     opened.check()
     arrays = opened.arrays()
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in PICKLED:
         _write_pickled(path, arrays, opened.within)
     else:
         write_arrays(path, arrays, {})
 
 
-def _is_made(folder: Path, sources: tuple[SourceFile, ...]) -> bool:
+def _made_before(folder: Path) -> Bundle | None:
+    """The bundle there, unless it is damaged."""
     try:
         bundle = Bundle.open(folder)
         bundle.check()
     except FlowleyError:
-        return False
-    return bundle.sources == sources
+        return None
+    return bundle
 
 
 def _write_pickled(path: Path, arrays: Mapping[str, np.ndarray], within: str) -> None:
@@ -94,7 +121,7 @@ def _write_pickled(path: Path, arrays: Mapping[str, np.ndarray], within: str) ->
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise FlowleyError(
-            f"{path}: files of this kind are written by PyTorch (pip install 'flowley-jax[convert]'); "
+            f"{path}: files of this kind are written by PyTorch, which is not installed (pip install torch); "
             ".safetensors needs nothing"
         ) from error
 

@@ -40,7 +40,9 @@ def load_module(
         found[name] = value
     if problems:
         shown = "; ".join(problems[:20]) + ("; …" if len(problems) > 20 else "")
-        raise FlowleyError(f"the weights do not fit {what} ({len(problems)} problems): {shown}")
+        raise FlowleyError(
+            f"the weights do not fit {what} ({len(problems)} problem{'s' * (len(problems) > 1)}): {shown}"
+        )
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         variable.set_value(jnp.asarray(found[".".join(map(str, path))]))
     return module

@@ -13,8 +13,9 @@ from flowley_jax.interop.weight_files import INDEX, SUFFIXES, parts_of
 
 log = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
-# Settings by preference: open_clip's say the activation where both are there.
+# Settings by preference: open_clip's say the activation where both are there, and are no other model's.
 _SETTINGS = ("open_clip_config.json", "config.json")
+_OPEN_CLIP = "clip"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 _WEIGHTS = (
     "open_clip_model.safetensors",
@@ -34,14 +35,18 @@ class Source:
     Attributes:
       weights: a file, or the index of several.
       files: all files of the weights.
-      settings: of the published configuration file; empty if there is none.
       tokenizer: its files.
     """
 
     weights: Path
     files: tuple[Path, ...]
-    settings: Mapping[str, Any]
     tokenizer: tuple[Path, ...]
+
+    def settings_file(self, kind: str) -> Path | None:
+        """The published configuration file of a kind of model, where it lies beside the weights."""
+        names = _SETTINGS if kind == _OPEN_CLIP else _SETTINGS[1:]
+        paths = (self.weights.parent / name for name in names)
+        return next((path for path in paths if path.is_file()), None)
 
 
 def find_source(source: str) -> Source:
@@ -53,7 +58,8 @@ def find_source(source: str) -> Source:
     """
     path = Path(source)
     if not path.exists():
-        if not _HUB_NAME.match(source):
+        is_path = path.suffix in SUFFIXES or path.parts[0] in (".", "..") or path.parent.is_dir()
+        if is_path or not _HUB_NAME.match(source):
             raise FlowleyError(f"{source}: no such file or folder")
         path = _download(source)
     weights = _weights_in(path) if path.is_dir() else path
@@ -62,16 +68,18 @@ def find_source(source: str) -> Source:
     return Source(
         weights=weights,
         files=files,
-        settings=_settings_in(folder),
         tokenizer=tuple(folder / name for name in _TOKENIZER if (folder / name).is_file()),
     )
 
 
 def _weights_in(folder: Path) -> Path:
+    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     for name in _WEIGHTS:
         if (folder / name).is_file():
+            others = [path.name for path in found if path.name != name and "-of-" not in path.name]
+            if others:
+                log.info("%s: taking %s; there are also %s", folder, name, ", ".join(others))
             return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     if len(found) != 1:
         names = ", ".join(path.name for path in found)
         raise FlowleyError(
@@ -81,18 +89,21 @@ def _weights_in(folder: Path) -> Path:
     return found[0]
 
 
-def _settings_in(folder: Path) -> Mapping[str, Any]:
-    for name in _SETTINGS:
-        path = folder / name
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text())
-            except (OSError, ValueError) as error:
-                raise FlowleyError(f"{path}: cannot be read as JSON ({error})") from error
-            if not isinstance(found, Mapping):
-                raise FlowleyError(f"{path}: must hold a JSON object")
-            return found
-    return {}
+def read_settings(path: Path | None) -> Mapping[str, Any]:
+    """What a published configuration file says; nothing where there is none.
+
+    Raises:
+      FlowleyError: it is no JSON object.
+    """
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FlowleyError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, Mapping):
+        raise FlowleyError(f"{path}: must hold a JSON object")
+    return found
 
 
 def _download(repository: str) -> Path:

@@ -42,7 +42,10 @@ def read_torch_file(path: Path) -> Any:
         other than tensors in plain containers, which is named and not run.
     """
     if not zipfile.is_zipfile(path):
-        raise FlowleyError(_what_else(path))
+        raise FlowleyError(
+            other_file(path)
+            or f"{path}: is no PyTorch checkpoint, or is truncated (its zip directory is missing)"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -56,7 +59,9 @@ def read_torch_file(path: Path) -> Any:
             return _Unpickler(archive, folder).load()
     except _Refused as error:
         raise FlowleyError(
-            f"{path}: holds {error}, which is no tensor; it was not loaded, as loading may run programs"
+            f"{path}: holds {error}, which is no tensor; it was not loaded, as loading may run programs. If "
+            "you trust it, save its weights alone where PyTorch is: "
+            "torch.save(torch.load(PATH, weights_only=False)['state_dict'], NEW_PATH)"
         ) from error
     except FlowleyError:
         raise
@@ -119,8 +124,9 @@ def _parameter(data: np.ndarray, *_: Any) -> np.ndarray:
     return data
 
 
-def _what_else(path: Path) -> str:
-    """Why a file that is no zip archive cannot be read."""
+def other_file(path: Path) -> str | None:
+    """What a file is, and how to get the one that was meant, where its first bytes tell that it is none of
+    weights."""
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
@@ -133,5 +139,6 @@ def _what_else(path: Path) -> str:
     if start.startswith(b"version https://git-lfs"):
         return f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`"
     if start.lstrip()[:1] in (b"<", b"{"):
-        return f"{path}: is text ({start.lstrip()[:20]!r}), perhaps the page of an error instead of the file"
-    return f"{path}: is no PyTorch checkpoint, or is truncated (its zip directory is missing)"
+        shown = start.lstrip()[:20]
+        return f"{path}: is text ({shown!r}), perhaps the page of an error; download the file again"
+    return None

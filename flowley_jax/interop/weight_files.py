@@ -1,6 +1,7 @@
 """Files of named arrays as published: safetensors and PyTorch's zip files, whole or in several parts."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.torch_files import read_torch_file
+from flowley_jax.interop.torch_files import other_file, read_torch_file
 from flowley_jax.whole_files import replacing
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
@@ -45,7 +46,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             names = opened.keys()
             return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
     except SafetensorError as error:
-        raise FlowleyError(f"{path}: is damaged or no safetensors file ({error})") from error
+        what = other_file(path) or f"{path}: is damaged or no safetensors file ({error})"
+        raise FlowleyError(what) from error
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
@@ -58,6 +60,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[st
         raise FlowleyError(f"{path}: must end in .safetensors")
     with replacing(path, SafetensorError) as partial:
         save_file({name: np.asarray(x, order="C") for name, x in arrays.items()}, partial, dict(notes))
+        # safetensors lets nobody else read what it writes.
+        partial.chmod(path.stat().st_mode if path.exists() else 0o666 & ~_umask())
 
 
 def parts_of(index: Path) -> list[Path]:
@@ -75,6 +79,12 @@ def parts_of(index: Path) -> list[Path]:
     if missing:
         raise FlowleyError(f"{index}: {len(missing)} of {len(paths)} parts are missing: {', '.join(missing)}")
     return paths
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _read_parts(index: Path) -> dict[str, np.ndarray]:
@@ -97,7 +107,6 @@ def _state_dict(found: Any, path: Path) -> tuple[dict[str, np.ndarray], str]:
         raise FlowleyError(f"{path}: holds no weights by name, but {type(found).__name__}")
     arrays = {str(name): value for name, value in found.items() if isinstance(value, np.ndarray)}
     if not arrays:
-        raise FlowleyError(
-            f"{path}: holds no weights by name; its entries are {', '.join(map(str, found))[:200]}"
-        )
+        entries = ", ".join(map(str, found))[:200]
+        raise FlowleyError(f"{path}: holds no weights by name; its entries are {entries or 'none'}")
     return arrays, within

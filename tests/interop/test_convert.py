@@ -1,11 +1,13 @@
 """Bundles: from published files and back, what a file is said to be, and what is wrong with it."""
 
 import json
+import os
 
 import golden_data
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import published
 import pytest
 from safetensors.numpy import save_file
 
@@ -152,12 +154,77 @@ def test_truncated_files_are_named(source, tmp_path, share):
     path = tmp_path / "bigvgan.safetensors"
     source("bigvgan")
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(FlowleyError, match=r"bigvgan\.safetensors: is damaged or no safetensors file"):
+    with pytest.raises(
+        FlowleyError, match=r"bigvgan\.safetensors: is (damaged or no safetensors file|empty)"
+    ):
         convert(str(path), tmp_path / "bundles")
 
 
 def test_what_a_file_is(source):
-    assert "the audio VAE; 57 weights of" in inspect(source("audio_vae"))
+    path = source("audio_vae")
+    assert "the audio VAE; 57 weights of" in inspect(path)
+    with pytest.raises(FlowleyError, match="expected a CLIP image encoder, found the audio VAE"):
+        inspect(path, expect="clip")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"version https://git-lfs.github.com/spec/v1", "git lfs pull"), (b"<html>", "download the file again")],
+)
+def test_a_download_that_went_wrong_is_told(tmp_path, content, message):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(FlowleyError, match=message):
+        inspect(str(tmp_path / "model.safetensors"))
+
+
+def test_corrected_settings_make_the_bundle_anew(tmp_path):
+    files = published.write_clip(tmp_path / "clip", published.CLIP)
+    path = files / "open_clip_config.json"
+    right = path.read_text()
+    path.write_text(right.replace('"quick_gelu": true', '"quick_gelu": false'))
+    assert convert(str(files), tmp_path / "out").config.activation == "gelu"
+    path.write_text(right)
+    assert convert(str(files), tmp_path / "out").config.activation == "quick_gelu"
+
+
+def test_a_tokenizer_that_comes_later_is_taken(tmp_path, caplog):
+    files = published.write_t5(tmp_path / "t5", published.T5)
+    (files / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    (files / "tokenizer_config.json").unlink()
+    with caplog.at_level("WARNING", logger="flowley_jax"):
+        folder = convert(str(files), tmp_path / "out").folder
+    assert "no tokenizer beside the weights" in caplog.text
+    (tmp_path / "tokenizer.json").rename(files / "tokenizer.json")
+    convert(str(files), tmp_path / "out")
+    assert (folder / "tokenizer.json").exists()
+
+
+def test_a_bundle_of_other_weights_is_not_replaced(source, tmp_path):
+    convert(source("audio_vae"), tmp_path / "bundles")
+    other = source("audio_vae", lambda arrays: {name: 2 * array for name, array in arrays.items()})
+    with pytest.raises(
+        FlowleyError, match=r"is made of audio_vae\.safetensors with other weights; remove it"
+    ):
+        convert(other, tmp_path / "bundles")
+
+
+def test_damaged_weights_are_found_before_they_are_used(source, tmp_path):
+    bundle = convert(source("bigvgan"), tmp_path / "bundles")
+    path = bundle.folder / WEIGHTS_FILE
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FlowleyError, match=r"is damaged or was replaced .*; convert it again"):
+        bundle.load()
+
+
+def test_others_can_read_what_is_written(source, tmp_path):
+    folder = convert(source("audio_vae"), tmp_path / "bundles").folder
+    write_back(folder, tmp_path / "new" / "back.safetensors")
+    mask = os.umask(0o022)
+    os.umask(mask)
+    for path in (folder / WEIGHTS_FILE, tmp_path / "new" / "back.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_a_replaced_file_of_weights_is_not_written_back(source, tmp_path):

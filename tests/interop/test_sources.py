@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.sources import find_source
+from flowley_jax.interop.sources import find_source, read_settings
 
 
 def _touch(folder, *names):
@@ -20,14 +20,32 @@ def test_a_folder_s_settings_and_tokenizer_are_found(tmp_path):
     (tmp_path / "config.json").write_text('{"d_model": 8}')
     found = find_source(str(tmp_path))
     assert found.weights == tmp_path / "model.safetensors" and found.files == (found.weights,)
-    assert found.settings == {"d_model": 8}
+    assert read_settings(found.settings_file("t5")) == {"d_model": 8}
     assert [path.name for path in found.tokenizer] == ["tokenizer.json"]
 
 
 def test_settings_of_open_clip_come_first(tmp_path):
     _touch(tmp_path, "open_clip_pytorch_model.bin", "config.json")
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}}')
-    assert "model_cfg" in find_source(str(tmp_path)).settings
+    found = find_source(str(tmp_path))
+    assert found.settings_file("clip").name == "open_clip_config.json"
+    # It says nothing of a model of another kind in the same folder.
+    assert found.settings_file("t5").name == "config.json"
+
+
+def test_what_else_a_folder_holds_is_said(tmp_path, caplog):
+    _touch(tmp_path, "model.safetensors", "v1-16.pth", "model-00001-of-00002.safetensors")
+    with caplog.at_level("INFO", logger="flowley_jax"):
+        assert find_source(str(tmp_path)).weights.name == "model.safetensors"
+    assert "taking model.safetensors; there are also v1-16.pth" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["downloads/v1-16.pth", "./model", "there/model"])
+def test_a_path_that_is_not_there_is_not_asked_of_the_hub(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FlowleyError, match=r"no such file or folder$"):
+        find_source(name)
 
 
 @pytest.mark.parametrize(
