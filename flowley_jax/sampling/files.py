@@ -65,7 +65,7 @@ def write_sounds(
 
     With several samples, the files end in _0, _1, …. Unreadable clips are listed and left out. A folder gets
     a `samples.jsonl` that says how each file was made; a clip whose files were made in the same way from the
-    same video is not sampled again.
+    same video is not sampled again. Files that are there before the first use of the folder are not replaced.
 
     Args:
       kind: .mp4, .mkv or .mov copy the picture without re-encoding; .wav and .flac hold the sound alone.
@@ -80,6 +80,10 @@ def write_sounds(
             written[source.id] = paths
         elif any(path.exists() and source.path.exists() and path.samefile(source.path) for path in paths):
             failed.append(f"{source.path}: the output would replace the input video")
+        elif manifest and manifest.is_new and any(path.exists() for path in paths):
+            failed.append(
+                f"{paths[0]}: is there, and was not made by this program; remove it or change --out"
+            )
         else:
             todo.append(source)
     if written:
@@ -112,7 +116,11 @@ class _Manifest:
     def __init__(self, folder: Path):
         self._path = folder / MANIFEST
         self._made: dict[str, dict[str, Any]] = {}
-        text = self._path.read_text() if self._path.exists() else ""
+        self.is_new = not self._path.exists()
+        with naming(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+        text = self._path.read_text()
         # What a crash left of the last line must not swallow the next one.
         self._separator = "" if text.endswith("\n") or not text else "\n"
         for line in text.splitlines():

@@ -138,7 +138,9 @@ class Sampler:
             guidance=self.settings.guidance,
             solver=self.settings.solver,
         )
-        log.info("%d sounds of %.2f s: %d network evaluations", len(keys), seconds, int(solution.evaluations))
+        log.info(
+            "%d × %.2f s of sound: %d network evaluations", len(keys), seconds, int(solution.evaluations)
+        )
         used = np.asarray(solution.latent)[: len(clips) * num_samples]
         waves = fit_length(self.parts.decode_audio(used), round(seconds * self.parts.sample_rate))
         return waves.reshape(len(clips), num_samples, -1)

@@ -109,6 +109,16 @@ def test_another_way_of_making_is_made_again(sampler, sources, tmp_path, drawn):
     assert made_again(kind=".wav") and made_again(num_samples=2)
 
 
+def test_what_others_put_there_before_is_not_replaced(sampler, sources, tmp_path, drawn):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b.mp4").write_bytes(b"a film of mine")
+    results = write_sounds(sampler, sources, out)
+    assert set(drawn) == results.written.keys() == {"a", "c"}
+    assert "b.mp4: is there, and was not made by this program" in results.failed[0]
+    assert (out / "b.mp4").read_bytes() == b"a film of mine"
+
+
 def test_a_manifest_that_a_crash_cut_short_is_read_as_far_as_it_is_whole(sampler, sources, tmp_path, drawn):
     out = tmp_path / "out"
     write_sounds(sampler, sources, out)
