@@ -4,6 +4,7 @@
 
 import dataclasses
 import json
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -32,6 +33,7 @@ def main() -> int:
     from flowley_jax.whole_files import write_text
 
     config = experiment_from(_CONFIG.value.to_dict())
+    print(f"compiling for {_TOPOLOGY.value}, which takes minutes for a large network", file=sys.stderr)
     try:
         if _WHAT.value == "sample":
             estimate = compile_sampling(config, _TOPOLOGY.value, clips=_CLIPS.value, mfu=_MFU.value)

@@ -11,6 +11,7 @@ from absl import flags
 
 from flowley_jax.cli import run_main
 from flowley_jax.errors import FlowleyError
+from flowley_jax.whole_files import naming
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
 _SIGMA_REL = flags.DEFINE_multi_float(
@@ -36,6 +37,11 @@ def main() -> int:
         raise FlowleyError(f"--out and --adapter take one --sigma-rel, not {len(lengths)}")
     if _ADAPTER.value and not config.lora.rank:
         raise FlowleyError(f"{workdir}: was trained without LoRA, and has no adapters to write")
+    for path in map(Path, filter(None, (_OUT.value, _ADAPTER.value))):
+        if path.suffix != ".safetensors":
+            raise FlowleyError(f"{path}: must end in .safetensors")
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
     losses = _losses_on(config, Path(_RECORDS.value or config.data.records)) if _VALIDATE.value else None
     for sigma_rel in lengths:
         weights = averaged_weights(workdir, sigma_rel=sigma_rel)

@@ -33,6 +33,10 @@ def check_mounted(job: Job, config: ExperimentConfig, mount: str) -> None:
     places = {"workdir": job.workdir}
     if not config.data.generate:
         places["--set=--config.data.records"] = config.data.records
+    chosen = any("data.records" in override for override in job.overrides)
     for name, place in places.items():
         if not place.startswith(mount.rstrip("/") + "/"):
-            raise FlowleyError(f"{name}={place} must be below mount={mount}: machines share nothing else")
+            whose = "" if chosen or name == "workdir" else " (the configuration's own)"
+            raise FlowleyError(
+                f"{name}={place}{whose} must be below mount={mount}: machines share nothing else"
+            )

@@ -69,8 +69,9 @@ def find_slice(accelerator: str) -> Slice:
     match = re.fullmatch(r"(\w+)-(\d+)", accelerator)
     generation = GENERATIONS.get(match[1]) if match else None
     if match is None or generation is None:
+        meant = f"; {accelerator} is v5litepod-{accelerator[4:]}" if accelerator.startswith("v5e-") else ""
         raise FlowleyError(
-            f"accelerator={accelerator!r} must be one of {', '.join(GENERATIONS)}, as v5litepod-16"
+            f"accelerator={accelerator!r} must be one of {', '.join(GENERATIONS)}, as v5litepod-16{meant}"
         )
     chips, rest = divmod(int(match[2]), generation.cores)
     known = _TOPOLOGIES[generation.planes]

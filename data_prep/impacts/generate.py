@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import multiprocessing
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,12 @@ def generate(config: ClipSetConfig, out: Path, *, workers: int = 2) -> None:
         context = multiprocessing.get_context("spawn")
         with (
             concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
-            tqdm(total=len(missing), desc="generating", unit="clip", mininterval=1.0) as progress,
+            tqdm(
+                total=len(missing),
+                desc="generating",
+                unit="clip",
+                mininterval=1.0 if sys.stderr.isatty() else 30.0,
+            ) as progress,
         ):
             for _ in pool.map(_make, missing, [out] * len(missing), chunksize=4):
                 progress.update()

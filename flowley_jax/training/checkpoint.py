@@ -198,7 +198,10 @@ class EmaSnapshots:
     def last_step(self) -> int:
         """Step of the newest snapshot. Raises FlowleyError if there is none."""
         if not self.steps:
-            raise FlowleyError(f"{self._checkpointer.directory}: no snapshots of the averaged weights yet")
+            raise FlowleyError(
+                f"{self._checkpointer.directory}: no snapshots of the averaged weights yet; one is written "
+                "every ema.snapshot_every steps and at the end: train on"
+            )
         return self.steps[-1]
 
 

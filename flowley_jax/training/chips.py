@@ -79,11 +79,16 @@ def devices_of(topology: str, *, slices: int = 1) -> tuple[Sequence[Any], Chip |
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # libtpu's own kinds
-        raise FlowleyError(f"topology {topology!r}: {_short(error)}") from error
+        raise FlowleyError(f"topology {topology!r}: {_why(error)}") from error
     return found.devices, CHIPS[name]
 
 
-def _short(error: Exception) -> str:
+def _why(error: Exception) -> str:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    hint = "; libtpu is missing (pip install libtpu, or `make .tpu` and PYTHONPATH=.tpu)"
-    return text[:200] + (hint if "not installed" in text or "libtpu" in text else "")
+    if "not installed" in text or "libtpu" in text:
+        return "needs libtpu: `make .tpu`, then the same command after PYTHONPATH=.tpu JAX_PLATFORMS=cpu"
+    if "chips_per_host_bounds" in text:
+        return (
+            "there is no slice of this shape; there are 2x2, 2x4, 4x4, 4x8, … of v5e and v6e, 2x2x1, … of v5p"
+        )
+    return text[:200]

@@ -28,10 +28,11 @@ class Clock:
         """Counts what has passed as this step."""
         self._goodput.spent(self._goodput.kind_of_step(step))
 
-    def compiled(self) -> None:
-        """Counts what has passed as compilation, which no step time contains."""
-        self._goodput.spent("compile")
+    def compiled(self) -> float:
+        """Counts what has passed as compilation, which no step time contains; returns its seconds."""
+        seconds = self._goodput.spent("compile")
         self._window.restart_clock()
+        return seconds
 
     @contextlib.contextmanager
     def aside(self, step: int, kind: str) -> Iterator[None]:

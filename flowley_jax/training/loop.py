@@ -95,13 +95,15 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
             goodput.spent("start")
             while step < config.train.steps and not stop.requested_at(step):
                 batch = layout.place_rows(next(batches))
+                if step == first:
+                    log.info("compiling the step, which may take minutes")
                 step += 1
                 waited = clock.batch_is_there(step)
                 profile.before(step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = train_step(state, batch)
                 if step == first + 1:
-                    clock.compiled()
+                    log.info("compiled in %.0f s", clock.compiled())
                     waited = 0.0
                 window.add(step, metrics, waited)
                 profile.after(step, metrics)
@@ -114,7 +116,14 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
         goodput.spent("checkpoint")
         goodput.write(step)
     interrupted = step < config.train.steps
-    log.info("%s at step %d; checkpoints in %s", "stopped" if interrupted else "finished", step, workdir)
+    log.info(
+        "stopped at step %d of %d; the same command goes on; checkpoints in %s"
+        if interrupted
+        else "finished at step %d of %d; checkpoints in %s",
+        step,
+        config.train.steps,
+        workdir,
+    )
     return Outcome(step=step, interrupted=interrupted)
 
 
@@ -140,7 +149,7 @@ def _begin(
     A run that goes on does not need the latter any more: a checkpoint replaces all but the weights that LoRA
     adapts, and those are kept in the run's folder.
     """
-    kept = workdir / weights.BASE
+    kept = workdir / workdirs.BASE
     if not config.start.weights or (resumes and not config.lora.rank):
         return create_state(
             config, optimizer, layout, latent_mean=parts.latent_mean, latent_std=parts.latent_std

@@ -49,12 +49,13 @@ def mesh_sizes(config: MeshConfig, devices: int, *, slices: int = 1) -> dict[str
     rest = config.fsdp * config.tensor
     data = devices // rest if config.data == -1 else config.data
     if data * rest != devices or not data:
+        rest_named = f"mesh.fsdp={config.fsdp} × mesh.tensor={config.tensor}"
         asked = (
-            f"a multiple of mesh.fsdp={config.fsdp} × mesh.tensor={config.tensor}"
+            f"{rest_named} must divide the number of devices, {devices}"
             if config.data == -1
-            else f"mesh.data={config.data} × mesh.fsdp={config.fsdp} × mesh.tensor={config.tensor}"
+            else f"mesh.data={config.data} × {rest_named} must be the number of devices, {devices}"
         )
-        raise FlowleyError(f"the number of devices, {devices}, must be {asked}")
+        raise FlowleyError(asked)
     if data % slices:
         raise FlowleyError(f"mesh.data={data} must be a multiple of the {slices} slices that it spans")
     return dict(zip(AXES, (data, config.fsdp, config.tensor), strict=True))

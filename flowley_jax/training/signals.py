@@ -43,4 +43,4 @@ class StopSignal:
         del frame
         self.requested = True
         signal.signal(number, self._previous[number])  # type: ignore[arg-type]
-        log.info("stopping after this step; once more to stop at once")
+        log.info("stopping after this step, once it is compiled; once more to stop at once")

@@ -20,11 +20,9 @@ from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.flowley import Constant
 from flowley_jax.training import lora
 from flowley_jax.training.checkpoint import EmaSnapshots
-from flowley_jax.training.workdir import read_config
+from flowley_jax.training.workdir import BASE, read_config
 
 log = logging.getLogger(__name__)
-# What a run with LoRA adapts, kept in its folder.
-BASE = "base.safetensors"
 _ADAPTER_NOTE = "flowley_jax.adapter"
 
 
@@ -82,7 +80,12 @@ def read_weights(path: Path, config: ModelConfig) -> Weights:
     Raises:
       FlowleyError: the file cannot be read, or does not fit the configuration.
     """
-    arrays, _ = read_arrays(path)
+    arrays, notes = read_arrays(path)
+    if _ADAPTER_NOTE in notes:
+        raise FlowleyError(
+            f"{path}: holds LoRA adapters, no whole weights; sample --adapter adds them to those they were "
+            "made for"
+        )
     try:
         model = flowley_from_torch(arrays, config)
     except FlowleyError as error:

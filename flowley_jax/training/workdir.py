@@ -15,7 +15,11 @@ from flowley_jax.whole_files import write_text
 log = logging.getLogger(__name__)
 CONFIG = "config.json"
 PARTS = "parts"
+# What a run with LoRA adapts.
+BASE = "base.safetensors"
 
+# Folders whose members are named by their steps.
+_STORED = ("checkpoints", "ema", "damaged")
 # What a start makes before the configuration.
 _BEFORE_A_RUN = ("generated_records",)
 # What may change between two starts of one run without changing what it computes.
@@ -37,13 +41,21 @@ _FREE = (
 def open_workdir(workdir: Path, config: ExperimentConfig, parts: Parts, records: Path) -> None:
     """Makes the folder and keeps the configuration and the data set's parts in it; one process writes.
 
+    A start that stored nothing binds nothing: what it left is replaced.
+
     Raises:
-      FlowleyError: the folder holds a run of another configuration, with every difference listed, or of
-        another data set; it is left as it is.
+      FlowleyError: the folder holds a run of another configuration, with every difference listed, of another
+        data set, or beyond its last step already; it is left as it is.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path, kept = workdir / CONFIG, workdir / PARTS / PARTS_FILE
-    if path.exists():
+    reached = _reached(workdir)
+    if reached is not None and reached > config.train.steps:
+        raise FlowleyError(
+            f"{workdir}: is at step {reached} already, beyond train.steps={config.train.steps}; give more "
+            "steps, or another folder"
+        )
+    if path.exists() and reached is not None:
         before = read_config(workdir)
         stored, wanted = _binding(before), _binding(config)
         changed = [
@@ -62,16 +74,24 @@ def open_workdir(workdir: Path, config: ExperimentConfig, parts: Parts, records:
                 before.train.steps,
                 config.train.steps,
             )
-    else:
+    elif not path.exists():
         _tell_of_strangers(workdir)
-    if kept.exists() and kept.read_text() != (records / PARTS_FILE).read_text():
+    if reached is not None and kept.exists() and kept.read_text() != (records / PARTS_FILE).read_text():
         raise FlowleyError(f"{records}: is another data set than {workdir} was trained on")
     # No process may read what another one writes.
     processes.wait_for_all("workdir checked")
     if processes.is_first():
+        if reached is None:
+            (workdir / BASE).unlink(missing_ok=True)
         write_text(path, _dump(config))
         parts.save(workdir / PARTS)
     processes.wait_for_all("workdir written")
+
+
+def _reached(workdir: Path) -> int | None:
+    """The newest step of which anything is stored, whole or damaged."""
+    names = [path.name.split("_")[0] for folder in _STORED for path in (workdir / folder).glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 def _tell_of_strangers(workdir: Path) -> None:

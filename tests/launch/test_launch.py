@@ -422,7 +422,7 @@ NEEDED = {
         (
             "launch.tpu",
             ("--config=configs/vggsound.py:base,v5e-256", "--accelerator=v5litepod-8"),
-            "the number of devices, 8, must be a multiple of mesh.fsdp=16",
+            "mesh.fsdp=16 × mesh.tensor=1 must divide the number of devices, 8",
         ),
         ("launch.gke", ("--workdir=/run",), "workdir=/run must be below mount=/data"),
         (

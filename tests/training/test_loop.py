@@ -16,7 +16,7 @@ import pytest
 import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowley_jax.config import EmaConfig, MeshConfig, OptimConfig
+from flowley_jax.config import EmaConfig, MeshConfig, OptimConfig, StartConfig
 from flowley_jax.data.parts import Parts
 from flowley_jax.data.record import open_records
 from flowley_jax.errors import FlowleyError
@@ -31,7 +31,7 @@ from flowley_jax.training.sharding import make_layout
 from flowley_jax.training.state import create_state
 from flowley_jax.training.update_ratios import update_ratios
 from flowley_jax.training.window import NonFiniteLossError
-from flowley_jax.training.workdir import open_workdir
+from flowley_jax.training.workdir import BASE, open_workdir, read_config
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +289,23 @@ def test_another_configuration_is_refused_and_every_difference_listed(whole_run,
     assert (whole_run / "config.json").read_bytes() == before
 
 
+def test_a_start_that_stored_nothing_binds_nothing(records, tmp_path):
+    wrong = tiny.experiment(records, steps=2, start=StartConfig(weights=str(tmp_path / "misspelt.pth")))
+    with pytest.raises(FlowleyError, match=r"misspelt\.pth: no such file"):
+        train(wrong, tmp_path / "run")
+    (tmp_path / "run" / BASE).write_bytes(b"of another start")
+    right = tiny.experiment(records, steps=2)
+    assert train(right, tmp_path / "run").step == 2
+    assert read_config(tmp_path / "run") == right and not (tmp_path / "run" / BASE).exists()
+
+
+def test_a_run_beyond_its_last_step_is_refused(whole_run, records):
+    before = (whole_run / "config.json").read_bytes()
+    with pytest.raises(FlowleyError, match=r"is at step 6 already, beyond train\.steps=5"):
+        train(tiny.experiment(records, steps=5), whole_run)
+    assert (whole_run / "config.json").read_bytes() == before
+
+
 def test_another_data_set_is_refused(whole_run, records, tmp_path):
     other = tiny.write_records(tmp_path / "other")
     parts = json.loads((other / "parts.json").read_text())
@@ -374,6 +391,7 @@ def test_another_length_of_a_cosine_run_is_told(records, tmp_path, caplog):
 
     parts = Parts.load(records)
     open_workdir(tmp_path / "run", config(2), parts, records)
+    (tmp_path / "run/checkpoints/1").mkdir(parents=True)
     with caplog.at_level("WARNING", logger="flowley_jax"):
         open_workdir(tmp_path / "run", config(2), parts, records)
         assert not caplog.records

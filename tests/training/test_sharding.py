@@ -83,12 +83,13 @@ def test_every_matrix_of_the_published_model_is_split():
 
 def test_sizes_that_the_mesh_does_not_divide_are_named():
     with pytest.raises(
-        FlowleyError, match=r"devices, 1, must be mesh\.data=2 × mesh\.fsdp=1 × mesh\.tensor=1$"
+        FlowleyError, match=r"^mesh\.data=2 × mesh\.fsdp=1 × mesh\.tensor=1 must be the number of devices, 1$"
     ):
         make_mesh(MeshConfig(data=2))
     for devices in (1, 3):
         with pytest.raises(
-            FlowleyError, match=rf"{devices}, must be a multiple of mesh\.fsdp=2 × mesh\.tensor=1$"
+            FlowleyError,
+            match=rf"^mesh\.fsdp=2 × mesh\.tensor=1 must divide the number of devices, {devices}$",
         ):
             mesh_sizes(MeshConfig(fsdp=2), devices)
     with pytest.raises(FlowleyError, match=r"mesh\.data=3 must be a multiple of the 2 slices"):

@@ -26,7 +26,6 @@ from flowley_jax.training.optimizer import make_optimizer
 from flowley_jax.training.sharding import make_layout, path_name
 from flowley_jax.training.state import abstract_state, state_from, weights_of
 from flowley_jax.training.weights import (
-    BASE,
     averaged_weights,
     read_weights,
     starting_weights,
@@ -34,6 +33,7 @@ from flowley_jax.training.weights import (
     write_adapters,
     write_weights,
 )
+from flowley_jax.training.workdir import BASE, read_config
 
 RANK = LoraConfig(rank=3, alpha=6.0)
 
@@ -203,6 +203,14 @@ def test_files_that_hold_no_weights_are_named(tmp_path, name, content, message):
     with pytest.raises(FlowleyError, match=message) as caught:
         read_weights(tmp_path / name, tiny.MODEL)
     assert str(tmp_path / name) in str(caught.value)
+
+
+def test_adapters_are_no_weights_to_start_from(records, adapted, tmp_path):
+    config = read_config(adapted)
+    path = tmp_path / "adapters.safetensors"
+    write_adapters(path, averaged_weights(adapted, sigma_rel=0.05).adapters, config.lora)
+    with pytest.raises(FlowleyError, match=r"adapters\.safetensors: holds LoRA adapters, no whole weights"):
+        read_weights(path, config.model)
 
 
 def test_weights_of_another_network_are_refused_with_every_array(records, source, adapted, tmp_path):

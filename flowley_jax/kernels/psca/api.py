@@ -170,7 +170,9 @@ def _tiles(shape: Window, audio_length: int, video_length: int, width: int, dtyp
 
 @functools.cache
 def _log_once(obstacle: str) -> None:
-    log.info("psca: XLA, because %s", obstacle)
+    # On a CPU it is what everybody expects.
+    level = logging.DEBUG if platform_in_use() == "cpu" else logging.INFO
+    log.log(level, "psca: XLA, because %s", obstacle)
 
 
 def _pallas(shape: Window, scale: float, interpret, fade_scale, q, k, v):
