@@ -28,7 +28,7 @@ class MediaError(FlowleyError):
       reason: missing, unreadable, picture, no_video, no_audio or silent.
     """
 
-    def __init__(self, message: str, reason: str):
+    def __init__(self, message: str, reason: str = "unreadable"):
         super().__init__(message)
         self.reason = reason
 

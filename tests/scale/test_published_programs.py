@@ -13,6 +13,7 @@ from flowley_jax.interop.weight_files import read_arrays
 from flowley_jax.media.read import probe, read_audio
 from flowley_jax.media.write import write_video
 
+pytestmark = pytest.mark.scale
 # Of the network that is trained on the records: its inputs are as wide as the miniature's features.
 SIZES = {"video_dim": published.CLIP_DIM, "text_dim": published.T5_DIM, "audio_dim": 20, "video_fps": 8.0}
 
