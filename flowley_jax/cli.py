@@ -108,9 +108,10 @@ def _reason(error: Exception) -> str:
         inner = error.args[0]
         key, *hint = str(inner.args[0] if isinstance(inner, KeyError) else inner).splitlines()
         return f"unknown configuration key {key}{''.join(f'. {line}' for line in hint)}"
-    if isinstance(error, FileNotFoundError) and error.filename:
-        return f"{error.filename}: no such file"
     text = str(error)
+    gone = re.search(r"No such file or directory: '(.+)'", text)
+    if gone:
+        return f"{gone[1]}: no such file"
     missing = re.findall(r"Flag (--\w+) must have a value other than None", text)
     if missing:
         return f"{', '.join(missing)} must be given"

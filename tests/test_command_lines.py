@@ -169,7 +169,7 @@ def test_sampling_without_a_run(video, tmp_path):
         (shell.IMPACTS, "--config.train.steps=many", ["train.steps", "many"]),
         (shell.IMPACTS, "--config.data.records=none", ["none/parts.json", "no such file"]),
         (shell.IMPACTS + ":huge", "--config.seed=1", ["'huge'", "debug"]),
-        ("none.py", "--config.seed=1", ["No such file", "none.py"]),
+        ("none.py", "--config.seed=1", ["no such file", "none.py"]),
     ],
 )
 def test_configurations_that_mean_nothing(tmp_path, config, flag, expected):

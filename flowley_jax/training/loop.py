@@ -115,15 +115,13 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     if step > first:
         goodput.spent("checkpoint")
         goodput.write(step)
-    interrupted = step < config.train.steps
-    log.info(
-        "stopped at step %d of %d; the same command goes on; checkpoints in %s"
-        if interrupted
-        else "finished at step %d of %d; checkpoints in %s",
-        step,
-        config.train.steps,
-        workdir,
-    )
+    return _ended(step, config.train.steps, workdir)
+
+
+def _ended(step: int, steps: int, workdir: Path) -> Outcome:
+    interrupted = step < steps
+    how = "stopped at step %d of %d; the same command goes on" if interrupted else "finished at step %d of %d"
+    log.info(f"{how}; checkpoints in %s", step, steps, workdir)
     return Outcome(step=step, interrupted=interrupted)
 
 

@@ -418,7 +418,7 @@ NEEDED = {
         ("launch.tpu", ("--bucket=b",), "must begin with gs://"),
         ("launch.tpu", ("--name=Run_1",), "must be lower-case letters"),
         ("launch.tpu", ("--repository=",), "--repository must name the Git address"),
-        ("launch.tpu", ("--config=configs/nope.py",), "No such file or directory: 'configs/nope.py'"),
+        ("launch.tpu", ("--config=configs/nope.py",), "configs/nope.py: no such file"),
         (
             "launch.tpu",
             ("--config=configs/vggsound.py:base,v5e-256", "--accelerator=v5litepod-8"),
