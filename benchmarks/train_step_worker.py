@@ -72,6 +72,7 @@ def _inputs(config: ExperimentConfig) -> dict[str, np.ndarray]:
     inputs = {name: draw.standard_normal((clips, *shape), np.float32) for name, shape in shapes.items()}
     inputs["audio_std"] = draw.random(inputs["audio_mean"].shape, np.float32)
     inputs["text_len"] = np.full(clips, TEXT_TOKENS, np.int32)
+    inputs["has_video"] = np.ones(clips, np.bool_)
     inputs["t"] = draw.random(clips, np.float32)
     return inputs
 

@@ -8,6 +8,7 @@ Options stand behind a colon, in any order: `configs/vggsound.py:large,44k,v6e-1
 | `large`, `xl` | 0.64 and 1.77 billion parameters |
 | `16k`, `44k` | sample rate of the records; 16 kHz is the default |
 | `v5e-16`, `v5e-256`, `v5p-64`, `v6e-16` | mesh, batch and memory settings for a TPU slice, bfloat16 |
+| `soundcap` | half of the captions from SoundCap, which the records must have (docs/records.md) |
 | `debug` | two steps on a few generated records, on any machine |
 """
 
@@ -29,6 +30,11 @@ RATES = {
     "16k": (16_000, 20, 31.25, "data/vggsound/records"),
     "44k": (44_100, 40, 44_100 / 1024, "data/vggsound/records_44k"),
 }
+# Where captions come from, and how often.
+CAPTIONS = {
+    "": {},
+    "soundcap": {"captions": ("table", "soundcap"), "caption_weights": (0.5, 0.5)},
+}
 # Batch, devices along fsdp, and model.remat; all of them fit (docs/scale.md).
 SLICES = {
     "v5e-16": {"base": (512, 16, "none"), "base,44k": (512, 16, "block")},
@@ -40,12 +46,12 @@ SLICES = {
 
 def get_config(options: str = "") -> ConfigDict:
     """Configuration of a run; see the table above for the options."""
-    size, rate, place, debug = _chosen(options)
+    size, rate, place, captions, debug = _chosen(options)
     sample_rate, audio_dim, latent_rate, records = RATES[rate]
     data = DataConfig(batch_size=512, latent_rate=latent_rate, generate_sample_rate=sample_rate)
     config = ExperimentConfig(
         model=dataclasses.replace(SIZES[size], audio_dim=audio_dim),
-        data=dataclasses.replace(data, records=records),
+        data=dataclasses.replace(data, records=records, **CAPTIONS[captions]),
     )
     if place:
         batch, fsdp, remat = _settings(size, rate, place)
@@ -72,13 +78,13 @@ def _settings(size: str, rate: str, place: str) -> tuple[int, int, str]:
     return found
 
 
-def _chosen(options: str) -> tuple[str, str, str, bool]:
-    chosen = {"size": "base", "rate": "16k", "slice": "", "debug": ""}
-    known = {"size": SIZES, "rate": RATES, "slice": SLICES, "debug": ("debug",)}
+def _chosen(options: str) -> tuple[str, str, str, str, bool]:
+    chosen = {"size": "base", "rate": "16k", "slice": "", "captions": "", "debug": ""}
+    known = {"size": SIZES, "rate": RATES, "slice": SLICES, "captions": CAPTIONS, "debug": ("debug",)}
     for option in filter(None, options.split(",")):
         kind = next((kind for kind, values in known.items() if option in values), None)
         if kind is None:
-            names = [name for values in known.values() for name in values]
+            names = [name for values in known.values() for name in values if name]
             raise ValueError(f"configs/vggsound.py has no option {option!r}; it has {', '.join(names)}")
         chosen[kind] = option
-    return chosen["size"], chosen["rate"], chosen["slice"], bool(chosen["debug"])
+    return chosen["size"], chosen["rate"], chosen["slice"], chosen["captions"], bool(chosen["debug"])

@@ -1,189 +1,320 @@
 """From a clip table to training records.
 
-Features of every clip are made in parallel and kept in `OUT/cache`, so that a run that was stopped goes on
-where it was. Then the audio codec is fitted to the training split and the records are written. A clip that
-cannot be used is listed with the reason in `OUT/rejected.tsv`.
+Features of every clip and of every caption are made by Beam pipelines and kept in `OUT/features`. A run that
+was stopped, or a table that has changed, makes what is not there. Then the embedded codec is fitted to the
+training split, and the records are written in the order of the ids' hashes. A clip that cannot be used is in
+`OUT/rejected.tsv` with the reason.
 """
 
 import dataclasses
+import hashlib
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
 
-from data_prep.clip_features import RecordSettings, cached_features, digest_of, extract_features
-from flowley_jax.audio.pca import PcaCodec
-from flowley_jax.audio.protocols import AudioCodec
+from data_prep.files import is_remote
+from data_prep.fitting import codec_of, parts_of
+from data_prep.pipeline import Item, make_media_features, make_text_features
+from data_prep.progress import shown
+from data_prep.rejection import Reason, Rejection
+from data_prep.rows import Row, read_captions, rows_of
+from data_prep.settings import RecordSettings
+from data_prep.shards import ShardTask, remove_notes, write_shards
+from data_prep.store import FeatureStore, Kind, digest_of
 from flowley_jax.data.clip_table import SPLITS, Clip, read_clip_table
-from flowley_jax.data.parts import Parts
-from flowley_jax.data.record import Dims, Example, has_records, write_records
+from flowley_jax.data.parts import PARTS_FILE
+from flowley_jax.data.record import EXAMPLES_PER_FILE, dataset_dir, has_records
 from flowley_jax.errors import FlowleyError
 from flowley_jax.whole_files import write_text
 
-_SUMMARY_FILE = "summary.json"
-_REJECTED_FILE = "rejected.tsv"
+MANIFEST_FILE = "manifest.json"
+REJECTED_FILE = "rejected.tsv"
+_VERSIONS_OF = ("flowley-jax", "jax", "numpy", "av", "soxr", "pillow", "apache-beam")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Running:
+    """How the work is done, which changes nothing in its result.
+
+    Attributes:
+      options: of Beam; by default the pipelines run in this process.
+      decoders: processes that decode, for each worker.
+      time_limit: seconds after which the decoding of one clip is given up.
+      strict: whether the first clip that cannot be used ends the run.
+      retry: whether clips that could not be used before are tried again.
+      features: folder for the features, perhaps gs:// or the like; OUT/features where it is empty.
+    """
+
+    options: PipelineOptions | None = None
+    decoders: int = 2
+    time_limit: float = 120.0
+    strict: bool = False
+    retry: bool = False
+    features: str = ""
 
 
 def prepare_records(
-    clips: str | os.PathLike, out: str | os.PathLike, settings: RecordSettings, *, workers: int = 1
+    clips: str | Path,
+    out: str | Path,
+    settings: RecordSettings,
+    running: Running,
+    *,
+    captions: Mapping[str, str | Path] | None = None,
 ) -> dict[str, Any]:
     """Makes records and parts of the clips in a table, or finds them made.
 
     Args:
       clips: the clip table.
-      out: folder for the records, made if missing.
-      settings: what they are made with.
-      workers: processes that read clips.
+      out: folder for features and records, made if missing; all workers have to see it.
+      captions: files with captions of other sources (`read_captions`).
 
     Returns:
-      The summary that is also in `out/summary.json`: settings, counts for each split, rejected clips.
+      The manifest, which is also in `out/manifest.json`.
 
     Raises:
-      FlowleyError: if the table is bad, no training clip can be used, or `out` holds records of another
-        table or of other settings.
+      FlowleyError: the table is bad, no training clip can be used, a clip cannot and that is strict, or `out`
+        holds records of other settings.
     """
     out = Path(out)
     table = read_clip_table(clips)
     settings.check_rates()
-    identity = _identity(table, settings)
-    finished = _finished_summary(out, identity)
-    if finished is not None:
-        print(f"records are made already in {out}: {_counts_line(finished)}")
-        if finished["rejected"]:
-            print(f"to try the rejected clips again, remove {out}")
-        return finished
-    cache = out / "cache"
-    _make_folder(cache)
-    reasons = extract_features(table, settings, cache, workers)
-    _write_rejected(out / _REJECTED_FILE, table, reasons)
-    accepted = [clip for clip in table if clip.id not in reasons]
-    if not any(clip.split == "train" for clip in accepted):
-        first = next(iter(reasons.values()), "the table has none")
-        raise FlowleyError(f"{clips}: no training clip can be used ({first}); see {out / _REJECTED_FILE}")
-    codec = _codec_of(accepted, settings, cache)
-    parts = _parts(codec, accepted, settings, cache, source=Path(clips).name)
-    summary = {
+    before = _manifest_of(out)
+    if before:
+        _check_settings(out, before, settings)
+    rows = rows_of(table, _known_captions(captions or {}, table), settings)
+    identity = digest_of([settings.identity, sorted(row.identity for row in rows)])
+    store = FeatureStore(running.features or str(out / "features"))
+    if running.retry:
+        _forget_rejections(rows, store)
+    elif before and before["identity"] == identity and has_records(out):
+        print(f"records are made already in {out}: {_counts_line(before)}")
+        return before
+    _make_missing(rows, settings, store, running)
+    rejections = _rejections(rows, store)
+    _report_rejections(out / REJECTED_FILE, rows, rejections)
+    if rejections.clips and running.strict:
+        raise FlowleyError(
+            f"{clips}: {len(rejections.clips)} clips cannot be used; see {out / REJECTED_FILE}"
+        )
+    accepted = _accepted(rows, rejections)
+    training = [row for row in accepted if row.clip.split == "train"]
+    if not training:
+        detail = next((rejection.detail for rejection in rejections.clips.values()), "the table has none")
+        raise FlowleyError(f"{clips}: no training clip can be used ({detail}); see {out / REJECTED_FILE}")
+    codec = codec_of(training, settings, store)
+    parts = parts_of(codec, training, settings, store, source=Path(clips).name)
+    sources = tuple(sorted(captions or {}))
+    dims = dataclasses.replace(parts.dims, feature_dtype=settings.feature_dtype, more_captions=sources)
+    partial = out / f".records-{digest_of([identity, [row.identity for row in accepted]])}"
+    files = write_shards(partial, _tasks(accepted), dims, codec, store, _shard_options(running))
+    _install(out, partial, parts)
+    manifest = {
         "identity": identity,
+        "settings_identity": digest_of(settings.identity),
         "settings": dataclasses.asdict(settings),
-        "examples": dict(Counter(clip.split for clip in accepted)),
-        "rejected": len(reasons),
+        "versions": {name: version(name) for name in _VERSIONS_OF},
+        "table": {"name": Path(clips).name, "sha256": hashlib.sha256(Path(clips).read_bytes()).hexdigest()},
+        "examples": dict(Counter(row.clip.split for row in accepted)),
+        "captions": {source: sum(source in row.more for row in accepted) for source in sources},
+        "rejected": dict(Counter(rejection.reason for rejection in rejections.clips.values())),
+        "dims": dataclasses.asdict(dims),
+        "parts": json.loads((out / PARTS_FILE).read_text()),
+        "files": files,
     }
-    dims = dataclasses.replace(parts.dims, feature_dtype=settings.feature_dtype)
-    parts.save(out)
-    write_text(out / _SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-    _write_all(out, accepted, dims, codec, settings, cache)
-    shutil.rmtree(cache)
-    print(f"records are in {out}: {_counts_line(summary)}")
-    return summary
+    # Last, since it says that all else is there.
+    text = json.dumps(manifest, indent=2) + "\n"
+    write_text(out / MANIFEST_FILE, text)
+    remove_notes(dataset_dir(out))
+    print(f"records are in {out}: {_counts_line(manifest)}")
+    return json.loads(text)
 
 
-def _identity(table: Sequence[Clip], settings: RecordSettings) -> str:
-    """A digest of everything that the records depend on, except the contents of the media."""
-    rows = [(clip.id, clip.video_path.name, clip.caption, clip.split, clip.label) for clip in table]
-    return digest_of([dataclasses.asdict(settings), settings.versions, rows])
+def _manifest_of(out: Path) -> dict[str, Any] | None:
+    """The manifest of what is there; None where nothing is finished.
 
-
-def _finished_summary(out: Path, identity: str) -> dict[str, Any] | None:
-    if not has_records(out):
+    Raises:
+      FlowleyError: it is damaged, or the records are none of this program's.
+    """
+    path = out / MANIFEST_FILE
+    if not path.is_file():
+        if has_records(out) and not list(out.glob(".records-*")) and not (out / "features").is_dir():
+            raise FlowleyError(f"{out}: has records that this program did not make; choose another folder")
         return None
-    path = out / _SUMMARY_FILE
     try:
-        summary = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise FlowleyError(f"{path}: cannot be read though {out} has records ({error})") from error
-    if summary.get("identity") != identity:
-        raise FlowleyError(f"{out}: has records of other clips or settings; choose another folder")
-    return summary
+        raise FlowleyError(f"{path}: cannot be read ({error}); remove it and run again") from error
 
 
-def _codec_of(accepted: Sequence[Clip], settings: RecordSettings, cache: Path) -> AudioCodec:
-    """The published codec, or the embedded one fitted to the training split."""
-    if settings.fixed_codec:
-        return settings.fixed_codec
-    log_mels = (
-        cached_features(clip, settings, cache)["log_mel"] for clip in accepted if clip.split == "train"
-    )
-    return PcaCodec.fit(log_mels, mel=settings.mel_config, latent_dim=settings.latent_dim)
+def _check_settings(out: Path, manifest: Mapping[str, Any], settings: RecordSettings) -> None:
+    if manifest["settings_identity"] == digest_of(settings.identity):
+        return
+    there = manifest["settings"]
+    changed = [
+        f"{name} is {there.get(name)!r} there, {value!r} here"
+        for name, value in dataclasses.asdict(settings).items()
+        if there.get(name) != value
+    ]
+    listed = "; ".join(changed) or "weights or the version of a part have changed"
+    raise FlowleyError(f"{out}: has records of other settings ({listed}); choose another folder")
 
 
-def _posterior(codec: AudioCodec, features: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of a clip's latents, each (Ta, C)."""
-    if isinstance(codec, PcaCodec):
-        mean = codec.encode_log_mel(features["log_mel"][None])[0]
-        return mean, np.zeros_like(mean)
-    return features["audio_mean"], features["audio_std"]
+def _known_captions(files: Mapping[str, str | Path], table: Sequence[Clip]) -> dict[str, dict[str, str]]:
+    captions, ids = read_captions(files), {clip.id for clip in table}
+    for source, by_id in captions.items():
+        known = sum(1 for clip_id, caption in by_id.items() if caption and clip_id in ids)
+        print(
+            f"{source} has captions of {known} of {len(table)} clips; {len(by_id) - known} others are unused"
+        )
+        if not known:
+            raise FlowleyError(
+                f"{files[source]}: has no caption of any clip of the table; are the ids the same?"
+            )
+    return captions
 
 
-def _parts(
-    codec: AudioCodec, accepted: Sequence[Clip], settings: RecordSettings, cache: Path, source: str
-) -> Parts:
-    """The parts, with the statistics over the training split of latents drawn from their posteriors."""
-    count, total, squares = 0, np.zeros(codec.latent_dim), np.zeros(codec.latent_dim)
-    for clip in accepted:
-        if clip.split != "train":
-            continue
-        mean, std = (x.astype(np.float64) for x in _posterior(codec, cached_features(clip, settings, cache)))
-        count += len(mean)
-        total += mean.sum(axis=0)
-        squares += (np.square(mean) + np.square(std)).sum(axis=0)
-    mean = total / count
-    return Parts(
-        seconds=settings.seconds,
-        video_encoder=settings.video_encoder,
-        text_encoder=settings.text_encoder,
-        codec=codec,
-        vocoder=settings.vocoder_for(codec),
-        latent_mean=mean.astype(np.float32),
-        latent_std=np.sqrt(np.maximum(squares / count - mean**2, 0.0)).astype(np.float32),
-        source=source,
-    )
-
-
-def _write_all(
-    out: Path, accepted: Sequence[Clip], dims: Dims, codec: AudioCodec, settings: RecordSettings, cache: Path
+def _make_missing(
+    rows: Sequence[Row], settings: RecordSettings, store: FeatureStore, running: Running
 ) -> None:
-    def examples_of(split: str) -> Callable[[], Iterator[Example]]:
-        chosen = [clip for clip in accepted if clip.split == split]
-        return lambda: (_example(clip, codec, cached_features(clip, settings, cache)) for clip in chosen)
-
-    present = {clip.split for clip in accepted}
-    write_records(out, dims, {split: examples_of(split) for split in SPLITS if split in present})
-
-
-def _example(clip: Clip, codec: AudioCodec, features: Mapping[str, np.ndarray]) -> Example:
-    mean, std = _posterior(codec, features)
-    return {
-        "audio_mean": mean,
-        "audio_std": std,
-        "video_features": features["video_features"],
-        "text_features": features["text_features"],
-        "text_len": features["text_len"],
-        "id": clip.id,
-        "caption": clip.caption,
-        "label": clip.label,
-    }
-
-
-def _write_rejected(path: Path, table: Sequence[Clip], reasons: Mapping[str, str]) -> None:
-    if reasons:
-        print(f"{len(reasons)} of {len(table)} clips cannot be used; the reasons are in {path}")
-    rows = [("id", "video_path", "reason")]
-    rows += [(clip.id, str(clip.video_path), reasons[clip.id]) for clip in table if clip.id in reasons]
-    write_text(path, "".join("\t".join(row) + "\n" for row in rows))
+    media = _missing(
+        store,
+        "media",
+        (Item(row.media, row.clip.source, settings.may_lack(row.clip.split)) for row in rows),
+    )
+    if len(media) < len(rows):
+        print(f"{len(rows) - len(media)} of {len(rows)} clips are read already")
+    with shown(store, "media", {item.key for item in media}, "reading clips"):
+        make_media_features(
+            media,
+            settings,
+            store,
+            running.options,
+            decoders=running.decoders,
+            time_limit=running.time_limit,
+            strict=running.strict,
+        )
+    texts = (text for row in rows for text in (row.text, *row.more.values()))
+    captions = _missing(store, "text", (Item(text.key, text.caption) for text in texts))
+    with shown(store, "text", {item.key for item in captions}, "reading captions"):
+        make_text_features(captions, settings, store, running.options, strict=running.strict)
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FlowleyError(f"{path}: cannot be made: {error.strerror or error}") from error
+def _missing(store: FeatureStore, kind: Kind, wanted) -> list[Item]:
+    """One item for each key that is not there, in a fixed order."""
+    made, refused = store.keys(kind)
+    items = {item.key: item for item in wanted if item.key not in made and item.key not in refused}
+    return [items[key] for key in sorted(items)]
 
 
-def _counts_line(summary: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{number} {split}" for split, number in summary["examples"].items())
-    return f"{counts}; {summary['rejected']} rejected"
+@dataclasses.dataclass(frozen=True)
+class _Rejections:
+    """Clips by id, in the order of the table, and captions of other sources by id and source."""
+
+    clips: dict[str, Rejection]
+    captions: dict[tuple[str, str], Rejection]
+
+
+def _rejections(rows: Sequence[Row], store: FeatureStore) -> _Rejections:
+    """What cannot be used.
+
+    Raises:
+      FlowleyError: features are neither there nor refused: the engine has lost some.
+    """
+    known = {kind: store.keys(kind) for kind in ("media", "text")}
+    found = _Rejections({}, {})
+
+    def rejection(row: Row, kind: Kind, key: str) -> Rejection | None:
+        made, refused = known[kind]
+        if key in refused:
+            return store.rejection(kind, key)
+        if key not in made:
+            raise FlowleyError(f"{row.clip.id}: its {kind} features were not made; run again")
+        return None
+
+    for row in rows:
+        refused = rejection(row, "media", row.media) or rejection(row, "text", row.text.key)
+        if refused:
+            found.clips[row.clip.id] = refused
+            continue
+        for source, text in row.more.items():
+            if refused := rejection(row, "text", text.key):
+                found.captions[row.clip.id, source] = refused
+    return found
+
+
+def _forget_rejections(rows: Sequence[Row], store: FeatureStore) -> None:
+    media, text = store.keys("media")[1], store.keys("text")[1]
+    for row in rows:
+        if row.media in media:
+            store.forget("media", row.media)
+        for key in {row.text.key, *(other.key for other in row.more.values())} & text:
+            store.forget("text", key)
+
+
+def _accepted(rows: Sequence[Row], rejections: _Rejections) -> list[Row]:
+    """Rows that can be used, with the captions that can be, in the order of their records."""
+
+    def usable(row: Row) -> Row:
+        more = {s: text for s, text in row.more.items() if (row.clip.id, s) not in rejections.captions}
+        return dataclasses.replace(row, more=more)
+
+    kept = (usable(row) for row in rows if row.clip.id not in rejections.clips)
+    return sorted(kept, key=lambda row: row.place)
+
+
+def _tasks(accepted: Sequence[Row]) -> list[ShardTask]:
+    tasks = []
+    for split in SPLITS:
+        rows = [row for row in accepted if row.clip.split == split]
+        for index, start in enumerate(range(0, len(rows), EXAMPLES_PER_FILE)):
+            tasks.append(ShardTask(split, index, rows[start : start + EXAMPLES_PER_FILE]))
+    return tasks
+
+
+def _shard_options(running: Running) -> PipelineOptions | None:
+    """Workers of a cluster that does not mount this machine's disk cannot write there."""
+    return None if is_remote(running.features) else running.options
+
+
+def _install(out: Path, partial: Path, parts) -> None:
+    """Puts new records in the place of older ones; stopped within, the same command puts it right."""
+    (out / MANIFEST_FILE).unlink(missing_ok=True)
+    parts.save(out)
+    target = dataset_dir(out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    for left in out.glob(".records-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _report_rejections(path: Path, rows: Sequence[Row], rejections: _Rejections) -> None:
+    counts = Counter(rejection.reason for rejection in rejections.clips.values())
+    if counts:
+        listed = ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
+        print(f"{len(rejections.clips)} of {len(rows)} clips cannot be used ({listed}); see {path}")
+    if counts[Reason.TOO_SHORT]:
+        print("(config.seconds cuts clips shorter, config.pad_seconds pads those that are a little short)")
+    if rejections.captions:
+        print(f"{len(rejections.captions)} captions of other sources cannot be used; see {path}")
+    lines = ["id\tvideo_path\treason\tdetail"]
+    for row in rows:
+        clip, listed = row.clip, []
+        if clip.id in rejections.clips:
+            listed.append(rejections.clips[clip.id])
+        for source in row.more:
+            if refused := rejections.captions.get((clip.id, source)):
+                listed.append(Rejection(Reason.MORE_CAPTION, f"{source}: {refused.detail}; the clip is kept"))
+        lines += ["\t".join((clip.id, clip.source, one.reason, one.detail)) for one in listed]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _counts_line(manifest: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{number} {split}" for split, number in manifest["examples"].items())
+    return f"{counts}; {sum(manifest['rejected'].values())} rejected"

@@ -25,7 +25,7 @@ class DataConfig:
     """Where the records are and how batches are drawn.
 
     Attributes:
-      records: folder of the records (`data_prep.records`), with a train split and, to
+      records: folder of the records (`data_prep.extract`), with a train split and, to
         validate on, a valid one.
       generate: number of random records of the model's sizes to train on instead, for trying a
         configuration out; they are written into the run's folder. 0 for real data.
@@ -34,6 +34,8 @@ class DataConfig:
       generate_sample_rate, latent_rate: of their sound in Hz, and of their latents per second.
       batch_size: examples per step over all devices.
       num_workers: processes that read ahead; 0 reads in the training process.
+      captions, caption_weights: sources of captions, the clip table's (`table`) and others that the records
+        have, and how often each is drawn; a clip without a caption of any of them has the table's.
     """
 
     records: str = ""
@@ -44,6 +46,14 @@ class DataConfig:
     latent_rate: float = 31.25
     batch_size: int = 512
     num_workers: int = 0
+    captions: tuple[str, ...] = ("table",)
+    caption_weights: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self):
+        if len(self.captions) != len(self.caption_weights) or not self.captions:
+            raise FlowleyError(
+                f"data.captions={self.captions} needs as many weights, found {self.caption_weights}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.clip_features import RecordSettings
 from data_prep.impacts.contact_sheet import draw_contact_sheet
 from data_prep.impacts.generate import ClipSetConfig, generate
-from data_prep.prepare import prepare_records
+from data_prep.prepare import Running, prepare_records
+from data_prep.settings import RecordSettings
 from flowley_jax.audio.mel import log_mel
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.data.clip_table import read_clip_table
@@ -39,7 +39,8 @@ def prepare_clips(clip_set: ClipSetConfig, out: Path, *, workers: int) -> tuple[
     _heading("generating the clips")
     generate(clip_set, clips, workers=workers)
     _heading("preparing the records")
-    prepare_records(clips / "clips.tsv", records, RecordSettings(seconds=clip_set.seconds), workers=workers)
+    settings = RecordSettings(seconds=clip_set.seconds)
+    prepare_records(clips / "clips.tsv", records, settings, Running(decoders=workers))
     return clips, records
 
 

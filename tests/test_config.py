@@ -32,6 +32,13 @@ def test_vggsound_is_the_published_run():
     assert config.flow.immiscible and config.flow.time.kind == "cosmap" and config.flow.loss.kind == "mse"
 
 
+def test_vggsound_mixes_captions():
+    data = experiment_from(vggsound.get_config("soundcap,44k").to_dict()).data
+    assert (data.captions, data.caption_weights) == (("table", "soundcap"), (0.5, 0.5))
+    with pytest.raises(FlowleyError, match="needs as many weights"):
+        dataclasses.replace(data, captions=("table",))
+
+
 def test_vggsound_debug_keeps_the_network():
     full, debug = (experiment_from(vggsound.get_config(variant).to_dict()) for variant in ("", "debug"))
     assert debug.model == full.model and debug.data.generate > 0

@@ -60,7 +60,7 @@ def test_published_weights_go_in_and_out():
 )
 def test_commands_and_files_exist(page):
     text, makefile = page.read_text(encoding="utf-8"), (ROOT / "Makefile").read_text()
-    for module in set(re.findall(r"python -m ([a-z_.]+)", text)):
+    for module in set(re.findall(r"python -m ((?!apache_beam)[a-z_.]+)", text)):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
     for target in set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", text, re.MULTILINE)):

@@ -14,10 +14,14 @@ COLUMNS = ("video_path", "text_description", "split", "label")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One row; `video_path` is resolved against the table's folder, a missing id is the file's stem."""
+    """One row; `video_path` is resolved against the table's folder, a missing id is the file's stem.
+
+    `source` is the same as text, or the address (gs://…) of a file that only `data_prep.extract` reads.
+    """
 
     id: str
     video_path: Path
+    source: str
     caption: str
     split: str
     label: str
@@ -71,6 +75,7 @@ def _clip(row: Mapping[str, str | None], path: Path, line: int) -> Clip:
     return Clip(
         id=clip_id,
         video_path=path.parent / video,
+        source=video if "://" in video else str(path.parent / video),
         caption=row["text_description"] or "",
         split=split or "",
         label=row.get("label") or "",

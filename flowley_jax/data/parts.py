@@ -178,7 +178,7 @@ class Parts:
             stored = json.loads(path.read_text())
         except FileNotFoundError as error:
             below = next((found.parent for found in sorted(path.parent.glob(f"*/{PARTS_FILE}"))), None)
-            hint = f"meant is perhaps {below}" if below else "python -m data_prep.records writes it"
+            hint = f"meant is perhaps {below}" if below else "python -m data_prep.extract writes it"
             raise FlowleyError(f"{path}: no such file; data.records names its folder; {hint}") from error
         except (OSError, ValueError) as error:
             raise FlowleyError(f"{path}: cannot be read as JSON ({error})") from error

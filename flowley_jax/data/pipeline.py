@@ -7,13 +7,13 @@ with any number of workers.
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import grain
 import grain.experimental
 import numpy as np
 
-from flowley_jax.data.record import arrays_of, open_records
+from flowley_jax.data.record import TABLE_CAPTIONS, Example, arrays_of, caption_sources, open_records
 from flowley_jax.errors import FlowleyError
 
 Batch = dict[str, np.ndarray]
@@ -33,6 +33,7 @@ def train_batches(
     num_workers: int = 0,
     split: str = "train",
     feature_dtype: str = "float32",
+    captions: Mapping[str, float] | None = None,
 ) -> grain.DatasetIterator:
     """Endless shuffled batches of a split.
 
@@ -46,21 +47,26 @@ def train_batches(
       num_workers: processes that read ahead; 0 reads in threads of this one.
       split: usually train.
       feature_dtype: float32, or the type in which the network computes, so that no more is moved.
+      captions: weights of the sources of captions, `table` and those of the records' more_captions; at every
+        step each example draws among those that have a caption for it. By default `table` alone.
 
     Returns:
       An iterator with `get_state` and `set_state` over this group's rows as mappings of contiguous arrays:
       audio_mean and audio_std (rows, Ta, C), video_features (rows, Tv, video_dim), text_features (rows, Tt,
-      text_dim) of `feature_dtype`, the others float32, and text_len (rows,) int32.
+      text_dim) of `feature_dtype`, the others float32, text_len (rows,) int32 and has_video (rows,) bool.
 
     Raises:
-      FlowleyError: if the records are missing or empty, or a setting is impossible.
+      FlowleyError: if the records are missing or empty, lack a source of captions, or a setting is
+        impossible.
     """
     if batch_size < 1 or num_workers < 0:
         raise FlowleyError(f"{batch_size=} must be at least 1 and {num_workers=} at least 0")
     rows = np.arange(batch_size)[None] if rows is None else rows
     source = open_records(records_dir, split)
-    arrays = functools.partial(arrays_of, feature_dtype=feature_dtype)
-    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map(arrays)
+    arrays = functools.partial(
+        _arrays, captions=_checked(captions or {TABLE_CAPTIONS: 1.0}, source[0]), feature_dtype=feature_dtype
+    )
+    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(arrays)
     workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_WORKER_READ_AHEAD)
     batches = grain.experimental.ElasticIterator(
         _ByGroups(examples, rows),
@@ -70,6 +76,31 @@ def train_batches(
         multiprocessing_options=workers if num_workers else None,
     )
     return iter(batches)
+
+
+def _checked(captions: Mapping[str, float], example: Example) -> Mapping[str, float]:
+    there = [TABLE_CAPTIONS, *example.get("more_captions", {})]
+    for source, weight in captions.items():
+        if source not in there:
+            raise FlowleyError(f"captions: the records have none of {source!r}; they have {', '.join(there)}")
+        if not 0.0 <= weight < float("inf"):
+            raise FlowleyError(f"captions: the weight of {source!r} is {weight}, and must be at least 0")
+    if not sum(captions.values()):
+        raise FlowleyError("captions: all weights are 0")
+    return captions
+
+
+def _arrays(
+    example: Example, rng: np.random.Generator, *, captions: Mapping[str, float], feature_dtype: str
+) -> dict[str, np.ndarray]:
+    """The arrays of an example, with a caption of a source that is drawn."""
+    present = [source for source in caption_sources(example) if captions.get(source)]
+    if len(present) > 1:
+        weights = np.array([captions[source] for source in present])
+        present = [rng.choice(present, p=weights / weights.sum())]
+    # One that has no caption of a source that is asked for keeps the table's.
+    source = present[0] if present else TABLE_CAPTIONS
+    return arrays_of(example, feature_dtype=feature_dtype, captions=source)
 
 
 class _ByGroups(grain.MapDataset):

@@ -8,6 +8,8 @@
 | text_length | int32, Tt |
 | text_len | int32, tokens that are not padding |
 | id, caption, label | text |
+| has_audio, has_video | bool; latents, or features of the video, are zeros where it is false |
+| more_captions/<source> | caption, text_features and text_len of another source; text_len is 0 without one |
 
 Rows of padding that are not zero are kept: the published network reads them.
 """
@@ -31,20 +33,23 @@ from tensorflow_datasets.core.splits import SplitDict
 from flowley_jax.errors import FlowleyError
 
 _NAME = "clip_records"
-_VERSION = "2.0.0"
+_VERSION = "3.0.0"
 _PARTIAL = ".partial"
 # About half a gigabyte of the published sizes.
 EXAMPLES_PER_FILE = 1000
 LATENT_FIELDS = ("audio_mean", "audio_std")
 FEATURE_FIELDS = ("video_features", "text_features")
 TEXT_FIELDS = ("id", "caption", "label")
+# The source of the captions that every example has.
+TABLE_CAPTIONS = "table"
 
 Example = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dims:
-    """Lengths and widths of one example, Ta, Tv, Tt and their feature widths, and the features' type."""
+    """Lengths and widths of one example, Ta, Tv, Tt and their feature widths, the features' type, and sources
+    of captions besides the clip table."""
 
     audio_length: int
     audio_dim: int
@@ -53,6 +58,7 @@ class Dims:
     text_length: int
     text_dim: int
     feature_dtype: Literal["float32", "float16"] = "float32"
+    more_captions: tuple[str, ...] = ()
 
 
 class _ClipRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -129,6 +135,11 @@ def write_records(
 def write_shard(path: Path, dims: Dims, examples: Iterable[Example]) -> Shard:
     """Writes one file of a dataset.
 
+    Args:
+      examples: with the fields that are listed above, but for text_length, has_audio and has_video; without
+        audio_mean and audio_std, or video_features, where there is no sound or picture; more_captions are
+        mappings of what each source has.
+
     Raises:
       FlowleyError: naming the file, if an example does not fit or the disk is full.
     """
@@ -143,7 +154,9 @@ def write_shard(path: Path, dims: Dims, examples: Iterable[Example]) -> Shard:
         writer = ArrayRecordWriter(str(path), "group_size:1")
         try:
             for example in examples:
-                content = serializer.serialize_example(features.encode_example(_stored(example, dims)))
+                proto = serializer.get_tf_example(features.encode_example(_stored(example, dims)))
+                # The same examples give the same file in every process.
+                content = proto.SerializeToString(deterministic=True)
                 writer.write(content)
                 count, size = count + 1, size + len(content)
         finally:
@@ -233,13 +246,30 @@ def has_split(records_dir: str | os.PathLike, split: str) -> bool:
     return split in builder.info.splits and builder.info.splits[split].num_examples > 0
 
 
-def arrays_of(example: Example, *, feature_dtype: str = "float32") -> dict[str, np.ndarray]:
-    """The numerical fields, which batches are made of: latents in float32, text padded with zeros."""
-    arrays = {field: np.asarray(example[field], np.float32) for field in LATENT_FIELDS}
-    arrays |= {field: np.asarray(example[field], np.dtype(feature_dtype)) for field in FEATURE_FIELDS}
-    missing = int(example["text_length"]) - len(arrays["text_features"])
-    arrays["text_features"] = np.pad(arrays["text_features"], ((0, missing), (0, 0)))
-    return {**arrays, "text_len": np.asarray(example["text_len"], np.int32)}
+def arrays_of(
+    example: Example, *, feature_dtype: str = "float32", captions: str = TABLE_CAPTIONS
+) -> dict[str, np.ndarray]:
+    """The numerical fields, which batches are made of: latents in float32, text padded with zeros.
+
+    Args:
+      captions: source of the text.
+    """
+    text = example if captions == TABLE_CAPTIONS else example["more_captions"][captions]
+    features = np.asarray(text["text_features"], np.dtype(feature_dtype))
+    missing = int(example["text_length"]) - len(features)
+    return {
+        **{field: np.asarray(example[field], np.float32) for field in LATENT_FIELDS},
+        "video_features": np.asarray(example["video_features"], np.dtype(feature_dtype)),
+        "text_features": np.pad(features, ((0, missing), (0, 0))),
+        "text_len": np.asarray(text["text_len"], np.int32),
+        "has_video": np.asarray(example["has_video"], np.bool_),
+    }
+
+
+def caption_sources(example: Example) -> list[str]:
+    """Sources that have a caption for an example."""
+    more = example.get("more_captions", {})
+    return [TABLE_CAPTIONS, *(source for source, text in more.items() if text["text_len"] > 0)]
 
 
 def texts_of(example: Example) -> dict[str, str]:
@@ -258,19 +288,48 @@ def _stored(example: Example, dims: Dims) -> dict[str, Any]:
     Raises:
       ValueError: it does not fit, or a number is too large for the features' type.
     """
+    arrays = {field: example.get(field, np.zeros(shape)) for field, shape in _shapes(dims).items()}
     for field, shape in _shapes(dims).items():
-        if np.shape(example[field]) != shape:
-            raise ValueError(f"{field} of {example['id']} is {np.shape(example[field])}, and must be {shape}")
-    text = np.asarray(example["text_features"])
-    used = np.flatnonzero(text.any(axis=1))
-    rows = max(int(example["text_len"]), int(used[-1]) + 1 if used.size else 0, 1)
-    stored = {**example, "text_features": text[:rows], "text_length": dims.text_length}
-    for field in FEATURE_FIELDS:
-        with np.errstate(over="ignore"):
-            stored[field] = np.asarray(stored[field]).astype(dims.feature_dtype)
-        if not np.isfinite(stored[field]).all():
-            raise ValueError(f"{field} of {example['id']} has values that {dims.feature_dtype} cannot hold")
+        if np.shape(arrays[field]) != shape:
+            raise ValueError(f"{field} of {example['id']} is {np.shape(arrays[field])}, and must be {shape}")
+    more = example.get("more_captions", {})
+    if unknown := sorted(set(more) - set(dims.more_captions)):
+        raise ValueError(f"{example['id']} has captions of {unknown[0]!r}, which the records do not have")
+    nothing = np.zeros((0, dims.text_dim), dims.feature_dtype)
+    none = {"caption": "", "text_features": nothing, "text_len": 0}
+    stored: dict[str, Any] = {
+        **{field: example[field] for field in TEXT_FIELDS},
+        **{field: np.asarray(arrays[field], np.float32) for field in LATENT_FIELDS},
+        "video_features": _narrowed(arrays["video_features"], dims, f"video_features of {example['id']}"),
+        **_stored_text(example, dims, example["id"]),
+        "text_length": dims.text_length,
+        "has_audio": "audio_mean" in example,
+        "has_video": "video_features" in example,
+    }
+    if dims.more_captions:
+        stored["more_captions"] = {
+            source: _stored_text(more[source], dims, example["id"]) if source in more else none
+            for source in dims.more_captions
+        }
     return stored
+
+
+def _stored_text(text: Mapping[str, Any], dims: Dims, name: str) -> dict[str, Any]:
+    features, shape = np.asarray(text["text_features"]), (dims.text_length, dims.text_dim)
+    if features.shape != shape:
+        raise ValueError(f"text_features of {name} is {features.shape}, and must be {shape}")
+    used = np.flatnonzero(features.any(axis=1))
+    rows = max(int(text["text_len"]), int(used[-1]) + 1 if used.size else 0, 1)
+    narrowed = _narrowed(features[:rows], dims, f"text_features of {name}")
+    return {"caption": text["caption"], "text_features": narrowed, "text_len": text["text_len"]}
+
+
+def _narrowed(features: np.ndarray, dims: Dims, what: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        narrowed = np.asarray(features).astype(dims.feature_dtype)
+    if not np.isfinite(narrowed).all():
+        raise ValueError(f"{what} has values that {dims.feature_dtype} cannot hold")
+    return narrowed
 
 
 def _shapes(dims: Dims) -> dict[str, tuple[int, int]]:
@@ -278,7 +337,6 @@ def _shapes(dims: Dims) -> dict[str, tuple[int, int]]:
         "audio_mean": (dims.audio_length, dims.audio_dim),
         "audio_std": (dims.audio_length, dims.audio_dim),
         "video_features": (dims.video_length, dims.video_dim),
-        "text_features": (dims.text_length, dims.text_dim),
     }
 
 
@@ -289,13 +347,23 @@ def _features(dims: Dims) -> tfds.features.FeaturesDict:
 
     kept, shapes = np.dtype(dims.feature_dtype).type, _shapes(dims)
 
+    def text():
+        return {
+            "caption": tfds.features.Text(),
+            "text_features": tensor(None, dims.text_dim, dtype=kept),
+            "text_len": tfds.features.Scalar(dtype=np.int32),
+        }
+
+    more = {"more_captions": {source: text() for source in dims.more_captions}} if dims.more_captions else {}
     return tfds.features.FeaturesDict(
         {
             **{field: tensor(*shapes[field]) for field in LATENT_FIELDS},
             "video_features": tensor(*shapes["video_features"], dtype=kept),
-            "text_features": tensor(None, dims.text_dim, dtype=kept),
+            **text(),
             "text_length": tfds.features.Scalar(dtype=np.int32),
-            "text_len": tfds.features.Scalar(dtype=np.int32),
+            "has_audio": tfds.features.Scalar(dtype=np.bool_),
+            "has_video": tfds.features.Scalar(dtype=np.bool_),
             **{field: tfds.features.Text() for field in TEXT_FIELDS},
+            **more,
         }
     )

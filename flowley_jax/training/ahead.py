@@ -188,6 +188,7 @@ def _abstract_batch(
         for name, shape in shapes.items()
     }
     batch["text_len"] = jax.ShapeDtypeStruct((clips,), jnp.int32)
+    batch["has_video"] = jax.ShapeDtypeStruct((clips,), jnp.bool_)
     return layout.placed(batch, dict.fromkeys(batch, layout.batch))
 
 

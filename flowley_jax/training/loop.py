@@ -136,6 +136,7 @@ def _batches(config: ExperimentConfig, layout: Layout, records: Path) -> grain.D
         group=group,
         num_workers=config.data.num_workers,
         feature_dtype=config.model.dtype,
+        captions=dict(zip(config.data.captions, config.data.caption_weights, strict=True)),
     )
 
 

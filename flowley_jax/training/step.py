@@ -122,7 +122,8 @@ def draw_examples(
     """Noisy latents and their targets for a batch of records (spec/model.md, Rectified flow).
 
     Latents are drawn from the codec's posterior and standardised with the model's statistics. Outside
-    training, dropout and condition dropout are off. No trained weight is read.
+    training, dropout and condition dropout are off. A clip without a picture has the empty video. No trained
+    weight is read.
     """
     keys = jax.random.split(key, 5)
     data = model.standardise(path.draw_latent(keys[0], batch["audio_mean"], batch["audio_std"]))
@@ -130,10 +131,15 @@ def draw_examples(
     if config.flow.immiscible:
         noise = paired_noise(data, noise, group=config.flow.coupling_group, layout=layout)
     t = sample_times(keys[2], data.shape[0], config.flow.time)
-    video, text = batch["video_features"], batch["text_features"]
-    if training:
-        drop_video, drop_text = random_drops(keys[3], data.shape[0], config.flow.condition_dropout)
-        video, text = drop_conditions(model, video, text, drop_video=drop_video, drop_text=drop_text)
+    dropout = config.flow.condition_dropout if training else 0.0
+    drop_video, drop_text = random_drops(keys[3], data.shape[0], dropout)
+    video, text = drop_conditions(
+        model,
+        batch["video_features"],
+        batch["text_features"],
+        drop_video=drop_video | ~batch["has_video"],
+        drop_text=drop_text,
+    )
     return Examples(
         noisy=path.interpolate(noise, data, t),
         target=path.target_velocity(noise, data),

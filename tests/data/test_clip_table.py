@@ -18,7 +18,12 @@ def test_rows_are_read_in_order_with_paths_beside_the_table(tmp_path):
     path = _table(tmp_path, HEADER + 'b\ttrain/x.mp4\ta "red" ball\ttrain\tball\na\t/data/y.mp4\t\ttest\t\n')
     first, second = read_clip_table(path)
     assert first == Clip(
-        id="b", video_path=tmp_path / "train/x.mp4", caption='a "red" ball', split="train", label="ball"
+        id="b",
+        video_path=tmp_path / "train/x.mp4",
+        source=str(tmp_path / "train/x.mp4"),
+        caption='a "red" ball',
+        split="train",
+        label="ball",
     )
     assert (second.id, str(second.video_path), second.caption) == ("a", "/data/y.mp4", "")
 

@@ -1,5 +1,6 @@
 """Batches: exact resume, whole epochs, order of evaluation, clear errors."""
 
+import dataclasses
 import itertools
 
 import ml_dtypes
@@ -53,12 +54,14 @@ def test_batches_are_contiguous_arrays_of_whole_examples(records):
         "video_features": (4, 4, 7),
         "text_features": (4, 6, 2),
         "text_len": (4,),
+        "has_video": (4,),
     }
     for key, value in batch.items():
         assert value.flags.c_contiguous
-        assert value.dtype == (np.int32 if key == "text_len" else np.float32)
+        assert value.dtype == {"text_len": np.int32, "has_video": np.bool_}.get(key, np.float32)
         rows = value.reshape(4, -1)
-        np.testing.assert_array_equal(rows, np.broadcast_to(batch["text_len"][:, None], rows.shape))
+        expected = True if key == "has_video" else batch["text_len"][:, None]
+        np.testing.assert_array_equal(rows, np.broadcast_to(expected, rows.shape))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -138,3 +141,54 @@ def test_bad_settings_and_missing_records(records, tmp_path):
         train_batches(records, batch_size=0, seed=0)
     with pytest.raises(FlowleyError, match="batch_size=0"):
         eval_batches(records, "valid", batch_size=0)
+
+
+def _with_other_captions(index):
+    example = _example(index)
+    if index != 3:
+        other = {"caption": "x", "text_features": -np.ones((6, 2), np.float32), "text_len": np.int32(5)}
+        example["more_captions"] = {"soundcap": other}
+    return example
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    """Records whose other captions have length 5, and one example without."""
+    folder = tmp_path_factory.mktemp("captioned")
+    dims = dataclasses.replace(DIMS, more_captions=("soundcap",))
+    write_records(folder, dims, {"train": lambda: map(_with_other_captions, range(COUNT))})
+    return folder
+
+
+def test_captions_of_several_sources_are_drawn_by_their_weights(captioned):
+    def lengths(weights, seed=0, steps=50):
+        batches = train_batches(captioned, batch_size=COUNT, seed=seed, captions=weights)
+        rows = [(b["audio_mean"][:, 0, 0], b["text_len"]) for b in itertools.islice(batches, steps)]
+        return np.concatenate([np.stack(row, axis=1) for row in rows])
+
+    drawn = lengths({"table": 1.0, "soundcap": 3.0})
+    others = drawn[:, 0] != 5
+    has_both = others & (drawn[:, 0] != 3)
+    share = (drawn[has_both, 1] == 5).mean()
+    # Five standard deviations of 400 draws.
+    assert abs(share - 0.75) < 0.11
+    np.testing.assert_array_equal(drawn[drawn[:, 0] == 3, 1], 3)
+    np.testing.assert_array_equal(drawn, lengths({"table": 1.0, "soundcap": 3.0}))
+    assert (drawn[:, 1] != lengths({"table": 1.0, "soundcap": 3.0}, seed=1)[:, 1]).any()
+    alone = lengths({"soundcap": 1.0}, steps=2)
+    np.testing.assert_array_equal(alone[:, 1], np.where(alone[:, 0] == 3, 3, 5))
+    table = lengths(None, steps=2)
+    np.testing.assert_array_equal(table[:, 1], table[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"poems": 1.0}, "the records have none of 'poems'; they have table, soundcap"),
+        ({"soundcap": -1.0}, "weight of 'soundcap' is -1.0"),
+        ({"soundcap": 0.0}, "all weights are 0"),
+    ],
+)
+def test_impossible_mixtures_of_captions(captioned, weights, message):
+    with pytest.raises(FlowleyError, match=message):
+        train_batches(captioned, batch_size=2, seed=0, captions=weights)

@@ -9,7 +9,15 @@ import pytest
 import tiny
 
 from flowley_jax.data import record
-from flowley_jax.data.record import Dims, arrays_of, has_records, open_records, texts_of, write_records
+from flowley_jax.data.record import (
+    Dims,
+    arrays_of,
+    caption_sources,
+    has_records,
+    open_records,
+    texts_of,
+    write_records,
+)
 from flowley_jax.errors import FlowleyError
 
 
@@ -46,8 +54,30 @@ def test_round_trip_keeps_order_and_bits(tmp_path, dims):
         for index, row in enumerate(rows):
             assert texts_of(read[index]) == {key: row[key] for key in ("id", "caption", "label")}
             for field, values in arrays_of(read[index]).items():
-                assert values.dtype == (np.int32 if field == "text_len" else np.float32)
-                np.testing.assert_array_equal(values, row[field])
+                assert values.dtype == {"text_len": np.int32, "has_video": np.bool_}.get(field, np.float32)
+                np.testing.assert_array_equal(values, row.get(field, True))
+
+
+def test_what_a_clip_lacks_is_marked_and_other_captions_are_kept(tmp_path):
+    dims = _dims(more_captions=("soundcap",))
+    rows = _examples(dims, 3)
+    del rows[1]["video_features"]
+    del rows[2]["audio_mean"], rows[2]["audio_std"]
+    other = {"caption": "a thud", "text_features": rows[2]["text_features"] + 1, "text_len": np.int32(2)}
+    rows[0]["more_captions"] = {"soundcap": other}
+    write_records(tmp_path, dims, {"train": lambda: rows})
+    first, mute, blind = (open_records(tmp_path, "train")[index] for index in (0, 2, 1))
+    assert first["has_audio"] and first["has_video"] and blind["has_audio"] and mute["has_video"]
+    assert not blind["has_video"] and not arrays_of(blind)["video_features"].any()
+    assert not mute["has_audio"] and not arrays_of(mute)["audio_mean"].any()
+    assert caption_sources(first) == ["table", "soundcap"] and caption_sources(mute) == ["table"]
+    arrays = arrays_of(first, captions="soundcap")
+    np.testing.assert_array_equal(arrays["text_features"], other["text_features"])
+    assert arrays["text_len"] == 2
+    np.testing.assert_array_equal(arrays_of(first)["text_features"], rows[0]["text_features"])
+    rows[1]["more_captions"] = {"poems": other}
+    with pytest.raises(FlowleyError, match="clip-1 has captions of 'poems', which the records do not have"):
+        write_records(tmp_path / "more", dims, {"train": lambda: rows})
 
 
 def test_text_is_stored_up_to_its_last_row_that_is_not_zero(tmp_path):

@@ -6,7 +6,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_prep.clip_features import RecordSettings
 from data_prep.impacts.contact_sheet import draw_contact_sheet
 from data_prep.impacts.generate import ClipSetConfig, GeneratedClip, generate
 from data_prep.impacts.materials import MATERIALS
@@ -19,6 +18,7 @@ from data_prep.impacts.scene import (
     SIZE,
 )
 from data_prep.impacts.sound import SAMPLE_RATE, synthesise
+from data_prep.settings import RecordSettings
 from flowley_jax.data.clip_table import read_clip_table
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.onsets import aggregate, detect_onsets, match_onsets

@@ -77,7 +77,8 @@ def test_a_video_gets_its_sound(bundles, clips, tmp_path):
 
 def test_records_are_made_and_trained_on(bundles, clips, tmp_path):
     records, workdir, out = (tmp_path / name for name in ("records", "run", "sound.wav"))
-    _succeeds("data_prep.records", "--published", bundles, "--clips", clips / "clips.tsv", "--out", records)
+    flags = ("--config=configs/records.py:published", f"--config.published={bundles}", "--out", records)
+    _succeeds("data_prep.extract", *flags, "--table", clips / "clips.tsv")
     parts, example = Parts.load(records), open_records(records, "train")[0]
     assert parts.lengths == (250, 64, 77) and parts.sample_rate == 16_000
     # A VAE gives a distribution, and the embedded codec does not.

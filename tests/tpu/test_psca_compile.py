@@ -123,4 +123,5 @@ def _batch(size, model):
         "text_features": (77, model.text_dim),
     }
     batch = {name: jax.ShapeDtypeStruct((clips, *shape), jnp.float32) for name, shape in shapes.items()}
+    batch["has_video"] = jax.ShapeDtypeStruct((clips,), jnp.bool_)
     return {**batch, "text_len": jax.ShapeDtypeStruct((clips,), jnp.int32)}

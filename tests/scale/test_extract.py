@@ -1,0 +1,108 @@
+"""Making records under kills, in several processes, and on another engine."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import shell
+import unusable
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from data_prep.prepare import Running, prepare_records
+from data_prep.settings import RecordSettings
+
+pytestmark = pytest.mark.scale
+
+COUNT = 40
+SECONDS = 12.0
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Clips, files of every kind that cannot be used, and one that hangs whoever opens it."""
+    folder = tmp_path_factory.mktemp("clips")
+    rows = []
+    for index in range(COUNT):
+        unusable.write_clip(folder / f"c{index}.mp4", seed=index)
+        split = ("train", "valid", "train", "test")[index % 4]
+        rows.append((f"id{index}", f"c{index}.mp4", f"ball number {index}", split, "ball"))
+    bad, reasons = unusable.write_unusable(folder)
+    rows += [*bad, unusable.write_hanging(folder)]
+    return unusable.write_table(folder, rows), {**reasons, "hanging": "timeout"}
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = unusable.write_crashing_codec(tmp_path_factory.mktemp("site") / "site")
+        patch.setenv("PYTHONPATH", str(folder))
+        yield
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(clips, codec, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted")
+    return prepare_records(clips[0], out, unusable.SETTINGS, Running(time_limit=SECONDS))
+
+
+def _rejected(out):
+    return {
+        row.split("\t")[0]: row.split("\t")[2] for row in (out / "rejected.tsv").read_text().splitlines()[1:]
+    }
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_the_same(clips, uninterrupted, tmp_path):
+    table, reasons = clips
+    default, settings = RecordSettings().__getstate__(), unusable.SETTINGS.__getstate__()
+    flags = [f"--config.{name}={value}" for name, value in settings.items() if value != default[name]]
+    command = shell.command(
+        "data_prep.extract", "--table", table, "--out", tmp_path, f"--time_limit={SECONDS}", *flags
+    )
+    draw = random.Random(0)
+    seen = []
+    for _ in range(3):
+        process = subprocess.Popen(
+            command, cwd=shell.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        before = len(list(tmp_path.glob("features/*/*/*")))
+        while process.poll() is None and len(list(tmp_path.glob("features/*/*/*"))) == before:
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0.0, 4.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        seen.append({path: path.stat().st_mtime_ns for path in tmp_path.glob("features/*/*/*.npz")})
+        assert not (tmp_path / "manifest.json").exists()
+    result = subprocess.run(command, cwd=shell.ROOT, capture_output=True, text=True, check=True)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["files"] == uninterrupted["files"]
+    assert manifest["parts"] == uninterrupted["parts"]
+    assert manifest["examples"] == {"train": COUNT // 2, "valid": COUNT // 4, "test": COUNT // 4}
+    assert _rejected(tmp_path) == reasons
+    # What was finished before a kill was not made again.
+    assert seen[0] and seen[0].keys() <= seen[1].keys() <= seen[2].keys()
+    for before in seen:
+        assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+    assert f"{COUNT // 2} train" in result.stdout
+    again = subprocess.run(command, cwd=shell.ROOT, capture_output=True, text=True, check=True)
+    assert "made already" in again.stdout and "reading" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--runner=DirectRunner"],
+        ["--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+        ["--runner=DaskRunner", "--dask_partition_size=1"],
+    ],
+    ids=["one worker", "two processes", "dask"],
+)
+# Their servers and clients end with the process that runs the tests.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::UserWarning:distributed.*")
+def test_other_engines_make_the_same_records(clips, uninterrupted, tmp_path, flags):
+    running = Running(options=PipelineOptions(flags), time_limit=SECONDS)
+    manifest = prepare_records(clips[0], tmp_path, unusable.SETTINGS, running)
+    assert manifest["files"] == uninterrupted["files"] and manifest["parts"] == uninterrupted["parts"]
+    assert _rejected(tmp_path) == clips[1]
