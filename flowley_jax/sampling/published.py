@@ -15,7 +15,7 @@ from flowley_jax.data.parts import Parts
 from flowley_jax.encoders.clip_frames import ClipFrames
 from flowley_jax.encoders.t5_text import T5Text
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.bundles import MANIFEST_FILE, Bundle
+from flowley_jax.interop.bundles import MANIFEST_FILE, WEIGHTS_FILE, Bundle
 from flowley_jax.interop.kinds import KINDS
 from flowley_jax.model import ModelConfig
 from flowley_jax.model.flowley import Constant
@@ -94,7 +94,8 @@ def _check_sizes(config: ModelConfig, parts: Parts, folder: Path) -> None:
 def _open_all(folder: Path) -> dict[str, Bundle]:
     if not folder.is_dir():
         raise FlowleyError(f"{folder}: no such folder")
-    missing = [kind for kind in KINDS if not (folder / kind / MANIFEST_FILE).is_file()]
+    files = MANIFEST_FILE, WEIGHTS_FILE
+    missing = [kind for kind in KINDS if not all((folder / kind / name).is_file() for name in files)]
     if missing:
         titles = ", ".join(f"{kind} ({KINDS[kind].title})" for kind in missing)
         raise FlowleyError(
