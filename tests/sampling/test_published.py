@@ -126,5 +126,8 @@ def test_bundles_of_other_sizes_do_not_fit(bundles, tmp_path):
     manifest = json.loads((bundles / "clip" / "manifest.json").read_text())
     manifest["config"]["dim"] = 8
     (tmp_path / "clip" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(FlowleyError, match=r"lacks clip \(a CLIP image encoder\)"):
+        load_published(tmp_path)
+    (tmp_path / "clip" / "weights.safetensors").symlink_to(bundles / "clip" / "weights.safetensors")
     with pytest.raises(FlowleyError, match="flowley's video_dim is 24, clip gives 8"):
         load_published(tmp_path)
