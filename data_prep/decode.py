@@ -42,7 +42,7 @@ class _Rejected(FlowleyError):
         self.reason = reason
 
 
-def decode(path: str, settings: RecordSettings, *, may_lack: Lack = "") -> Decoded | Rejection:
+def decode(settings: RecordSettings, path: str, may_lack: Lack = "") -> Decoded | Rejection:
     """Reads a clip; whatever is wrong with it is the result, not an exception.
 
     Args:

@@ -1,6 +1,7 @@
-"""Processes that decode media: what hangs in one is stopped, what kills one is known, and all cores work.
+"""Processes that read media: what hangs in one is stopped, what kills one is known, and all cores work.
 
-Run as a program, this is one of them: its input is pickled tasks, its output their pickled results.
+Run as a program, this is one of them: its input is pickled, a function and then arguments for it, and so are the
+results that it gives.
 """
 
 import concurrent.futures
@@ -12,12 +13,11 @@ import select
 import struct
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from data_prep.rejection import Reason, Rejection
-from data_prep.settings import Lack, RecordSettings
 from flowley_jax.errors import FlowleyError
 
 _SIZE = struct.Struct("<Q")
@@ -29,16 +29,21 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 class Decoder:
     """One such process, started when it is first needed and again whenever it has died."""
 
-    def __init__(self, settings: RecordSettings, time_limit: float):
-        self._settings, self._time_limit = settings, time_limit
+    def __init__(self, work: Callable, time_limit: float):
+        """
+        Args:
+          work: a function that can be pickled.
+          time_limit: seconds that one call of it may take.
+        """
+        self._work, self._time_limit = work, time_limit
         self._process: subprocess.Popen | None = None
 
-    def __call__(self, path: str, *, may_lack: Lack):
-        """What `decode` makes of a file, or that it took too long or killed the process."""
+    def __call__(self, *arguments: Any) -> Any:
+        """What `work` gives, or the rejection that it took too long or killed the process."""
         if self._process is None:
             self._process = self._start()
         try:
-            _send(self._process.stdin, (path, may_lack))
+            _send(self._process.stdin, arguments)
             return _receive(self._process.stdout, self._time_limit)
         except TimeoutError:
             self.close()
@@ -65,7 +70,7 @@ class Decoder:
             start_new_session=True,
         )
         try:
-            _send(process.stdin, self._settings)
+            _send(process.stdin, self._work)
             _receive(process.stdout, _START_SECONDS)
         except (EOFError, BrokenPipeError, TimeoutError) as error:
             process.kill()
@@ -75,17 +80,17 @@ class Decoder:
 
 
 class DecoderPool:
-    """Several of them."""
+    """Several of them, for any number of threads; they end with `close`, or with this process."""
 
-    def __init__(self, settings: RecordSettings, count: int, time_limit: float):
+    def __init__(self, work: Callable, *, count: int, time_limit: float):
         self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         for _ in range(count):
-            self._free.put(Decoder(settings, time_limit))
+            self._free.put(Decoder(work, time_limit))
         self._threads = concurrent.futures.ThreadPoolExecutor(count)
 
-    def decode(self, files: Sequence[tuple[str, Lack]]) -> list:
-        """Results in order of files, each a path and a stream that it may lack."""
-        return list(self._threads.map(self._decode, files))
+    def map(self, tasks: Iterable[tuple]) -> Iterator[Any]:
+        """Results in order, of one call for each tuple of arguments."""
+        return self._threads.map(self._decode, tasks)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -93,34 +98,12 @@ class DecoderPool:
         while not self._free.empty():
             self._free.get().close()
 
-    def _decode(self, file: tuple[str, Lack]):
-        path, may_lack = file
+    def _decode(self, arguments: tuple) -> Any:
         decoder = self._free.get()
         try:
-            return decoder(path, may_lack=may_lack)
+            return decoder(*arguments)
         finally:
             self._free.put(decoder)
-
-
-def decoder_pool(settings: RecordSettings, count: int, time_limit: float) -> DecoderPool:
-    """That of all threads of this process, until `close_decoders`; the decoders end when it does, since their
-    input ends."""
-    wanted = settings, count, time_limit
-    with _LOCK:
-        if wanted not in _POOLS:
-            _POOLS[wanted] = DecoderPool(*wanted)
-        return _POOLS[wanted]
-
-
-def close_decoders() -> None:
-    """Ends those of this process."""
-    with _LOCK:
-        while _POOLS:
-            _POOLS.popitem()[1].close()
-
-
-_LOCK = threading.Lock()
-_POOLS: dict[tuple[RecordSettings, int, float], DecoderPool] = {}
 
 
 def _send(stream, value) -> None:
@@ -158,18 +141,15 @@ def _read(descriptor: int, size: int, deadline: float | None) -> bytearray:
 
 
 def _serve() -> None:
-    """Decodes whatever it is told to until its input ends."""
-    from data_prep.decode import decode
-
+    """Does what it is told to until its input ends."""
     # What libraries print must not come between the results.
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
-        settings = _receive(sys.stdin, None)
+        work = _receive(sys.stdin, None)
         _send(results, "ready")
         while True:
-            path, may_lack = _receive(sys.stdin, None)
-            _send(results, decode(path, settings, may_lack=may_lack))
+            _send(results, work(*_receive(sys.stdin, None)))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,17 @@ runs on engines that know little more than that (docs/records.md).
 """
 
 import dataclasses
+import functools
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from data_prep.decode import Decoded
-from data_prep.decoder import close_decoders, decoder_pool
+from data_prep.decode import Decoded, decode
+from data_prep.decoder import DecoderPool
 from data_prep.rejection import Reason, Rejection, one_line
 from data_prep.settings import Lack, RecordSettings
 from data_prep.store import FeatureStore, Kind
@@ -81,7 +83,7 @@ def make_media_features(
     try:
         run([*_groups(items)], {"decode": decode, "encode": encode, "keep": keep}, options)
     finally:
-        close_decoders()
+        _close_decoders()
 
 
 def make_text_features(
@@ -223,9 +225,28 @@ class _Decode(beam.DoFn):
         self._arguments = settings, decoders, time_limit
 
     def process(self, element: Group):
-        pool = decoder_pool(*self._arguments)
-        read = pool.decode([(item.source, item.may_lack) for item in element])
+        read = _decoders(*self._arguments).map((item.source, item.may_lack) for item in element)
         yield list(zip(element, read, strict=True))
+
+
+_POOLS: dict[tuple[RecordSettings, int, float], DecoderPool] = {}
+_LOCK = threading.Lock()
+
+
+def _decoders(settings: RecordSettings, count: int, time_limit: float) -> DecoderPool:
+    """Those of all threads of this process."""
+    wanted = settings, count, time_limit
+    with _LOCK:
+        if wanted not in _POOLS:
+            work = functools.partial(decode, settings)
+            _POOLS[wanted] = DecoderPool(work, count=count, time_limit=time_limit)
+        return _POOLS[wanted]
+
+
+def _close_decoders() -> None:
+    with _LOCK:
+        while _POOLS:
+            _POOLS.popitem()[1].close()
 
 
 class _Keep(beam.DoFn):

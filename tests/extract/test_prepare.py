@@ -1,6 +1,7 @@
 """From a table of clips, good and bad, to records and parts."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import threading
@@ -10,6 +11,7 @@ import pytest
 import unusable
 
 import data_prep.prepare
+from data_prep.decode import decode
 from data_prep.decoder import Decoder
 from data_prep.prepare import Running, prepare_records
 from data_prep.settings import RecordSettings
@@ -102,14 +104,14 @@ def test_the_manifest_says_what_is_there_and_what_it_was_made_with(prepared):
 def test_a_decoder_that_hangs_is_given_up(tmp_path):
     unusable.write_hanging(tmp_path)
     unusable.write_clip(tmp_path / "good.mp4", seed=0)
-    decoder = Decoder(SETTINGS, time_limit=3.0)
-    rejection = decoder(str(tmp_path / "hanging.mp4"), may_lack="")
+    work = functools.partial(decode, SETTINGS)
+    rejection = Decoder(work, time_limit=3.0)(str(tmp_path / "hanging.mp4"))
     assert (rejection.reason, rejection.detail) == ("timeout", "not read within 3 s")
-    patient = Decoder(SETTINGS, time_limit=60.0)
-    assert patient(str(tmp_path / "good.mp4"), may_lack="").log_mel.shape == (64, 80)
+    patient = Decoder(work, time_limit=60.0)
+    assert patient(str(tmp_path / "good.mp4")).log_mel.shape == (64, 80)
     process = patient._process
     threading.Timer(0.5, process.kill).start()
-    assert patient(str(tmp_path / "hanging.mp4"), may_lack="").reason == "crash"
+    assert patient(str(tmp_path / "hanging.mp4")).reason == "crash"
     assert process.poll() == -9
     patient.close()
 
