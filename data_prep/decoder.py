@@ -1,7 +1,7 @@
 """Processes that read media: what hangs in one is stopped, what kills one is known, and all cores work.
 
-Run as a program, this is one of them: its input is pickled, a function and then arguments for it, and so are the
-results that it gives.
+Run as a program, this is one of them: its input is pickled, a function and then arguments for it, and so are
+the results that it gives.
 """
 
 import concurrent.futures
