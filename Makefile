@@ -11,6 +11,8 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 # Their other dependencies are in .venv, or not needed.
 OPEN_CLIP := open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
+# What fine-tunes language models.
+PEFT := peft==0.21.2 accelerate==1.15.0
 # Huge pages, and freed memory kept instead of given back.
 KEPT_MEMORY := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736
 NEW_ENOUGH := import sys; raise SystemExit(sys.version_info < (3, 11))
@@ -75,7 +77,7 @@ test-soak: .torch  ## the same on more meshes, with twenty kills, and at the pub
 .torch: $(STAMP)
 	@echo "installing PyTorch into .torch (2 GB or more)"
 	@rm -rf $@ && $(PY) -m pip install --quiet --disable-pip-version-check --target $@ $(TORCH)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(OPEN_CLIP)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(OPEN_CLIP) $(PEFT)
 	@touch $@
 
 test-torch: .torch  ## compare with PyTorch, transformers and open_clip, and read files that they write

@@ -21,6 +21,11 @@ _VIDEO = flags.DEFINE_string(
 _PROMPT = flags.DEFINE_string(
     "prompt", None, "What is to be heard; a table's captions are used if not given."
 )
+_SOUNDCAP = flags.DEFINE_string(
+    "soundcap", None, "Model that captions each clip first: a folder or hub name (docs/soundcap.md)."
+)
+_SOUNDCAP_ADAPTER = flags.DEFINE_string("soundcap_adapter", "", "Folder of its LoRA adapter.")
+_SOUNDCAP_SERVER = flags.DEFINE_string("soundcap_server", "", "http://HOST:8000/v1 of a server that has it.")
 _OUT = flags.DEFINE_string("out", None, "File (.mp4 .mkv .mov .wav .flac), or a folder.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print stages, files, shapes and memory, and make no sound.")
 _KIND = flags.DEFINE_enum(
@@ -48,9 +53,13 @@ def main() -> int:
 
     if bool(_WORKDIR.value) == bool(_PUBLISHED.value):
         raise FlowleyError("give one of --workdir and --published")
+    if _SOUNDCAP.value and _PROMPT.value is not None:
+        raise FlowleyError("give one of --prompt and --soundcap")
+    if (_SOUNDCAP_ADAPTER.value or _SOUNDCAP_SERVER.value) and not _SOUNDCAP.value:
+        raise FlowleyError("--soundcap-adapter and --soundcap-server need --soundcap, the model's name")
     if not _OUT.value and not _DRY_RUN.value:
         raise FlowleyError("--out must say where the sound goes")
-    out = Path(_OUT.value or ".")
+    out, uncaptioned = Path(_OUT.value or "."), []
     sources = find_sources(Path(_VIDEO.value), prompt=_PROMPT.value, split=_SPLIT.value)
     if not _DRY_RUN.value:
         check_out(out, many=len(sources) > 1)
@@ -60,6 +69,8 @@ def main() -> int:
     if _DRY_RUN.value:
         _print_plan(sampler, sources)
         return 0
+    if _SOUNDCAP.value:
+        sources, uncaptioned = _captioned(sources, out)
     results = write_sounds(
         sampler,
         sources,
@@ -68,11 +79,12 @@ def main() -> int:
         seed=_SEED.value,
         num_samples=_NUM_SAMPLES.value,
     )
-    for line in results.failed:
+    failed = [*uncaptioned, *results.failed]
+    for line in failed:
         print(f"error: {line}", file=sys.stderr)
     for paths in results.written.values():
         print("\n".join(map(str, paths)))
-    return USER_ERROR if results.failed else 0
+    return USER_ERROR if failed else 0
 
 
 def _trained_sampler(workdir: str):
@@ -97,6 +109,15 @@ def _published_sampler(folder: str):
         )
     dtype = "bfloat16" if _DTYPE.value == "bfloat16" else "float32"
     return load_published(folder, settings=_settings(SampleConfig()), dtype=dtype)
+
+
+def _captioned(sources, out: Path):
+    """Clips with a caption from SoundCap as their prompt, and a line for each that got none."""
+    from data_prep.soundcap.options import open_model
+    from data_prep.soundcap.prompting import with_captions
+
+    model = open_model(_SOUNDCAP.value or "", adapter=_SOUNDCAP_ADAPTER.value, server=_SOUNDCAP_SERVER.value)
+    return with_captions(sources, model, None if out.suffix else out / "soundcap")
 
 
 def _print_plan(sampler, sources) -> None:

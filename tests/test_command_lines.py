@@ -5,6 +5,7 @@ import signal
 import subprocess
 
 import numpy as np
+import openai_server
 import pytest
 import shell
 
@@ -207,6 +208,21 @@ def test_averages_of_several_lengths_are_compared_and_one_is_written(debug_run, 
         adapter,
     )
     assert result.returncode == 0 and adapter.stat().st_size < out.stat().st_size / 5
+
+
+def test_a_clip_is_captioned_before_it_gets_its_sound(tiny_run, video, tmp_path):
+    with openai_server.running(tmp_path / "requests.jsonl") as url:
+        flags = (f"--soundcap={openai_server.MODEL}", f"--soundcap-server={url}")
+        result = shell.sample(tiny_run, video, tmp_path / "out.mp4", *flags)
+        assert result.returncode == 0, result.stderr
+        assert "A thud over" in result.stderr
+        assert result.stdout.splitlines() == [str(tmp_path / "out.mp4")]
+        both = shell.sample(tiny_run, video, tmp_path / "out.mp4", *flags, "--prompt=x")
+        shell.fails_in_one_line(both, "give one of --prompt and --soundcap")
+        result = shell.sample(tiny_run, video.parent, tmp_path / "sounds", *flags)
+    made = [json.loads(line) for line in (tmp_path / "sounds/samples.jsonl").read_text().splitlines()]
+    assert made and all("A thud over" in row["prompt"] for row in made)
+    assert (tmp_path / "sounds/soundcap/captions.jsonl").exists()
 
 
 @pytest.mark.parametrize(

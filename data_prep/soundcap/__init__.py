@@ -1,0 +1,1 @@
+"""SoundCap: captions that say what is to be heard, also for videos without sound."""
