@@ -1,7 +1,7 @@
 # Everything a newcomer needs, on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-gpu test-tpu test-scale test-soak test-torch demo ablation benchmark-psca benchmark-reading \
-  benchmark-train-step benchmark-sample compile-table lint lock clean FORCE
+  benchmark-train-step benchmark-sample benchmark-extract compile-table lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -80,7 +80,7 @@ test-soak: .torch  ## the same on more meshes, with twenty kills, and at the pub
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(OPEN_CLIP) $(PEFT)
 	@touch $@
 
-test-torch: .torch  ## compare with PyTorch, transformers and open_clip, and read files that they write
+test-torch: .torch  ## compare with PyTorch, transformers and open_clip, read files that they write, and caption
 	PYTHONPATH=.torch $(PY) -m pytest -q -m torch tests/twin $(ARGS)
 
 demo: venv  ## generate clips, train, sample and write a report to runs/demo
@@ -100,6 +100,9 @@ benchmark-train-step: .torch  ## measure forward, step and sample beside PyTorch
 
 benchmark-sample: venv  ## measure every stage of sampling at the published sizes (30 minutes on an idle machine)
 	GLIBC_TUNABLES=$(KEPT_MEMORY) $(PY) -m benchmarks.sample $(ARGS)
+
+benchmark-extract: venv  ## measure how fast this machine makes records (20 minutes on an idle machine)
+	$(PY) -m benchmarks.extract $(ARGS)
 
 compile-table: .tpu  ## compile the training step of every size for TPU slices (over an hour; resumes)
 	JAX_PLATFORMS=cpu PYTHONPATH=.tpu:. $(PY) -m benchmarks.compile_table $(ARGS)

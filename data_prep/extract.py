@@ -14,7 +14,6 @@ from ml_collections import config_flags
 
 from flowley_jax.cli import run_main
 from flowley_jax.config import typed_from
-from flowley_jax.errors import FlowleyError
 
 _TABLE = flags.DEFINE_string("table", None, "Clip table (TSV).", required=True)
 _OUT = flags.DEFINE_string(
@@ -22,8 +21,9 @@ _OUT = flags.DEFINE_string(
 )
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    str(Path(__file__).parents[1] / "configs/records.py"),
-    "What the records are made with; behind a colon `published` for published weights.",
+    None,
+    "What the records are made with, configs/records.py by default; behind a colon `published` for published "
+    "weights.",
 )
 _CAPTIONS = flags.DEFINE_multi_string(
     "captions",
@@ -50,6 +50,7 @@ _SEPARATOR = "--"
 def main() -> int:
     """Command line."""
     from data_prep.prepare import Running, prepare_records
+    from data_prep.rows import named_files
     from data_prep.settings import RecordSettings
 
     prepare_records(
@@ -64,7 +65,7 @@ def main() -> int:
             retry=_RETRY.value,
             features=_FEATURES.value,
         ),
-        captions=dict(_named(text) for text in _CAPTIONS.value),
+        captions=named_files(_CAPTIONS.value),
     )
     return 0
 
@@ -78,13 +79,6 @@ def _options():
     return PipelineOptions([f"--runner={_RUNNER.value}", *own])
 
 
-def _named(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise FlowleyError(f"--captions={text} must be NAME=FILE")
-    return name, path
-
-
 def _flags_behind(separator: str) -> list[str]:
     """Takes what stands behind it from the command line."""
     if separator not in sys.argv:
@@ -94,6 +88,13 @@ def _flags_behind(separator: str) -> list[str]:
     return behind
 
 
+def _take_default_config() -> None:
+    """As a flag: as the default of one, its values could not be set by others before errors are caught."""
+    if not any(word.split("=")[0] in ("--config", "-config") for word in sys.argv):
+        sys.argv.insert(1, f"--config={Path(__file__).parents[1] / 'configs/records.py'}")
+
+
 if __name__ == "__main__":
     _OF_THE_RUNNER = _flags_behind(_SEPARATOR)
+    _take_default_config()
     run_main(main)

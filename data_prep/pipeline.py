@@ -119,7 +119,10 @@ def run(elements: Sequence[Any], steps: dict[str, Any], options: PipelineOptions
     name = options.get_all_options()["runner"] or _DEFAULT
     # What it logs as errors it raises as well.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    pipeline = beam.Pipeline(runner=_RUNNERS.get(name, name), options=options)
+    try:
+        pipeline = beam.Pipeline(runner=_RUNNERS.get(name, name), options=options)
+    except (ValueError, ImportError) as error:
+        raise FlowleyError(f"--runner={name}: {one_line(error)}") from error
     collection = pipeline | "elements" >> beam.Create(elements) | "spread" >> beam.Reshuffle()
     for label, step in steps.items():
         collection = collection | label >> step

@@ -31,7 +31,7 @@ from flowley_jax.data.clip_table import SPLITS, Clip, read_clip_table
 from flowley_jax.data.parts import PARTS_FILE
 from flowley_jax.data.record import EXAMPLES_PER_FILE, dataset_dir, has_records
 from flowley_jax.errors import FlowleyError
-from flowley_jax.whole_files import write_text
+from flowley_jax.whole_files import naming, write_text
 
 MANIFEST_FILE = "manifest.json"
 REJECTED_FILE = "rejected.tsv"
@@ -84,6 +84,8 @@ def prepare_records(
     out = Path(out)
     table = read_clip_table(clips)
     settings.check_rates()
+    with naming(out):
+        out.mkdir(parents=True, exist_ok=True)
     before = _manifest_of(out)
     if before:
         _check_settings(out, before, settings)

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.files import stamps_of
@@ -74,6 +74,21 @@ def rows_of(table: Sequence[Clip], captions: Mapping[str, Captions], settings: R
         )
         for clip in table
     ]
+
+
+def named_files(texts: Iterable[str]) -> dict[str, str]:
+    """Files by source, of words NAME=FILE of a command line.
+
+    Raises:
+      FlowleyError: for a word of another form.
+    """
+    files: dict[str, str] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise FlowleyError(f"--captions={text} must be NAME=FILE")
+        files[name] = path
+    return files
 
 
 def read_captions(files: Mapping[str, str | Path]) -> dict[str, dict[str, str]]:

@@ -210,6 +210,23 @@ def test_averages_of_several_lengths_are_compared_and_one_is_written(debug_run, 
     assert result.returncode == 0 and adapter.stat().st_size < out.stat().st_size / 5
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--config.secnds=3",), ("unknown configuration key 'secnds'", 'Did you mean "seconds"')),
+        (("--runner=Nope",), ("--runner=Nope: Unexpected pipeline runner",)),
+        (("--captions=soundcap",), ("--captions=soundcap must be NAME=FILE",)),
+        (("--config=configs/records.py:tiny",), ("has no option 'tiny'; it has embedded, published",)),
+    ],
+)
+def test_flags_of_extraction_that_mean_nothing(video, tmp_path, flags, expected):
+    (tmp_path / "clips.tsv").write_text("video_path\ttext_description\tsplit\tlabel\na.mp4\tx\ttrain\tx\n")
+    result = shell.run(
+        "data_prep.extract", "--table", tmp_path / "clips.tsv", "--out", tmp_path / "r", *flags
+    )
+    shell.fails_in_one_line(result, *expected)
+
+
 def test_a_clip_is_captioned_before_it_gets_its_sound(tiny_run, video, tmp_path):
     with openai_server.running(tmp_path / "requests.jsonl") as url:
         flags = (f"--soundcap={openai_server.MODEL}", f"--soundcap-server={url}")

@@ -1,7 +1,8 @@
 """Captions from a model of `transformers` on this machine: Qwen2.5-VL, or Qwen2.5-Omni, which hears."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,6 @@ class LocalModel:
         device: str = "",
         dtype: str = "auto",
     ):
-        self.identity: Mapping[str, str] = {"model": model, **({"adapter": adapter} if adapter else {})}
         self.at_once, self._max_tokens = at_once, max_tokens
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         with _naming(model):
@@ -60,8 +60,12 @@ class LocalModel:
             self.model: Any = kind.from_pretrained(model, dtype=dtype).to(self._device).eval()
         # Answers of a batch begin at one place.
         self.processor.tokenizer.padding_side = "left"
+        # The commit of a model from the hub.
+        revision = getattr(config, "_commit_hash", None)
+        self.identity: dict[str, str] = {"model": model, **({"revision": revision} if revision else {})}
         if adapter:
             self.model = _with_adapter(self.model, adapter)
+            self.identity |= {"adapter": adapter, "adapter_sha256": _digest(Path(adapter))}
 
     def __call__(self, clips: Sequence[Seen], prompt: str) -> list[str | Rejection]:
         try:
@@ -139,6 +143,13 @@ def _with_adapter(model, adapter: str):
         raise FlowleyError(f"{adapter}: holds no adapter (adapter_config.json is missing)")
     with _naming(adapter):
         return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
+
+
+def _digest(adapter: Path) -> str:
+    found = hashlib.sha256()
+    for path in sorted(adapter.glob("adapter_model.*")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 @contextlib.contextmanager
