@@ -80,13 +80,15 @@ def named_files(texts: Iterable[str]) -> dict[str, str]:
     """Files by source, of words NAME=FILE of a command line.
 
     Raises:
-      FlowleyError: for a word of another form.
+      FlowleyError: for a word of another form, or a source that is named twice.
     """
     files: dict[str, str] = {}
     for text in texts:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise FlowleyError(f"--captions={text} must be NAME=FILE")
+        if name in files:
+            raise FlowleyError(f"--captions={text}: {name} is {files[name]} already")
         files[name] = path
     return files
 

@@ -216,6 +216,7 @@ def test_averages_of_several_lengths_are_compared_and_one_is_written(debug_run, 
         (("--config.secnds=3",), ("unknown configuration key 'secnds'", 'Did you mean "seconds"')),
         (("--runner=Nope",), ("--runner=Nope: Unexpected pipeline runner",)),
         (("--captions=soundcap",), ("--captions=soundcap must be NAME=FILE",)),
+        (("--captions=a=b", "--captions=a=c"), ("--captions=a=c: a is b already",)),
         (("--config=configs/records.py:tiny",), ("has no option 'tiny'; it has embedded, published",)),
     ],
 )

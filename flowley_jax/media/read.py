@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import fractions
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -19,6 +19,10 @@ from flowley_jax.errors import FlowleyError
 
 SILENT_PEAK = 1e-6
 NORMALISED_PEAK = 0.95
+# More than its filter is long.
+_RESAMPLER_SECONDS = 1.0
+# Decoding what lies between two frames is faster than a jump to the key frame before the second.
+_JUMP_SECONDS = 15.0
 
 
 class MediaError(FlowleyError):
@@ -97,6 +101,30 @@ def read_frames(
     return np.stack(frames)
 
 
+def read_frames_at(path: str | Path, shares: Sequence[float]) -> list[np.ndarray]:
+    """The first frames at or behind some instants, turned upright; none for an instant behind the last frame.
+
+    Args:
+      shares: the instants in ascending order, as shares of the length that the file's header states.
+
+    Returns: for each frame uint8 (H, W, 3), RGB; none where the header states no length.
+
+    Raises:
+      MediaError: the file is missing, unreadable or has no video stream.
+    """
+    path = Path(path)
+    with _open(path) as container:
+        stream = _video_stream(container)
+        if stream is None:
+            raise MediaError(f"{path}: has no video stream", "no_video")
+        if not container.duration:
+            return []
+        stream.thread_type = "AUTO"
+        length, start = container.duration / av.time_base, (container.start_time or 0) / av.time_base
+        found = list(_frames_from(container, stream, [start + share * length for share in shares]))
+        return [np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) for frame in found]
+
+
 def read_audio(
     path: str | Path, *, sample_rate: int, seconds: float | None = None, normalize_peak: bool = False
 ) -> np.ndarray:
@@ -119,13 +147,12 @@ def read_audio(
         if not container.streams.audio:
             raise MediaError(f"{path}: has no audio stream", "no_audio")
         stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp")
-        chunks = [
-            part.to_ndarray().mean(axis=0)
-            for frame in container.decode(stream)
-            for part in resampler.resample(frame)
-        ]
         rate = stream.rate
+        # A peak is that of the whole track; otherwise no more is needed than the resampler reads.
+        limit = None
+        if seconds is not None and not normalize_peak:
+            limit = round((seconds + _RESAMPLER_SECONDS) * rate)
+        chunks = list(_mono(container, stream, limit))
     if not chunks:
         raise MediaError(f"{path}: its audio stream has no sample", "unreadable")
     wave = np.concatenate(chunks)
@@ -153,6 +180,17 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
     except (av.error.FFmpegError, EOFError) as error:
         message = f"{path}: not readable as video or sound ({_reason(error)})"
         raise MediaError(message, "unreadable") from error
+
+
+def _mono(container, stream, limit: int | None) -> Iterator[np.ndarray]:
+    """The mean of the channels, piece by piece, until there are so many samples."""
+    resampler, count = av.AudioResampler(format="fltp"), 0
+    for frame in container.decode(stream):
+        for part in resampler.resample(frame):
+            yield part.to_ndarray().mean(axis=0)
+            count += part.samples
+        if limit is not None and count >= limit:
+            return
 
 
 def _video_stream(container: av.container.InputContainer):
@@ -193,6 +231,20 @@ def _lead(container, stream, fps: float) -> str:
     if stream.start_time is None or float(stream.start_time * stream.time_base) - start < 1.0 / fps:
         return ""
     return f":start_time={start}"
+
+
+def _frames_from(container, stream, times: Sequence[float]) -> Iterator[av.VideoFrame]:
+    """The first frame at or behind each of some ascending times in seconds."""
+    frames, reached = container.decode(stream), 0.0
+    for time in times:
+        if time - reached > _JUMP_SECONDS:
+            container.seek(int(time * av.time_base))
+            frames = container.decode(stream)
+        frame = next((frame for frame in frames if frame.time is not None and frame.time >= time), None)
+        if frame is None:
+            return
+        yield frame
+        reached = time
 
 
 def _pull(sink) -> Iterator[av.VideoFrame]:

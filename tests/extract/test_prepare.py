@@ -23,7 +23,8 @@ from flowley_jax.media.read import read_audio, read_frames
 
 SETTINGS = unusable.SETTINGS
 SPLITS = ("train", "train", "train", "valid", "test", "test")
-RUNNING = Running(time_limit=60.0)
+# Processes that decode take longer to start than these clips to read.
+RUNNING = Running(decoders=1, time_limit=60.0)
 
 
 @pytest.fixture(scope="module")
@@ -177,13 +178,15 @@ def test_a_strict_run_stops_and_a_retry_tries_again(clips, tmp_path, monkeypatch
     row = (rows[0][0], str(folder / rows[0][1]), *rows[0][2:])
     table = unusable.write_table(tmp_path, [row, ("late", "late.mp4", "x", "train", "x")])
     with pytest.raises(FlowleyError, match=r"late.mp4: no such file \(missing\)"):
-        prepare_records(table, tmp_path / "out", SETTINGS, Running(strict=True))
+        prepare_records(table, tmp_path / "out", SETTINGS, dataclasses.replace(RUNNING, strict=True))
     assert not (tmp_path / "out/manifest.json").exists()
     with pytest.raises(FlowleyError, match=r"1 clips cannot be used; see .*rejected.tsv"):
-        prepare_records(table, tmp_path / "out", SETTINGS, Running(strict=True))
+        prepare_records(table, tmp_path / "out", SETTINGS, dataclasses.replace(RUNNING, strict=True))
     assert prepare_records(table, tmp_path / "out", SETTINGS, RUNNING)["rejected"] == {"missing": 1}
     counted = _Counted(monkeypatch)
-    assert prepare_records(table, tmp_path / "out", SETTINGS, Running(retry=True))["rejected"]
+    assert prepare_records(table, tmp_path / "out", SETTINGS, dataclasses.replace(RUNNING, retry=True))[
+        "rejected"
+    ]
     assert counted.media == [str(tmp_path / "late.mp4")]
     counted.media.clear()
     unusable.write_clip(tmp_path / "late.mp4", seed=8)

@@ -16,8 +16,8 @@ from data_prep.settings import RecordSettings
 
 pytestmark = pytest.mark.scale
 
-COUNT = 40
-SECONDS = 12.0
+COUNT = 24
+SECONDS = 8.0
 
 
 @pytest.fixture(scope="module")

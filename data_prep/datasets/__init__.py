@@ -1,0 +1,1 @@
+"""Clip tables of data sets whose files are on disk."""

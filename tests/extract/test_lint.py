@@ -1,0 +1,271 @@
+"""What is found wrong with tables and the files that they name."""
+
+import json
+
+import distinct
+import pytest
+import shell
+import unusable
+
+import data_prep.lint.readings
+from data_prep.lint.check import Reading, lint
+from data_prep.lint.shift import check_shift
+from data_prep.tables import TableRow, read_table
+from flowley_jax.errors import FlowleyError
+
+ROWS_ALONE = Reading(fingerprints=False)
+THINGS = (
+    "dog",
+    "rain",
+    "glass",
+    "engine",
+    "violin",
+    "thunder",
+    "keyboard",
+    "goat",
+    "river",
+    "hammer",
+    "bell",
+)
+
+
+def _table(folder, rows, *, files=True):
+    """A clip table with a file for each row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows if files else ():
+        (folder / row[1]).write_bytes(b"x")
+    return unusable.write_table(folder, rows)
+
+
+def _by_code(findings):
+    return {finding.code: finding for finding in findings}
+
+
+def _lines(finding):
+    return [example.line for example in finding.examples]
+
+
+def _clean(number, split="train"):
+    return [(f"c{i}", f"c{i}.mp4", f"sound of {i}", split, "a label") for i in range(number)]
+
+
+def test_a_clean_table_has_notes_at_most(tmp_path, capsys):
+    findings = lint(_table(tmp_path, _clean(4)), reading=ROWS_ALONE)
+    assert {finding.severity for finding in findings} <= {"note"}
+    printed = capsys.readouterr().out
+    assert "4 clips (flowley): 4 train" in printed and "findings: 2 note" in printed
+
+
+def test_rows_ids_captions_and_files(tmp_path):
+    rows = _clean(3)
+    rows += [
+        ("c0", "d.mp4", "", "valid", "a label"),
+        ("e", "c1.mp4", "x", "test", "other label"),
+        ("f", "c2.mp4", "x", "train", "a label"),
+        ("gone", "gone.mp4", "x", "train", "a label"),
+        ("odd", "odd.mp4", "x", "trian", "a label"),
+        ("short", "short.mp4", "x"),
+    ]
+    table = _table(tmp_path, rows)
+    (tmp_path / "gone.mp4").unlink()
+    found = _by_code(lint(table, reading=ROWS_ALONE))
+    lines = {code: _lines(found[code]) for code in found if found[code].severity != "note"}
+    assert lines == {
+        "malformed": [9, 10],
+        "duplicate_id": [5],
+        "clip_in_splits": [5],
+        "no_caption": [5],
+        "missing": [8],
+        "file_in_splits": [6],
+        "duplicate_file": [7],
+        "untrained_label": [6],
+    }
+    assert found["no_caption"].severity == found["duplicate_file"].severity == "warning"
+    assert str(found["clip_in_splits"].examples[0]) == "line 5, c0: valid, but c0 in line 2 is train"
+
+
+def test_youtube_videos_in_more_than_one_split(tmp_path):
+    (tmp_path / "v.csv").write_text("abcdefghi-_,1,x,train\nabcdefghi-_,11,x,test\nother678901,1,x,test\n")
+    found = _by_code(lint(tmp_path / "v.csv", reading=ROWS_ALONE))
+    (example,) = found["video_in_splits"].examples
+    assert example.line == 2 and "abcdefghi-__000001 in line 1 is train" in example.detail
+
+
+def test_files_found_below_root_alone_are_named(tmp_path):
+    table = unusable.write_table(tmp_path, [("a", "/far/away/a.mp4", "x", "train", "x")])
+    (tmp_path / "root/away").mkdir(parents=True)
+    (tmp_path / "root/away/a.mp4").write_bytes(b"x")
+    assert "missing" in _by_code(lint(table, reading=ROWS_ALONE))
+    found = _by_code(lint(table, root=tmp_path / "root", reading=ROWS_ALONE))
+    assert "missing" not in found and "root/away/a.mp4" in found["elsewhere"].examples[0].detail
+
+
+def test_the_balance_of_labels(tmp_path):
+    rows = [(f"c{i}", f"c{i}.mp4", "x", "train", "common" if i else "rare") for i in range(9)]
+    rows += [("t", "t.mp4", "x", "test", "common"), ("u", "u.mp4", "x", "valid", "unseen")]
+    found = _by_code(lint(_table(tmp_path, rows), out=tmp_path / "out", reading=ROWS_ALONE))
+    assert found["balance"].summary == "3 labels with 1 to 9 clips"
+    assert found["balance"].examples[0].detail == "frequent: 'common' has 8 train, 1 test"
+    assert _lines(found["untrained_label"]) == [12]
+    report = json.loads((tmp_path / "out/lint.json").read_text())
+    assert report["balance"] == {
+        "common": {"train": 8, "test": 1},
+        "rare": {"train": 1},
+        "unseen": {"valid": 1},
+    }
+    assert {finding["code"]: finding["count"] for finding in report["findings"]} == {
+        code: len(finding.examples) for code, finding in found.items()
+    }
+
+
+def _described(number, caption_of, *, named=True):
+    things = [THINGS[(i * i + i // 11) % len(THINGS)] for i in range(number)]
+    captions = [f"the {thing} sounds loudly" for thing in things]
+    return [
+        TableRow(
+            line=i + 2,
+            id=f"c{i}",
+            path=f"{i}_{thing}.mp4" if named else f"{i}.mp4",
+            caption=caption_of(captions, i),
+            split="train",
+            label=thing,
+        )
+        for i, thing in enumerate(things)
+    ]
+
+
+@pytest.mark.parametrize("shift", [-3, -1, 1, 2])
+def test_shifted_captions_are_found_with_the_line_from_which_on(shift):
+    rows = _described(200, lambda captions, i: captions[i] if i < 80 else captions[(i - shift) % 200])
+    (finding,) = check_shift(rows)
+    assert finding.code == "shifted_captions" and finding.severity == "error"
+    (example,) = finding.examples
+    assert abs(example.line - 82) <= 4
+    direction = "down" if shift > 0 else "up"
+    assert f"{abs(shift)} row" in example.detail and direction in example.detail
+
+
+def test_captions_that_fit_are_not_taken_for_shifted():
+    assert check_shift(_described(200, lambda captions, i: captions[i])) == []
+    # Labels in blocks: the neighbour's caption fits as well as the own.
+    blocks = [
+        TableRow(line=i, id=str(i), caption=f"a {THINGS[i // 20]}", split="", label=THINGS[i // 20])
+        for i in range(200)
+    ]
+    assert check_shift(blocks) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (_described(5, lambda captions, i: captions[i]), "too few have words to compare"),
+        (_described(50, lambda captions, i: "noise"), "have hardly a word in common"),
+        (
+            [TableRow(line=i, id=f"{i}", caption="dog", split="", label="dog") for i in range(50)],
+            "captions are the labels and files' names say nothing",
+        ),
+    ],
+)
+def test_whether_captions_are_shifted_cannot_always_be_judged(rows, reason):
+    (finding,) = check_shift(rows)
+    assert finding.severity == "note" and reason in finding.examples[0].detail
+
+
+def test_captions_of_other_sources(tmp_path):
+    table = _table(tmp_path, _clean(3))
+    captions = tmp_path / "other.tsv"
+    captions.write_text("id\tcaption\nc0\ta\nc1\t\nc9\tb\n")
+    found = _by_code(lint(table, captions={"other": captions}, reading=ROWS_ALONE))
+    assert [example.id for example in found["captions_unknown"].examples] == ["c9"]
+    assert [example.id for example in found["captions_lacking"].examples] == ["c1", "c2"]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Clips with copies within a split and across splits, and files that cannot be read."""
+    folder = tmp_path_factory.mktemp("clips")
+    for seed in range(3):
+        distinct.write(folder / f"{seed}.mp4", seed)
+    distinct.write_copy(folder / "copy0.mp4", 0)
+    distinct.write_copy(folder / "copy1.mp4", 1, size=(96, 80))
+    distinct.write(folder / "dubbed.mp4", 2, sound=7)
+    (folder / "same2.mp4").write_bytes((folder / "2.mp4").read_bytes())
+    unusable.write_clip(folder / "plain.mp4", 0, audio=False)
+    unusable.write_clip(folder / unusable.CRASHING, 1)
+    (folder / "broken.mp4").write_bytes(b"no film" * 99)
+    names = ["0", "1", "2", "copy0", "copy1", "dubbed", "same2", "plain", "crash", "broken"]
+    splits = ["train"] * 3 + ["test", "train", "valid", "train"] + ["train"] * 3
+    rows = [(name, f"{name}.mp4", "x", split, "x") for name, split in zip(names, splits, strict=True)]
+    return unusable.write_table(folder, [*rows, unusable.write_hanging(folder)])
+
+
+def test_copies_and_unreadable_files_are_found_and_nothing_is_read_twice(clips, tmp_path, monkeypatch):
+    codec = unusable.write_crashing_codec(tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", str(codec))
+    reading = Reading(workers=1, time_limit=4.0)
+    found = _by_code(lint(clips, out=tmp_path / "out", reading=reading))
+    assert {example.id: example.detail.split(" (")[0] for example in found["copy_in_splits"].examples} == {
+        "copy0": "test, near 0 in line 2, train",
+        "dubbed": "valid, near 2 in line 4, train",
+    }
+    assert found["copy_in_splits"].severity == "error" and found["copy"].severity == "note"
+    assert {example.id for example in found["copy"].examples} == {"copy1", "same2"}
+    assert [example.id for example in found["not_compared"].examples] == ["plain"]
+    reasons = {example.id: example.detail.split(":")[0] for example in found["unreadable"].examples}
+    assert reasons == {"crash": "crash", "broken": "unreadable", "hanging": "timeout"}
+    kept = tmp_path / "out/fingerprints.jsonl"
+    whole = kept.read_text()
+    assert len(whole.splitlines()) == 11
+    monkeypatch.setattr(data_prep.lint.readings, "DecoderPool", None)
+    assert _by_code(lint(clips, out=tmp_path / "out", reading=reading)) == found
+    assert kept.read_text() == whole
+
+
+def test_an_interrupted_run_goes_on(clips, tmp_path, monkeypatch):
+    rows = [row.split("\t") for row in clips.read_text().splitlines()[1:5]]
+    rows = [(row[0], str(clips.parent / row[1]), *row[2:]) for row in rows]
+    table, out = unusable.write_table(tmp_path, rows), tmp_path / "out"
+    first = lint(table, out=out)
+    kept = out / "fingerprints.jsonl"
+    lines = kept.read_text().splitlines()
+    kept.write_text("\n".join([*lines[:3], lines[3][:40]]))
+    read = []
+    original = data_prep.lint.readings._read
+    monkeypatch.setattr(
+        data_prep.lint.readings, "_read", lambda paths, *more: read.extend(paths) or original(paths, *more)
+    )
+    assert lint(table, out=out) == first
+    assert read == [rows[3][1]] and sorted(kept.read_text().splitlines()) == sorted(lines)
+    kept.write_text('{"version": 1}\n')
+    with pytest.raises(FlowleyError, match=r"fingerprints.jsonl: is damaged .* remove it"):
+        lint(table, out=out)
+
+
+@pytest.mark.parametrize(("split", "code"), [("train", 0), ("tain", 3)])
+def test_the_exit_code_says_whether_there_is_an_error(tmp_path, split, code):
+    table = _table(tmp_path, _clean(2, split))
+    result = shell.run("data_prep.lint", "--table", table, "--no-fingerprints", "--kind=flowley")
+    assert result.returncode == code, result.stderr
+    assert ("error malformed (2)" in result.stdout) == (code == 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--table=none.tsv",), ["none.tsv: no such table"]),
+        (("--table=README.md",), ["README.md: no known table", "expected a TSV"]),
+        (("--table=README.md", "--kind=csv"), ["kind", "csv"]),
+        (("--table=README.md", "--captions=x"), ["--captions=x must be NAME=FILE"]),
+    ],
+)
+def test_what_cannot_be_checked_fails_in_one_line(flags, expected):
+    shell.fails_in_one_line(shell.run("data_prep.lint", *flags), *expected)
+
+
+def test_every_kind_of_table_can_be_checked(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"id": 0, "audio_prompt": "x"}\n')
+    (tmp_path / "my_test.tsv").write_text("id\tlabel\n0\tx\n")
+    for name in ("p.jsonl", "my_test.tsv"):
+        assert {"missing"} <= set(_by_code(lint(tmp_path / name, reading=ROWS_ALONE)))
+        (row,) = read_table(tmp_path / name).rows
+        assert row.split == "test"
