@@ -15,8 +15,10 @@ class CaptionModel(Protocol):
       at_once: clips that it is given at a time.
     """
 
-    identity: Mapping[str, str]
     at_once: int
+
+    @property
+    def identity(self) -> Mapping[str, str]: ...
 
     def __call__(self, clips: Sequence[Seen], prompt: str) -> list[str | Rejection]:
         """One answer for each clip, in order, or why there is none.
