@@ -118,7 +118,9 @@ def _padded(
         return array[:length]
     if short > settings.pad_seconds * rate:
         found, needed = len(array) / rate, length / rate
-        if info.duration - _ROUNDING_SECONDS > max(found, needed):
+        # A sound that ends before its picture does is no sign of it.
+        whole = what == "sound" and info.width is not None
+        if info.duration - _ROUNDING_SECONDS > found and not whole:
             stated = f"its header states {info.duration:.2f} s"
             raise _Rejected(Reason.TRUNCATED, f"has {found:.2f} s of {what}, {stated}")
         raise _Rejected(Reason.TOO_SHORT, f"has {found:.2f} s of {what}, {needed:.2f} s are needed")

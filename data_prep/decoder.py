@@ -13,6 +13,7 @@ import select
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from flowley_jax.errors import FlowleyError
 
 _SIZE = struct.Struct("<Q")
 _START_SECONDS = 300.0
+_WATCH_SECONDS = 2.0
 # One thread of linear algebra for each process: more of them only contend.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -142,6 +144,7 @@ def _read(descriptor: int, size: int, deadline: float | None) -> bytearray:
 
 def _serve() -> None:
     """Does what it is told to until its input ends."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # What libraries print must not come between the results.
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -150,6 +153,13 @@ def _serve() -> None:
         _send(results, "ready")
         while True:
             _send(results, work(*_receive(sys.stdin, None)))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process with the one that started it: in a file that hangs, it does not see its input end."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
 
 
 if __name__ == "__main__":

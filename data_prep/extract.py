@@ -30,7 +30,7 @@ _CAPTIONS = flags.DEFINE_multi_string(
     [],
     "NAME=FILE: captions of another source, a TSV with the columns id and caption; repeatable.",
 )
-_RUNNER = flags.DEFINE_string("runner", "DirectRunner", "Beam's runner; see docs/runners.md.")
+_RUNNER = flags.DEFINE_string("runner", "DirectRunner", "Beam's runner; see docs/records.md.")
 _FEATURES = flags.DEFINE_string(
     "features",
     "",

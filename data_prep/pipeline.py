@@ -4,12 +4,14 @@ Every pipeline is one line of steps over elements that are groups already, and i
 runs on engines that know little more than that (docs/records.md).
 """
 
+import contextlib
 import dataclasses
 import functools
+import io
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,10 +82,11 @@ def make_media_features(
     encode = RunInference(Encoders(settings, _media_features))
     decode = beam.ParDo(_Decode(settings, decoders, time_limit))
     keep = beam.ParDo(_Keep("media", store, strict))
-    try:
-        run([*_groups(items)], {"decode": decode, "encode": encode, "keep": keep}, options)
-    finally:
-        _close_decoders()
+    with _quiet():
+        try:
+            run([*_groups(items)], {"decode": decode, "encode": encode, "keep": keep}, options)
+        finally:
+            _close_decoders()
 
 
 def make_text_features(
@@ -117,8 +120,6 @@ def run(elements: Sequence[Any], steps: dict[str, Any], options: PipelineOptions
         return
     options = options or PipelineOptions(IN_THREADS)
     name = options.get_all_options()["runner"] or _DEFAULT
-    # What it logs as errors it raises as well.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
         pipeline = beam.Pipeline(runner=_RUNNERS.get(name, name), options=options)
     except (ValueError, ImportError) as error:
@@ -127,7 +128,8 @@ def run(elements: Sequence[Any], steps: dict[str, Any], options: PipelineOptions
     for label, step in steps.items():
         collection = collection | label >> step
     try:
-        pipeline.run().wait_until_finish()
+        with _quiet():
+            pipeline.run().wait_until_finish()
     except Exception as error:
         # Engines wrap what a step raises, often as the text of a traceback, and add where it was.
         raised = re.findall(
@@ -138,6 +140,14 @@ def run(elements: Sequence[Any], steps: dict[str, Any], options: PipelineOptions
         if not raised:
             raise
         raise FlowleyError(raised[-1]) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Beam from printing tracebacks of what it raises as well, and of what is stopped by Ctrl-C."""
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 class Encoders(ModelHandler[Sequence[Any], PredictionResult, RecordSettings]):

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -95,15 +95,15 @@ def prepare_records(
     if running.retry:
         _forget_rejections(rows, store)
     elif before and before["identity"] == identity and has_records(out):
+        if running.strict and before["rejected"]:
+            _refuse(clips, out, sum(before["rejected"].values()))
         print(f"records are made already in {out}: {_counts_line(before)}")
         return before
     _make_missing(rows, settings, store, running)
     rejections = _rejections(rows, store)
     _report_rejections(out / REJECTED_FILE, rows, rejections)
     if rejections.clips and running.strict:
-        raise FlowleyError(
-            f"{clips}: {len(rejections.clips)} clips cannot be used; see {out / REJECTED_FILE}"
-        )
+        _refuse(clips, out, len(rejections.clips))
     accepted = _accepted(rows, rejections)
     training = [row for row in accepted if row.clip.split == "train"]
     if not training:
@@ -135,6 +135,10 @@ def prepare_records(
     remove_notes(dataset_dir(out))
     print(f"records are in {out}: {_counts_line(manifest)}")
     return json.loads(text)
+
+
+def _refuse(clips: str | Path, out: Path, rejected: int) -> NoReturn:
+    raise FlowleyError(f"{clips}: {rejected} clips cannot be used; see {out / REJECTED_FILE}")
 
 
 def _manifest_of(out: Path) -> dict[str, Any] | None:

@@ -1,8 +1,10 @@
 """The programs as a shell sees them: output, exit codes, one clear line for bad input, and nothing lost."""
 
 import json
+import os
 import signal
 import subprocess
+import time
 
 import numpy as np
 import openai_server
@@ -226,6 +228,31 @@ def test_flags_of_extraction_that_mean_nothing(video, tmp_path, flags, expected)
         "data_prep.extract", "--table", tmp_path / "clips.tsv", "--out", tmp_path / "r", *flags
     )
     shell.fails_in_one_line(result, *expected)
+
+
+def test_captioning_says_what_it_takes_and_what_a_table_has(video, tmp_path):
+    assert "--model" in shell.run("data_prep.soundcap", "--help").stdout
+    (tmp_path / "clips.tsv").write_text("video_path\ttext_description\tsplit\tlabel\na.mp4\tx\ttrain\tx\n")
+    flags = ("--table", tmp_path / "clips.tsv", "--out", tmp_path / "caps", "--model=x")
+    wrong = shell.run("data_prep.soundcap", *flags, "--split=vlaid", "--server=http://127.0.0.1:9/v1")
+    shell.fails_in_one_line(wrong, "no row of split 'vlaid'; it has train")
+    shell.fails_in_one_line(
+        shell.run("data_prep.soundcap", *flags, "--server=127.0.0.1:9"), "must begin with http:// or https://"
+    )
+
+
+def test_an_interrupted_extraction_says_how_to_go_on(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    (tmp_path / "clips.tsv").write_text("video_path\ttext_description\tsplit\tlabel\na.mp4\tx\ttrain\tx\n")
+    command = shell.command("data_prep.extract", "--table", tmp_path / "clips.tsv", "--out", tmp_path / "r")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=shell.ROOT) as process:
+        while "reading clips" not in process.stderr.read(20):
+            pass
+        time.sleep(2.0)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130 and "Traceback" not in rest
+    assert rest.splitlines()[-1] == "interrupted; run the same command again to go on"
 
 
 def test_a_clip_is_captioned_before_it_gets_its_sound(tiny_run, video, tmp_path):

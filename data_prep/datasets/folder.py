@@ -11,6 +11,8 @@ from flowley_jax.errors import FlowleyError
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
 _LONGEST_ID = 120
+# What cameras call files.
+_OF_CAMERAS = frozenset(("img", "dsc", "dscn", "mov", "mvi", "vid", "video", "pxl", "gopr", "clip"))
 _SAFE = re.compile(r"[A-Za-z0-9-][A-Za-z0-9.-]*(_[A-Za-z0-9.-]+)*")
 
 
@@ -34,8 +36,10 @@ def make_table(root: str | Path, out: str | Path, *, valid: float = 0.05, test: 
     _refuse_same_ids(clips)
     write_clips(out, clips)
     print(f"{len(clips)} clips are in {out}: {counts_line(clip.split for clip in clips)}")
-    written = sum(path.with_suffix(".txt") in beside for path in videos)
-    print(f"{written} captions are from .txt files, the others are words of the files' names")
+    if beside & {path.with_suffix(".txt") for path in videos}:
+        print("captions are from .txt files where there are any, the others are words of the files' names")
+    else:
+        print("captions are words of the files' names; a .txt beside a file would be its caption")
     if empty := sum(not clip.caption for clip in clips):
         print(f"{empty} clips have no caption: neither a text nor a word in the name")
 
@@ -69,7 +73,8 @@ def _caption(path: Path, beside: set[Path]) -> str:
         written = text.read_text(encoding="utf-8-sig").strip() if text in beside else ""
     except UnicodeDecodeError as error:
         raise FlowleyError(f"{text}: must be UTF-8 text") from error
-    return written or " ".join(re.findall(r"[^\W\d_]+", path.stem))
+    words = [word for word in re.findall(r"[^\W\d_]+", path.stem) if word.lower() not in _OF_CAMERAS]
+    return written or (" ".join(words) if max(map(len, words), default=0) > 2 else "")
 
 
 def _refuse_same_ids(clips: list[Clip]) -> None:

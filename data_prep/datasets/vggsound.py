@@ -64,5 +64,7 @@ def _held_out(csv: str | Path, rows: Sequence[TableRow], valid: int) -> set[str]
             chosen.add(video)
             left -= counts[video]
     if left:
-        raise FlowleyError(f"{csv}: --valid={valid}, but only {valid - left} clips of train can be held out")
+        raise FlowleyError(
+            f"{csv}: --valid={valid}, but only {valid - left} clips of train can be held out; give less"
+        )
     return chosen

@@ -9,6 +9,7 @@ from absl import flags
 
 from data_prep.soundcap.options import define_model_flags, model_from_flags, viewing_from_flags
 from flowley_jax.cli import run_main
+from flowley_jax.errors import FlowleyError
 
 _TABLE = flags.DEFINE_string("table", None, "Clip table (TSV); only the paths are needed.", required=True)
 _OUT = flags.DEFINE_string(
@@ -28,13 +29,18 @@ define_model_flags(sound=True)
 def main() -> int:
     """Command line."""
     from data_prep.soundcap.audit import write_audit
-    from data_prep.soundcap.captions import Reading, caption_clips
+    from data_prep.soundcap.captions import Reading, caption_clips, tell
     from data_prep.soundcap.prompts import CAPTIONS, TARGETS, Prompt
     from flowley_jax.data.clip_table import read_clip_table
 
     out, viewing = Path(_OUT.value), viewing_from_flags()
     clips = read_clip_table(_TABLE.value, columns=("video_path", "text_description"))
+    splits = sorted({clip.split for clip in clips})
     clips = [clip for clip in clips if _SPLIT.value in (None, clip.split)]
+    if not clips:
+        raise FlowleyError(
+            f"{_TABLE.value}: no row of the split {_SPLIT.value!r}; it has {', '.join(splits)}"
+        )
     prompt = Prompt.read(_PROMPT.value or (TARGETS if viewing.sound else CAPTIONS))
     captioned = caption_clips(
         clips,
@@ -45,6 +51,7 @@ def main() -> int:
         reading=Reading(decoders=_DECODERS.value, time_limit=_TIME_LIMIT.value),
         retry=_RETRY.value,
     )
+    tell(out, clips, captioned)
     if _AUDIT.value:
         page = out / "audit.html"
         write_audit(page, clips, captioned.captions, number=_AUDIT.value, title=f"Captions by {prompt.name}")

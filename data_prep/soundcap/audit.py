@@ -52,7 +52,7 @@ def _row(clip: Clip, caption: str | None, folder: Path) -> str:
     table = f"<p><small>in the table: {escape(clip.caption)}</small></p>" if clip.caption else ""
     address = escape(os.path.relpath(clip.video_path, folder), quote=True)
     return (
-        f"<article><video controls preload='none' poster='{_poster(clip)}' src='{address}'></video>"
+        f"<article><video controls preload='none' {_poster(clip)}src='{address}'></video>"
         f"<div>{said}{table}<small>{escape(clip.id)}</small></div></article>"
     )
 
@@ -67,4 +67,4 @@ def _poster(clip: Clip) -> str:
     image.thumbnail((_WIDTH, _WIDTH))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return f"poster='data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}' "

@@ -1,6 +1,7 @@
 """Captions for the clips of a table, resumably, with provenance."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.decoder import DecoderPool
+from data_prep.files import stamps_of
 from data_prep.progress import progress_bar
 from data_prep.rejection import Rejection
 from data_prep.soundcap.filters import cleaned, fault_of
@@ -54,7 +56,7 @@ def caption_clips(
     reading: Reading | None = None,
     retry: bool = False,
 ) -> Captioned:
-    """Asks the model about every clip that has no answer yet in `out/captions.jsonl`.
+    """Asks the model about every clip that has no answer yet in `out/captions.jsonl`, or has changed since.
 
     Args:
       out: folder for the journal, `captions.tsv` (id, caption) and `rejected.tsv` (id, reason, detail).
@@ -65,7 +67,11 @@ def caption_clips(
     """
     made_by = _made_by(model, prompt, viewing)
     journal = Journal(out / JOURNAL_FILE)
-    answers = journal.of(made_by)
+    if (out / CAPTIONS_FILE).exists() and journal.last() not in (made_by, None):
+        log.warning("%s gets captions of this model, prompt and way of showing now", out / CAPTIONS_FILE)
+    stamps = {path: stamp and list(stamp) for path, stamp in stamps_of(c.source for c in clips).items()}
+    files = {clip.id: stamps[clip.source] for clip in clips}
+    answers = {k: answer for k, answer in journal.of(made_by).items() if answer["file"] == files.get(k)}
     if retry:
         answers = {key: answer for key, answer in answers.items() if _judged(answer)[1] is None}
     todo = [clip for clip in clips if clip.id not in answers]
@@ -73,16 +79,25 @@ def caption_clips(
         already = len(clips) - len(todo)
         log.info("%d of %d clips have an answer already in %s", already, len(clips), journal.path)
     provenance = _provenance(model, prompt, viewing, made_by)
-    with progress_bar("captions", total=len(todo)) as bar:
+    with progress_bar("captions", total=len(todo)) if todo else contextlib.nullcontext() as bar:
         for group, seen in _groups(todo, viewing, model.at_once, reading or Reading()):
             for clip, answer in zip(group, _answers(seen, model, prompt), strict=True):
-                answers[clip.id] = {"id": clip.id, **_stored(answer), **provenance}
+                answers[clip.id] = {"id": clip.id, **_stored(answer), "file": files[clip.id], **provenance}
                 journal.add(answers[clip.id])
-            bar.update(len(group))
+            if bar is not None:
+                bar.update(len(group))
     captioned = _sorted_out(clips, answers)
     _write(out, captioned)
-    _tell(out, clips, captioned)
     return captioned
+
+
+def tell(out: Path, clips: Sequence[Clip], captioned: Captioned) -> None:
+    """Says how many clips have a caption, and why others have none."""
+    log.info("%d of %d clips have a caption: %s", len(captioned.captions), len(clips), out / CAPTIONS_FILE)
+    if captioned.rejected:
+        counts = Counter(one.reason for one in captioned.rejected.values()).most_common()
+        listed = ", ".join(f"{number} {reason}" for reason, number in counts)
+        log.info("without: %d (%s); see %s", len(captioned.rejected), listed, out / REJECTED_FILE)
 
 
 def _made_by(model: CaptionModel, prompt: Prompt, viewing: Viewing) -> str:
@@ -166,11 +181,3 @@ def _write(out: Path, captioned: Captioned) -> None:
         for clip_id, one in captioned.rejected.items()
     ]
     write_text(out / REJECTED_FILE, "id\treason\tdetail\n" + "".join(lines))
-
-
-def _tell(out: Path, clips: Sequence[Clip], captioned: Captioned) -> None:
-    log.info("%d of %d clips have a caption: %s", len(captioned.captions), len(clips), out / CAPTIONS_FILE)
-    if captioned.rejected:
-        counts = Counter(one.reason for one in captioned.rejected.values()).most_common()
-        listed = ", ".join(f"{number} {reason}" for reason, number in counts)
-        log.info("%d have none (%s); see %s", len(captioned.rejected), listed, out / REJECTED_FILE)

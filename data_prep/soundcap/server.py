@@ -25,6 +25,9 @@ class ServerModel:
       model: name that the server knows it by.
       at_once: requests at a time.
       key: its API key, if it wants one.
+
+    Raises:
+      FlowleyError: the address is none.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class ServerModel:
         timeout: float = 300.0,
         pause: float = _PAUSE,
     ):
+        if not url.startswith(("http://", "https://")):
+            raise FlowleyError(f"{url}: the address of a server must begin with http:// or https://")
         self.identity: Mapping[str, str] = {"model": model, "server": url}
         self.at_once = at_once
         self._model, self._max_tokens, self._pause, self._url = model, max_tokens, pause, url
@@ -61,7 +66,8 @@ class ServerModel:
             except HfHubHTTPError as error:
                 code = error.response.status_code
                 if code in (401, 403, 404):
-                    raise FlowleyError(f"{self._url}: answers {code} for {self._model!r}") from error
+                    said = one_line(error)[:300]
+                    raise FlowleyError(f"{self._url}: answers {code} for {self._model!r} ({said})") from error
                 if code < 500 and code not in _BUSY:
                     return Rejection("model", f"the server answers {code}: {one_line(error)[:200]}")
                 problem = error

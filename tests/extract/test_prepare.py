@@ -4,7 +4,10 @@ import dataclasses
 import functools
 import json
 import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,6 +120,25 @@ def test_a_decoder_that_hangs_is_given_up(tmp_path):
     patient.close()
 
 
+def test_a_decoder_that_hangs_ends_with_the_program_that_was_killed(tmp_path):
+    unusable.write_hanging(tmp_path)
+    program = (
+        "import threading, sys\n"
+        "from data_prep.decoder import Decoder\n"
+        "decoder = Decoder(open, 99.0)\n"
+        "threading.Timer(0.5, lambda: print(decoder._process.pid, flush=True)).start()\n"
+        f"decoder({str(tmp_path / 'hanging.mp4')!r})\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        decoder = Path(f"/proc/{int(parent.stdout.readline())}")
+        assert decoder.exists()
+        parent.kill()
+    deadline = time.monotonic() + 20.0
+    while decoder.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not decoder.exists()
+
+
 class _Counted:
     """What is asked of the pipelines."""
 
@@ -183,6 +205,8 @@ def test_a_strict_run_stops_and_a_retry_tries_again(clips, tmp_path, monkeypatch
     with pytest.raises(FlowleyError, match=r"1 clips cannot be used; see .*rejected.tsv"):
         prepare_records(table, tmp_path / "out", SETTINGS, dataclasses.replace(RUNNING, strict=True))
     assert prepare_records(table, tmp_path / "out", SETTINGS, RUNNING)["rejected"] == {"missing": 1}
+    with pytest.raises(FlowleyError, match="1 clips cannot be used"):
+        prepare_records(table, tmp_path / "out", SETTINGS, dataclasses.replace(RUNNING, strict=True))
     counted = _Counted(monkeypatch)
     assert prepare_records(table, tmp_path / "out", SETTINGS, dataclasses.replace(RUNNING, retry=True))[
         "rejected"

@@ -146,6 +146,21 @@ def test_captions_come_with_provenance_and_a_stopped_run_goes_on(clips, tmp_path
     assert len(caption_clips(clips, tmp_path, other, Prompt("x", "y"), VIEWING).captions) == 5
 
 
+def test_a_file_that_has_changed_is_asked_about_again(tmp_path, caplog):
+    unusable.write_clip(tmp_path / "a.mp4", seed=0)
+    unusable.write_clip(tmp_path / "b.mp4", seed=1)
+    rows = [("a", "a.mp4", "x", "train", "x"), ("b", "b.mp4", "x", "train", "x")]
+    clips = read_clip_table(unusable.write_table(tmp_path, rows))
+    prompt = Prompt.read(CAPTIONS)
+    caption_clips(clips, tmp_path / "out", _Model(["One.", "Two."]), prompt, VIEWING)
+    unusable.write_clip(tmp_path / "b.mp4", seed=2)
+    again = caption_clips(clips, tmp_path / "out", _Model(["Three."]), prompt, VIEWING)
+    assert again.captions == {"a": "One.", "b": "Three."}
+    assert "now" not in caplog.text
+    caption_clips(clips, tmp_path / "out", _Model(["Four.", "Five."]), Prompt("x", "y"), VIEWING)
+    assert "captions.tsv gets captions of this model, prompt and way of showing now" in caplog.text
+
+
 def test_a_server_is_shown_pictures_and_sound(clips, tmp_path):
     viewing = Viewing(seconds=1.0, fps=4.0, size=32, sound=True)
     log = tmp_path / "requests.jsonl"
@@ -170,8 +185,10 @@ def test_what_a_server_refuses_and_one_that_is_not_there(clips, tmp_path):
         model = ServerModel(url, openai_server.MODEL, pause=0.01)
         rejected = caption_clips(clips[:1], tmp_path / "out", model, prompt, single).rejected
         assert rejected["id0"].reason == "model" and "400" in rejected["id0"].detail
-        with pytest.raises(FlowleyError, match=r"/v1: answers 404 for 'other'"):
+        with pytest.raises(FlowleyError, match=r"/v1: answers 404 for 'other' \(.*no model other"):
             caption_clips(clips[:1], tmp_path, ServerModel(url, "other"), prompt, VIEWING)
+    with pytest.raises(FlowleyError, match="must begin with http"):
+        ServerModel("localhost:8000", "x")
     gone = ServerModel(url, openai_server.MODEL, pause=0.01)
     with pytest.raises(FlowleyError, match=r"no answer in 4 attempts .*run again to go on"):
         caption_clips(clips[:1], tmp_path, gone, prompt, VIEWING)
