@@ -235,7 +235,7 @@ def test_captioning_says_what_it_takes_and_what_a_table_has(video, tmp_path):
     (tmp_path / "clips.tsv").write_text("video_path\ttext_description\tsplit\tlabel\na.mp4\tx\ttrain\tx\n")
     flags = ("--table", tmp_path / "clips.tsv", "--out", tmp_path / "caps", "--model=x")
     wrong = shell.run("data_prep.soundcap", *flags, "--split=vlaid", "--server=http://127.0.0.1:9/v1")
-    shell.fails_in_one_line(wrong, "no row of split 'vlaid'; it has train")
+    shell.fails_in_one_line(wrong, "no row of the split 'vlaid'; it has train")
     shell.fails_in_one_line(
         shell.run("data_prep.soundcap", *flags, "--server=127.0.0.1:9"), "must begin with http:// or https://"
     )

@@ -139,7 +139,7 @@ def test_a_folder_of_videos(tmp_path, capsys):
     folder.make_table(root, tmp_path / "out.tsv", valid=0.0, test=0.0)
     rows = [(clip.id, clip.caption, clip.label, clip.split) for clip in read_clip_table(tmp_path / "out.tsv")]
     assert rows == [
-        ("a", "a", "my videos", "train"),
+        ("a", "", "my videos", "train"),
         ("dog__Dog_barking-01.MP4", "Dog barking", "dog", "train"),
         ("dog__b.webm", "a dog in a yard", "dog", "train"),
     ]

@@ -44,6 +44,7 @@ def codec(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(clips, codec, tmp_path_factory):
+    """Records that one process made."""
     out = tmp_path_factory.mktemp("uninterrupted")
     return prepare_records(clips[0], out, unusable.SETTINGS, Running(time_limit=SECONDS))
 
@@ -93,11 +94,10 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same(clips, uninterrupted, tm
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--runner=DirectRunner"],
         ["--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"],
         ["--runner=DaskRunner", "--dask_partition_size=1"],
     ],
-    ids=["one worker", "two processes", "dask"],
+    ids=["two processes", "dask"],
 )
 # Their servers and clients end with the process that runs the tests.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::UserWarning:distributed.*")
