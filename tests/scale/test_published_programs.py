@@ -6,12 +6,16 @@ import numpy as np
 import published
 import pytest
 import shell
+from golden_data import relative_error
 
+from flowley_jax.config import SampleConfig
 from flowley_jax.data.parts import Parts
 from flowley_jax.data.record import open_records
+from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.interop.weight_files import read_arrays
 from flowley_jax.media.read import probe, read_audio
 from flowley_jax.media.write import write_video
+from flowley_jax.sampling.published import load_published
 
 pytestmark = pytest.mark.scale
 # Of the network that is trained on the records: its inputs are as wide as the miniature's features.
@@ -91,3 +95,17 @@ def test_records_are_made_and_trained_on(bundles, clips, tmp_path):
     result = shell.sample(workdir, clips / "c2.mp4", out, "--steps=2", "--prompt=two glasses clink")
     assert result.returncode == 0, result.stderr
     assert len(read_audio(out, sample_rate=16_000)) == 128_000
+
+
+def test_half_precision_sounds_alike(bundles):
+    settings = SampleConfig(solver=SolverConfig(steps=2), guidance=2.0)
+    frames = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    sampler = load_published(bundles, settings=settings)
+    half = load_published(bundles, settings=settings, dtype="bfloat16")
+    for features, expected in (
+        (half.parts.features_of_video(frames), sampler.parts.features_of_video(frames)),
+        (half.parts.features_of_text(["rain"])[0], sampler.parts.features_of_text(["rain"])[0]),
+    ):
+        assert 0 < relative_error(features, expected) < 0.05
+    wave, expected = (one.sound(frames, "a dog barks")[0] for one in (half, sampler))
+    assert np.corrcoef(wave, expected)[0, 1] > 0.95
