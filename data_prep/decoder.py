@@ -39,11 +39,16 @@ class Decoder:
         """
         self._work, self._time_limit = work, time_limit
         self._process: subprocess.Popen | None = None
+        self._starting, self._stopped = threading.Lock(), False
 
     def __call__(self, *arguments: Any) -> Any:
-        """What `work` gives, or the rejection that it took too long or killed the process."""
+        """What `work` gives, or the rejection that it took too long or killed the process.
+
+        Raises:
+          CancelledError: `stop` was called meanwhile.
+        """
         if self._process is None:
-            self._process = self._start()
+            self._start()
         try:
             _send(self._process.stdin, arguments)
             return _receive(self._process.stdout, self._time_limit)
@@ -53,7 +58,16 @@ class Decoder:
         except (EOFError, BrokenPipeError):
             code = self._process.wait()
             self.close()
+            if self._stopped:
+                raise concurrent.futures.CancelledError from None
             return Rejection(Reason.CRASH, f"the process that read it ended with {code}")
+
+    def stop(self) -> None:
+        """Ends the process for good, whatever it does; another thread may be waiting for it."""
+        with self._starting:
+            self._stopped = True
+            if self._process is not None:
+                self._process.kill()
 
     def close(self) -> None:
         """Ends the process."""
@@ -62,32 +76,36 @@ class Decoder:
             self._process.communicate()
             self._process = None
 
-    def _start(self) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "data_prep.decoder"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **_ONE_THREAD, "JAX_PLATFORMS": "cpu"},
-            # Ctrl-C is for the program; this process ends with its input.
-            start_new_session=True,
-        )
+    def _start(self) -> None:
+        with self._starting:
+            if self._stopped:
+                raise concurrent.futures.CancelledError
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "data_prep.decoder"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, **_ONE_THREAD, "JAX_PLATFORMS": "cpu"},
+                # Ctrl-C is for the program; this process ends with its input.
+                start_new_session=True,
+            )
         try:
-            _send(process.stdin, self._work)
-            _receive(process.stdout, _START_SECONDS)
+            _send(self._process.stdin, self._work)
+            _receive(self._process.stdout, _START_SECONDS)
         except (EOFError, BrokenPipeError, TimeoutError) as error:
-            process.kill()
-            process.communicate()
+            self.close()
+            if self._stopped:
+                raise concurrent.futures.CancelledError from None
             raise FlowleyError("a process that decodes media does not start; see the lines above") from error
-        return process
 
 
 class DecoderPool:
     """Several of them, for any number of threads; they end with `close`, or with this process."""
 
     def __init__(self, work: Callable, *, count: int, time_limit: float):
+        self._decoders = [Decoder(work, time_limit) for _ in range(count)]
         self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-        for _ in range(count):
-            self._free.put(Decoder(work, time_limit))
+        for decoder in self._decoders:
+            self._free.put(decoder)
         self._threads = concurrent.futures.ThreadPoolExecutor(count)
 
     def map(self, tasks: Iterable[tuple]) -> Iterator[Any]:
@@ -95,10 +113,12 @@ class DecoderPool:
         return self._threads.map(self._decode, tasks)
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends the processes; who still waits for one gets a CancelledError."""
+        for decoder in self._decoders:
+            decoder.stop()
         self._threads.shutdown(cancel_futures=True)
-        while not self._free.empty():
-            self._free.get().close()
+        for decoder in self._decoders:
+            decoder.close()
 
     def _decode(self, arguments: tuple) -> Any:
         decoder = self._free.get()

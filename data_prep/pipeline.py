@@ -82,11 +82,7 @@ def make_media_features(
     encode = RunInference(Encoders(settings, _media_features))
     decode = beam.ParDo(_Decode(settings, decoders, time_limit))
     keep = beam.ParDo(_Keep("media", store, strict))
-    with _quiet():
-        try:
-            run([*_groups(items)], {"decode": decode, "encode": encode, "keep": keep}, options)
-        finally:
-            _close_decoders()
+    run([*_groups(items)], {"decode": decode, "encode": encode, "keep": keep}, options)
 
 
 def make_text_features(
@@ -128,7 +124,8 @@ def run(elements: Sequence[Any], steps: dict[str, Any], options: PipelineOptions
     for label, step in steps.items():
         collection = collection | label >> step
     try:
-        with _quiet():
+        with _quiet(), contextlib.ExitStack() as after:
+            after.callback(_close_decoders)
             pipeline.run().wait_until_finish()
     except Exception as error:
         # Engines wrap what a step raises, often as the text of a traceback, and add where it was.

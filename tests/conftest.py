@@ -40,9 +40,10 @@ def tiny_run(tmp_path_factory) -> Path:
 def programs_by_network():
     """Lets runs of one network and one optimiser share their programs, whose tracing takes longer than all
     their steps."""
-    from flowley_jax.training import loop
+    from flowley_jax.training import loop, state
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "_beginning", _remembered_beginning(state._beginning))
         patch.setattr(loop, "make_train_step", _remembered(loop.make_train_step))
         patch.setattr(loop, "make_valid_step", _remembered(loop.make_valid_step))
         yield
@@ -60,6 +61,18 @@ def _remembered(make):
         key = (*({**fields, **unread, "train": read}).values(), graphdef, rest[-1])
         if key not in made:
             made[key] = make(config, graphdef, *rest)
+        return made[key]
+
+    return remembering
+
+
+def _remembered_beginning(make):
+    made = {}
+
+    def remembering(config, optimizer):
+        key = (config.seed, config.model, config.lora, config.ema, config.optim)
+        if key not in made:
+            made[key] = make(config, optimizer)
         return made[key]
 
     return remembering

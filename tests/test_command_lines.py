@@ -242,15 +242,20 @@ def test_captioning_says_what_it_takes_and_what_a_table_has(video, tmp_path):
 
 
 def test_an_interrupted_extraction_says_how_to_go_on(tmp_path):
-    os.mkfifo(tmp_path / "a.mp4")
-    (tmp_path / "clips.tsv").write_text("video_path\ttext_description\tsplit\tlabel\na.mp4\tx\ttrain\tx\n")
+    header = "id\tvideo_path\ttext_description\tsplit\tlabel\n"
+    rows = [f"{index}\t{index}.mp4\tx\ttrain\tx\n" for index in range(40)]
+    for index in range(40):
+        os.mkfifo(tmp_path / f"{index}.mp4")
+    (tmp_path / "clips.tsv").write_text(header + "".join(rows))
     command = shell.command("data_prep.extract", "--table", tmp_path / "clips.tsv", "--out", tmp_path / "r")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=shell.ROOT) as process:
         while "reading clips" not in process.stderr.read(20):
             pass
         time.sleep(2.0)
         process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
+        # Decoding would be given up after two minutes.
+        _, rest = process.communicate(timeout=60)
+    assert not list((tmp_path / "r/features").rglob("*.json"))
     assert process.returncode == 130 and "Traceback" not in rest
     assert rest.splitlines()[-1] == "interrupted; run the same command again to go on"
 

@@ -125,20 +125,17 @@ def _groups(
     pool = DecoderPool(
         functools.partial(look, viewing), count=reading.decoders, time_limit=reading.time_limit
     )
-    try:
-        with concurrent.futures.ThreadPoolExecutor(1) as ahead:
+    with concurrent.futures.ThreadPoolExecutor(1) as ahead, contextlib.closing(pool):
 
-            def read(group: Sequence[Clip]):
-                return ahead.submit(lambda: list(pool.map((clip.source,) for clip in group)))
+        def read(group: Sequence[Clip]):
+            return ahead.submit(lambda: list(pool.map((clip.source,) for clip in group)))
 
-            following = read(groups[0])
-            for index, group in enumerate(groups):
-                seen = following.result()
-                if index + 1 < len(groups):
-                    following = read(groups[index + 1])
-                yield group, seen
-    finally:
-        pool.close()
+        following = read(groups[0])
+        for index, group in enumerate(groups):
+            seen = following.result()
+            if index + 1 < len(groups):
+                following = read(groups[index + 1])
+            yield group, seen
 
 
 def _answers(seen: Sequence[Seen | Rejection], model: CaptionModel, prompt: Prompt) -> list[str | Rejection]:

@@ -37,12 +37,17 @@ def main() -> int:
     values = flags.FLAGS
     if values.server or values.adapter:
         raise FlowleyError("--server and --adapter are for captioning; what is fine-tuned is a plain model")
+    if values.device not in ("", "cpu"):
+        raise FlowleyError(
+            f"--device={values.device}: fine-tuning takes cpu, or the GPUs that CUDA_VISIBLE_DEVICES names"
+        )
     clips = read_clip_table(_TABLE.value)
     captions = read_captions({"targets": _CAPTIONS.value})["targets"]
     from data_prep.soundcap.local import LocalModel
     from data_prep.soundcap.training import TuningConfig, finetune
 
-    model = LocalModel(values.model, device=values.device, dtype=values.weights_dtype)
+    # On the host: the trainer knows which process has which GPU.
+    model = LocalModel(values.model, device="cpu", dtype=values.weights_dtype)
     config = TuningConfig(
         rank=_RANK.value,
         alpha=2.0 * _RANK.value,
@@ -53,6 +58,7 @@ def main() -> int:
         save_every=_SAVE_EVERY.value,
         workers=_WORKERS.value,
         checkpointing=_CHECKPOINTING.value,
+        on_cpu=values.device == "cpu",
     )
     prompt = Prompt.read(_PROMPT.value or CAPTIONS)
     adapter = finetune(clips, captions, model, prompt, viewing_from_flags(), config, Path(_OUT.value))

@@ -46,6 +46,8 @@ class TuningConfig:
       save_every: steps between checkpoints, from which a run that was stopped goes on.
       workers: processes that read clips; 0 reads in the training process.
       time_limit: seconds after which reading a clip is given up.
+      checkpointing: whether activations are computed again, to save memory.
+      on_cpu: whether GPUs are left alone; otherwise each process takes its own.
     """
 
     rank: int = 16
@@ -58,6 +60,7 @@ class TuningConfig:
     workers: int = 2
     time_limit: float = 120.0
     checkpointing: bool = False
+    on_cpu: bool = False
     seed: int = 0
 
 
@@ -133,7 +136,7 @@ def finetune(
 def _provenance(train, model: LocalModel, prompt: Prompt, viewing: Viewing, config: TuningConfig) -> dict:
     pairs = "".join(f"{clip.id}\t{caption}\n" for clip, caption in train)
     made_with = dataclasses.asdict(config)
-    for unimportant in ("workers", "time_limit", "save_every", "checkpointing"):
+    for unimportant in ("workers", "time_limit", "save_every", "checkpointing", "on_cpu"):
         del made_with[unimportant]
     return {
         **model.identity,
@@ -158,7 +161,7 @@ def _is_done(out: Path, adapter: Path, provenance: dict) -> bool:
 
 
 def _arguments(out: Path, config: TuningConfig):
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() and not config.on_cpu
     return transformers.TrainingArguments(
         output_dir=str(out),
         num_train_epochs=config.epochs,
@@ -201,9 +204,15 @@ class _Clips(torch.utils.data.Dataset):
         clip, caption = self._pairs[index]
         seen = self._decoder(clip.source)
         if isinstance(seen, Rejection):
-            append_line(self._out / _UNREADABLE_FILE, f"{clip.id}\t{seen.reason}\t{seen.detail}")
+            self._note(f"{clip.id}\t{seen.reason}\t{seen.detail}")
             return None, caption
         return seen, caption
+
+    def _note(self, line: str) -> None:
+        """Lists an unreadable clip, once for all epochs."""
+        path = self._out / _UNREADABLE_FILE
+        if not path.exists() or line not in path.read_text(encoding="utf-8").splitlines():
+            append_line(path, line)
 
 
 def _collated(items: Sequence[tuple[Seen | None, str]], *, model: LocalModel, prompt: str, viewing: Viewing):

@@ -1,5 +1,6 @@
 """The state of a training run: data only."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,16 +54,11 @@ def create_state(
     Args:
       latent_mean, latent_std: (audio_dim,) statistics of the training latents.
     """
-
-    def build():
-        model = _model(config)
-        model.latent_mean.set_value(jnp.asarray(latent_mean, jnp.float32))
-        model.latent_std.set_value(jnp.asarray(latent_std, jnp.float32))
-        return _initial(*_split(model), config, optimizer)
-
-    graphdef, shapes = abstract_state(config, optimizer, layout)
+    build = _beginning(config, optimizer)
+    graphdef, shapes = _shapes_of(build, config, layout)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    return graphdef, jax.jit(build, out_shardings=shardings)()
+    statistics = (np.asarray(value, np.float32) for value in (latent_mean, latent_std))
+    return jax.jit(build, out_shardings=(graphdef, shardings))(*statistics)
 
 
 def state_from(
@@ -87,9 +83,7 @@ def abstract_state(
     config: ExperimentConfig, optimizer: optax.GradientTransformation, layout: Layout
 ) -> tuple[nnx.GraphDef, TrainState]:
     """What a run's state consists of, as shapes with their shardings; no array is made."""
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: _model(config)))
-    shapes = jax.eval_shape(lambda: _initial(*_split(_model(config)), config, optimizer))
-    return graphdef, layout.placed(shapes, layout.of_state(shapes))
+    return _shapes_of(_beginning(config, optimizer), config, layout)
 
 
 def weights_of(state: TrainState, config: ExperimentConfig, trained: Any = None) -> Any:
@@ -104,13 +98,24 @@ def weights_of(state: TrainState, config: ExperimentConfig, trained: Any = None)
     return lora.merged(state.frozen, trained, strength=config.lora.strength)
 
 
-def _model(config: ExperimentConfig) -> Flowley:
-    return Flowley(config.model, rngs=nnx.Rngs(params=jax.random.key(config.seed)))
+def _beginning(config: ExperimentConfig, optimizer: optax.GradientTransformation) -> Callable:
+    """What makes structure and random values from the statistics of the latents."""
+
+    def build(latent_mean: jax.Array, latent_std: jax.Array) -> tuple[nnx.GraphDef, TrainState]:
+        model = Flowley(config.model, rngs=nnx.Rngs(params=jax.random.key(config.seed)))
+        model.latent_mean.set_value(latent_mean)
+        model.latent_std.set_value(latent_std)
+        _, parameters, constants = nnx.split(model, nnx.Param, Constant)
+        return nnx.graphdef(model), _initial(parameters, constants, config, optimizer)
+
+    return build
 
 
-def _split(model: Flowley) -> tuple[Any, Any]:
-    _, parameters, constants = nnx.split(model, nnx.Param, Constant)
-    return parameters, constants
+def _shapes_of(build: Callable, config: ExperimentConfig, layout: Layout) -> tuple[nnx.GraphDef, TrainState]:
+    statistics = jax.ShapeDtypeStruct((config.model.audio_dim,), jnp.float32)
+    # JAX remembers what it has traced, so that the network is built once for its shapes and its values.
+    graphdef, shapes = jax.eval_shape(build, statistics, statistics)
+    return graphdef, layout.placed(shapes, layout.of_state(shapes))
 
 
 def _initial(parameters, constants, config: ExperimentConfig, optimizer) -> TrainState:
