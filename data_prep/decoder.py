@@ -47,16 +47,15 @@ class Decoder:
         Raises:
           CancelledError: `stop` was called meanwhile.
         """
-        if self._process is None:
-            self._start()
+        process = self._process or self._start()
         try:
-            _send(self._process.stdin, arguments)
-            return _receive(self._process.stdout, self._time_limit)
+            _send(process.stdin, arguments)
+            return _receive(process.stdout, self._time_limit)
         except TimeoutError:
             self.close()
             return Rejection(Reason.TIMEOUT, f"not read within {self._time_limit:g} s")
         except (EOFError, BrokenPipeError):
-            code = self._process.wait()
+            code = process.wait()
             self.close()
             if self._stopped:
                 raise concurrent.futures.CancelledError from None
@@ -76,11 +75,11 @@ class Decoder:
             self._process.communicate()
             self._process = None
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen:
         with self._starting:
             if self._stopped:
                 raise concurrent.futures.CancelledError
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 [sys.executable, "-m", "data_prep.decoder"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -89,8 +88,9 @@ class Decoder:
                 start_new_session=True,
             )
         try:
-            _send(self._process.stdin, self._work)
-            _receive(self._process.stdout, _START_SECONDS)
+            _send(process.stdin, self._work)
+            _receive(process.stdout, _START_SECONDS)
+            return process
         except (EOFError, BrokenPipeError, TimeoutError) as error:
             self.close()
             if self._stopped:

@@ -4,21 +4,21 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from flowley_jax.audio.bigvgan_vocoder import BigVganVocoder
 from flowley_jax.audio.griffin_lim import GriffinLimVocoder
 from flowley_jax.audio.mel import MelConfig, mel_preset
 from flowley_jax.audio.pca import PcaCodec
 from flowley_jax.audio.protocols import AudioCodec, Vocoder
-from flowley_jax.audio.vae_codec import VaeCodec
-from flowley_jax.encoders.clip_frames import ClipFrames
 from flowley_jax.encoders.hashed_text import HashedTextEncoder
 from flowley_jax.encoders.pixels import PixelEncoder
 from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder
-from flowley_jax.encoders.t5_text import T5Text
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.bundles import Bundle
+
+if TYPE_CHECKING:
+    # Parts of published weights are imported where they are opened: processes that decode do without JAX.
+    from flowley_jax.audio.vae_codec import VaeCodec
+    from flowley_jax.interop.bundles import Bundle
 
 Lack = Literal["", "video", "audio"]
 _BUNDLES = {"video": "clip", "text": "t5", "codec": "audio_vae", "vocoder": "bigvgan"}
@@ -93,26 +93,34 @@ class RecordSettings:
     def video_encoder(self) -> VideoEncoder:
         if self.part("video") == PixelEncoder.name:
             return PixelEncoder(fps=self.video_fps, frame_size=self.frame_size)
-        return ClipFrames(bundle=Bundle.open(self.part("video")), fps=self.video_fps)
+        from flowley_jax.encoders.clip_frames import ClipFrames
+
+        return ClipFrames(bundle=_bundle(self.part("video")), fps=self.video_fps)
 
     @functools.cached_property
     def text_encoder(self) -> TextEncoder:
         if self.part("text") == HashedTextEncoder.name:
             return HashedTextEncoder(dim=self.text_dim, max_tokens=self.max_tokens)
-        return T5Text(bundle=Bundle.open(self.part("text")))
+        from flowley_jax.encoders.t5_text import T5Text
+
+        return T5Text(bundle=_bundle(self.part("text")))
 
     @functools.cached_property
-    def fixed_codec(self) -> VaeCodec | None:
+    def fixed_codec(self) -> "VaeCodec | None":
         """A codec of published weights; None for the embedded one, which is fitted to the clips."""
         codec = self.part("codec")
-        return None if codec == PcaCodec.name else VaeCodec(bundle=Bundle.open(codec))
+        if codec == PcaCodec.name:
+            return None
+        from flowley_jax.audio.vae_codec import VaeCodec
+
+        return VaeCodec(bundle=_bundle(codec))
 
     def check_rates(self) -> None:
         """Raises a FlowleyError where codec and vocoder do not fit together, before any clip is read."""
         if self.part("vocoder") == GriffinLimVocoder.name:
             return
         wanted = self.mel_config.sample_rate
-        made = BigVganVocoder(bundle=Bundle.open(self.part("vocoder"))).sample_rate
+        made = _published_vocoder(self.part("vocoder")).sample_rate
         if made != wanted:
             raise FlowleyError(
                 f"vocoder {self.part('vocoder')} makes {made} Hz, codec {self.part('codec')} {wanted} Hz "
@@ -128,7 +136,7 @@ class RecordSettings:
         """What makes waves of the codec's frames."""
         if self.part("vocoder") == GriffinLimVocoder.name:
             return GriffinLimVocoder(mel=codec.mel)
-        return BigVganVocoder(bundle=Bundle.open(self.part("vocoder")))
+        return _published_vocoder(self.part("vocoder"))
 
     def may_lack(self, split: str) -> Lack:
         """A stream without which a clip of a split can be used."""
@@ -153,7 +161,7 @@ class RecordSettings:
     def identity(self) -> list:
         """All that the records depend on, besides the clips."""
         vocoder = self.part("vocoder")
-        made = vocoder if vocoder == GriffinLimVocoder.name else Bundle.open(vocoder).sha256
+        made = vocoder if vocoder == GriffinLimVocoder.name else _bundle(vocoder).sha256
         return [self.media_identity, self.text_identity, made, self.latent_dim]
 
 
@@ -168,3 +176,15 @@ _EMBEDDED = {
 def _identity_of(encoder) -> list:
     bundle = getattr(encoder, "bundle", None)
     return [encoder.name, encoder.version, bundle.sha256 if bundle else None]
+
+
+def _published_vocoder(folder: str) -> Vocoder:
+    from flowley_jax.audio.bigvgan_vocoder import BigVganVocoder
+
+    return BigVganVocoder(bundle=_bundle(folder))
+
+
+def _bundle(folder: str) -> "Bundle":
+    from flowley_jax.interop.bundles import Bundle
+
+    return Bundle.open(folder)

@@ -54,7 +54,7 @@ def _remembered(make):
     made = {}
 
     def remembering(config, graphdef, *rest):
-        unread = {"data": None, "start": None, "sample": None}
+        unread = {"data": None, "start": None, "sample": None, "ema": config.ema.sigma_rels}
         cosine = config.optim.schedule == "cosine"
         read = (config.train.accumulation, config.train.log_every, cosine and config.train.steps)
         fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -70,7 +70,7 @@ def _remembered_beginning(make):
     made = {}
 
     def remembering(config, optimizer):
-        key = (config.seed, config.model, config.lora, config.ema, config.optim)
+        key = (config.seed, config.model, config.lora, config.ema.sigma_rels, config.optim)
         if key not in made:
             made[key] = make(config, optimizer)
         return made[key]

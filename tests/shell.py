@@ -12,7 +12,13 @@ ROOT = Path(__file__).parents[1]
 IMPACTS = str(ROOT / "configs/impacts.py")
 DEBUG = f"{IMPACTS}:debug"
 # Its network with fewer blocks, whose step compiles in seconds.
-SMALL = ("--config.model.width=32", "--config.model.multi_depth=1", "--config.model.single_depth=2")
+SMALL = (
+    "--config.model.width=32",
+    "--config.model.multi_depth=1",
+    "--config.model.single_depth=2",
+    # A schedule that does not know how long a run is: runs of all lengths share one program.
+    "--config.optim.schedule=steps",
+)
 TIMEOUT = 600
 # Programs are forked from a process that has imported the libraries: that takes longer than most of them run.
 _FORKS = multiprocessing.get_context("forkserver")

@@ -21,8 +21,8 @@ MODEL = ModelConfig(
 )
 
 
-def write_records(folder: Path) -> Path:
-    """Records of clips of 0.8 seconds: 25 latents, 10 frames."""
+def write_records(folder: Path, *, count: int = 10) -> Path:
+    """Records of `count` training clips of 0.8 seconds: 25 latents, 10 frames."""
     write_generated_records(
         folder,
         audio_length=25,
@@ -31,7 +31,7 @@ def write_records(folder: Path) -> Path:
         video_dim=MODEL.video_dim,
         text_length=9,
         text_dim=MODEL.text_dim,
-        count=10,
+        count=count,
         seed=0,
     )
     return folder

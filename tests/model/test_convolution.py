@@ -15,7 +15,7 @@ def _taps(x, taps):
     return np.stack([padded[:, tap : tap + x.shape[1]] for tap in range(taps)])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(taps=st.integers(1, 8), length=st.integers(1, 12), batch=st.integers(1, 3), seed=st.integers(0, 99))
 def test_values_and_gradients(taps, length, batch, seed):
     draw = np.random.default_rng(seed)

@@ -53,7 +53,7 @@ def test_features_of_a_video_are_made_once_for_all_its_sounds(sampler, monkeypat
     encoder = type(sampler.parts.video_encoder)
     original = encoder.__call__
     monkeypatch.setattr(encoder, "__call__", lambda self, frames: calls.append(1) or original(self, frames))
-    sampler.sound(_frames(8), "rain", num_samples=3)
+    sampler.sound(_frames(8), "rain", num_samples=2)
     assert len(calls) == 1
 
 
