@@ -1,5 +1,6 @@
 """From a table of clips, good and bad, to records and parts."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -15,7 +16,7 @@ import unusable
 
 import data_prep.prepare
 from data_prep.decode import decode
-from data_prep.decoder import Decoder
+from data_prep.decoder import Decoder, DecoderPool
 from data_prep.prepare import Running, prepare_records
 from data_prep.settings import RecordSettings
 from flowley_jax.audio.mel import MEL_16K, log_mel
@@ -118,6 +119,23 @@ def test_a_decoder_that_hangs_is_given_up(tmp_path):
     assert patient(str(tmp_path / "hanging.mp4")).reason == "crash"
     assert process.poll() == -9
     patient.close()
+
+
+def test_a_pool_that_is_closed_waits_for_no_file(tmp_path):
+    unusable.write_hanging(tmp_path)
+    pool = DecoderPool(open, count=2, time_limit=300.0)
+    reading = pool.map([(str(tmp_path / "hanging.mp4"),)] * 4)
+    started = pool._decoders[0]
+    while started._process is None:
+        time.sleep(0.01)
+    started_at = time.monotonic()
+    pool.close()
+    assert time.monotonic() - started_at < 60.0
+    # It is not taken for one that cannot be read.
+    with pytest.raises(concurrent.futures.CancelledError):
+        next(reading)
+    with pytest.raises(concurrent.futures.CancelledError):
+        started("x")
 
 
 def test_a_decoder_that_hangs_ends_with_the_program_that_was_killed(tmp_path):

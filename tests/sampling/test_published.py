@@ -40,14 +40,6 @@ def test_a_sound_is_as_long_as_its_video_and_the_same_again(sampler):
     np.testing.assert_array_equal(again, waves)
 
 
-def test_a_sound_at_44100_hz(tmp_path):
-    bundles = published.write_bundles(tmp_path, rate="44k")
-    sampler = load_published(bundles, settings=SETTINGS)
-    assert sampler.parts.lengths == (345, 64, 77)
-    waves = sampler.sound(_frames(8), "a dog barks")
-    assert waves.shape == (1, 44_100) and 1e-4 < np.abs(waves).max() <= 1.0
-
-
 def test_features_of_a_video_are_made_once_for_all_its_sounds(sampler, monkeypatch):
     calls = []
     encoder = type(sampler.parts.video_encoder)

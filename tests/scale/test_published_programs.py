@@ -109,3 +109,12 @@ def test_half_precision_sounds_alike(bundles):
         assert 0 < relative_error(features, expected) < 0.05
     wave, expected = (one.sound(frames, "a dog barks")[0] for one in (half, sampler))
     assert np.corrcoef(wave, expected)[0, 1] > 0.95
+
+
+def test_a_sound_at_44100_hz(tmp_path):
+    bundles = published.write_bundles(tmp_path, rate="44k")
+    sampler = load_published(bundles, settings=SampleConfig(solver=SolverConfig(steps=2), guidance=2.0))
+    assert sampler.parts.lengths == (345, 64, 77)
+    frames = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    waves = sampler.sound(frames, "a dog barks")
+    assert waves.shape == (1, 44_100) and 1e-4 < np.abs(waves).max() <= 1.0

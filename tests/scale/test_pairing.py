@@ -1,6 +1,9 @@
 """Coupling on a mesh of eight pretended devices: the same pairs as on one."""
 
 import launching
+import pytest
+
+pytestmark = pytest.mark.scale
 
 PAIRED = """
 import jax, jax.numpy as jnp, numpy as np
