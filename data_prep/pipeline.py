@@ -34,9 +34,9 @@ except ImportError as error:
 GROUP = 16
 # While one thread waits for the encoders, another has clips decoded.
 IN_THREADS = ["--direct_running_mode=multi_threading", "--direct_num_workers=3"]
-_DEFAULT = "DirectRunner"
+_DEFAULT, _DASK = "DirectRunner", "DaskRunner"
 # The first would try to download another runner; Beam does not know the second by its name.
-_RUNNERS = {_DEFAULT: "FnApiRunner", "DaskRunner": "apache_beam.runners.dask.dask_runner.DaskRunner"}
+_RUNNERS = {_DEFAULT: "FnApiRunner", _DASK: "apache_beam.runners.dask.dask_runner.DaskRunner"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +126,8 @@ def run(elements: Sequence[Any], steps: dict[str, Any], options: PipelineOptions
     try:
         with _quiet(), contextlib.ExitStack() as after:
             after.callback(_close_decoders)
+            if name == _DASK:
+                after.callback(_close_client)
             pipeline.run().wait_until_finish()
     except Exception as error:
         # Engines wrap what a step raises, often as the text of a traceback, and add where it was.
@@ -137,6 +139,14 @@ def run(elements: Sequence[Any], steps: dict[str, Any], options: PipelineOptions
         if not raised:
             raise
         raise FlowleyError(raised[-1]) from None
+
+
+def _close_client() -> None:
+    """Beam's runner leaves its client, and a cluster that it has started here, to the end of the program."""
+    import distributed
+
+    with contextlib.suppress(ValueError):
+        distributed.default_client().close()
 
 
 @contextlib.contextmanager
