@@ -67,7 +67,7 @@ class RunCheckpoints:
             )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest sound state, placed like `like`, and its data position.
+        """The newest sound state, placed like `like`, of arrays or their shapes, and its data position.
 
         Damaged checkpoints that are newer are moved to `workdir/damaged`, with a warning.
 

@@ -24,7 +24,7 @@ from flowley_jax.training.reports import Reports
 from flowley_jax.training.sharding import Layout, make_layout
 from flowley_jax.training.signals import StopSignal
 from flowley_jax.training.speed import speed_of
-from flowley_jax.training.state import TrainState, create_state, state_from
+from flowley_jax.training.state import TrainState, abstract_state, create_state, state_from
 from flowley_jax.training.step import make_train_step, make_valid_step
 from flowley_jax.training.window import Window
 
@@ -145,11 +145,13 @@ def _begin(
 ):
     """Structure and first state: random, or what `config.start` names.
 
-    A run that goes on does not need the latter any more: a checkpoint replaces all but the weights that LoRA
-    adapts, and those are kept in the run's folder.
+    A checkpoint replaces all but the weights that LoRA adapts, which are kept in the run's folder: a run that
+    goes on without LoRA needs shapes alone.
     """
+    if resumes and not config.lora.rank:
+        return abstract_state(config, optimizer, layout)
     kept = workdir / workdirs.BASE
-    if not config.start.weights or (resumes and not config.lora.rank):
+    if not config.start.weights:
         return create_state(
             config, optimizer, layout, latent_mean=parts.latent_mean, latent_std=parts.latent_std
         )

@@ -16,7 +16,7 @@ from flowley_jax.training.checkpoint import RunCheckpoints
 from flowley_jax.training.loop import train
 from flowley_jax.training.optimizer import make_optimizer
 from flowley_jax.training.sharding import make_layout, path_name
-from flowley_jax.training.state import create_state
+from flowley_jax.training.state import abstract_state
 
 
 def main(job) -> None:
@@ -52,11 +52,9 @@ def experiment(records: Path, run) -> ExperimentConfig:
 def dump_checkpoint(config: ExperimentConfig, workdir: Path, path: str) -> None:
     """Restores the newest state onto the mesh and writes its leaves, whole, to an npz file."""
     layout = make_layout(config)
-    statistics = np.zeros(config.model.audio_dim)
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    _, state = create_state(config, optimizer, layout, latent_mean=statistics, latent_std=statistics)
+    _, shapes = abstract_state(config, make_optimizer(config.optim, config.train.steps), layout)
     with RunCheckpoints(workdir, keep=2) as checkpoints:
-        restored, _ = checkpoints.restore(state)
+        restored, _ = checkpoints.restore(shapes)
     assert jax.tree.map(lambda leaf: leaf.sharding, restored) == layout.of_state(restored)
     leaves = jax.tree.leaves_with_path(restored)
     np.savez(path, **{path_name(name): layout.on_host(leaf) for name, leaf in leaves})

@@ -27,7 +27,7 @@ from flowley_jax.training.metrics import read_history
 from flowley_jax.training.optimizer import make_optimizer
 from flowley_jax.training.progress import Progress
 from flowley_jax.training.sharding import make_layout
-from flowley_jax.training.state import create_state
+from flowley_jax.training.state import abstract_state
 from flowley_jax.training.update_ratios import update_ratios
 from flowley_jax.training.window import NonFiniteLossError
 from flowley_jax.training.workdir import BASE, open_workdir, read_config
@@ -47,13 +47,10 @@ def whole_run(records, tmp_path_factory):
 
 
 def _final_state(workdir, records):
-    config, parts = tiny.experiment(records), Parts.load(records)
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    _, state = create_state(
-        config, optimizer, make_layout(config), latent_mean=parts.latent_mean, latent_std=parts.latent_std
-    )
+    config = tiny.experiment(records)
+    _, shapes = abstract_state(config, make_optimizer(config.optim, config.train.steps), make_layout(config))
     with RunCheckpoints(workdir, keep=2) as checkpoints:
-        return checkpoints.restore(state)
+        return checkpoints.restore(shapes)
 
 
 def _with_train(config, **changes):
@@ -403,17 +400,15 @@ def test_records_of_other_sizes_are_refused(records, tmp_path):
 
 
 def test_a_checkpoint_of_another_shape_is_an_error_that_names_it(whole_run, records):
-    config, parts = tiny.experiment(records), Parts.load(records)
+    config = tiny.experiment(records)
     config = dataclasses.replace(config, model=dataclasses.replace(tiny.MODEL, multi_depth=2))
     optimizer = make_optimizer(config.optim, 6)
-    _, state = create_state(
-        config, optimizer, make_layout(config), latent_mean=parts.latent_mean, latent_std=parts.latent_std
-    )
+    _, shapes = abstract_state(config, optimizer, make_layout(config))
     with (
         RunCheckpoints(whole_run, keep=2) as checkpoints,
         pytest.raises(FlowleyError, match=r"checkpoints/6: is of another network; 165 arrays") as caught,
     ):
-        checkpoints.restore(state)
+        checkpoints.restore(shapes)
     lines = str(caught.value).splitlines()
     assert len(lines) == 166
     assert "  parameters/multi_stream/1/text/out/bias/value: missing there, float32[16] here" in lines
@@ -427,16 +422,10 @@ def test_bfloat16_compute_keeps_float32_weights_and_close_losses(whole_run, reco
     assert losses == pytest.approx(exact, rel=1e-2)
     assert losses[1] != exact[1]
     with EmaSnapshots(tmp_path) as snapshots:
-        _, state = create_state(
-            config,
-            make_optimizer(config.optim, 2),
-            make_layout(config),
-            latent_mean=np.zeros(6, np.float32),
-            latent_std=np.ones(6, np.float32),
-        )
-        averaged = snapshots.synthesise(state.parameters, sigma_rels=(0.05, 0.1), sigma_rel=0.05)
+        _, shapes = abstract_state(config, make_optimizer(config.optim, 2), make_layout(config))
+        averaged = snapshots.synthesise(shapes.parameters, sigma_rels=(0.05, 0.1), sigma_rel=0.05)
     assert {leaf.dtype for leaf in jax.tree.leaves(averaged)} == {np.dtype("float32")}
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.parameters)} == {np.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes.parameters)} == {np.dtype("float32")}
 
 
 def test_a_refused_mesh_leaves_the_folder_to_the_corrected_run(tmp_path):
