@@ -73,10 +73,12 @@ def main() -> int:
 def _options():
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from data_prep.pipeline import IN_THREADS
+    from data_prep.pipeline import IN_THREADS, check_options
 
     own = _OF_THE_RUNNER or (IN_THREADS if _RUNNER.value == "DirectRunner" else [])
-    return PipelineOptions([f"--runner={_RUNNER.value}", *own])
+    options = PipelineOptions([f"--runner={_RUNNER.value}", *own])
+    check_options(options)
+    return options
 
 
 def _flags_behind(separator: str) -> list[str]:

@@ -2,15 +2,18 @@
 hdfs://, with the extras of apache-beam that these need)."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flowley_jax.errors import FlowleyError
+from flowley_jax.whole_files import naming
 
 Stamp = tuple[int, int]
 _PARTIAL = ".partial-"
+_LOCK = ".lock"
 
 
 def is_remote(path: str) -> bool:
@@ -21,6 +24,27 @@ def is_remote(path: str) -> bool:
 def join(folder: str, *parts: str) -> str:
     """A path below a folder."""
     return "/".join([folder.rstrip("/"), *parts]) if is_remote(folder) else os.path.join(folder, *parts)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes a folder and keeps other processes from writing there, as long as this one lives.
+
+    Raises:
+      FlowleyError: another one does.
+    """
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _LOCK).touch()
+    with open(folder / _LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FlowleyError(f"{folder}: another process is writing there") from error
+        except OSError:
+            # A file system without locks.
+            pass
+        yield
 
 
 def read_bytes(path: str) -> bytes:

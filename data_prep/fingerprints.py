@@ -9,6 +9,7 @@ changed.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -37,10 +38,15 @@ _LEAST_SHADES = 96
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprints:
-    """Of a clip, each as 64 hexadecimal digits; None where there is nothing to tell one clip from another."""
+    """Of a clip, each as 64 hexadecimal digits; None where there is nothing to tell one clip from another.
+
+    Attributes:
+      lacks: the stream that is not there.
+    """
 
     picture: str | None
     sound: str | None
+    lacks: Literal["", "picture", "sound"] = ""
 
 
 def fingerprints_of(path: str) -> Fingerprints | Rejection:
@@ -50,7 +56,8 @@ def fingerprints_of(path: str) -> Fingerprints | Rejection:
             info = probe(local)
             picture = None if info.width is None else picture_bits(read_frames_at(local, _SHARES))
             sound = sound_bits(_wave(local)) if info.has_audio else None
-            return Fingerprints(_digits(picture), _digits(sound))
+            lacks = "picture" if info.width is None else "" if info.has_audio else "sound"
+            return Fingerprints(_digits(picture), _digits(sound), lacks)
     except MediaError as error:
         return Rejection(error.reason, one_line(error).removeprefix(f"{path}: "))
     except Exception as error:  # A file that breaks a decoder in a new way must not end the run.

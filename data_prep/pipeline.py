@@ -115,11 +115,7 @@ def run(elements: Sequence[Any], steps: dict[str, Any], options: PipelineOptions
     if not elements:
         return
     options = options or PipelineOptions(IN_THREADS)
-    name = options.get_all_options()["runner"] or _DEFAULT
-    try:
-        pipeline = beam.Pipeline(runner=_RUNNERS.get(name, name), options=options)
-    except (ValueError, ImportError) as error:
-        raise FlowleyError(f"--runner={name}: {one_line(error)}") from error
+    name, pipeline = _new_pipeline(options)
     collection = pipeline | "elements" >> beam.Create(elements) | "spread" >> beam.Reshuffle()
     for label, step in steps.items():
         collection = collection | label >> step
@@ -136,9 +132,28 @@ def run(elements: Sequence[Any], steps: dict[str, Any], options: PipelineOptions
         )
         if isinstance(error, FlowleyError):
             raised = [str(error).split(" [while running")[0]]
-        if not raised:
+        if raised:
+            raise FlowleyError(raised[-1]) from None
+        if name in _RUNNERS:
             raise
-        raise FlowleyError(raised[-1]) from None
+        raise FlowleyError(f"--runner={name}: {one_line(error)}") from error
+
+
+def check_options(options: PipelineOptions) -> None:
+    """Raises a FlowleyError for a runner that does not exist, and for flags that an engine of this machine
+    would ignore; others hand theirs on."""
+    name, _ = _new_pipeline(options)
+    known, given = (options.get_all_options(retain_unknown_options=kept) for kept in (False, True))
+    if name in _RUNNERS and (unknown := sorted(given.keys() - known.keys())):
+        raise FlowleyError(f"--runner={name} has no flag --{unknown[0]}")
+
+
+def _new_pipeline(options: PipelineOptions) -> tuple[str, beam.Pipeline]:
+    name = options.get_all_options()["runner"] or _DEFAULT
+    try:
+        return name, beam.Pipeline(runner=_RUNNERS.get(name, name), options=options)
+    except (ValueError, ImportError) as error:
+        raise FlowleyError(f"--runner={name}: {one_line(error)}") from error
 
 
 def _close_client() -> None:

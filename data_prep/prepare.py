@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from data_prep.files import is_remote
+from data_prep.files import alone_in, is_remote
 from data_prep.fitting import codec_of, parts_of
 from data_prep.pipeline import Item, make_media_features, make_text_features
 from data_prep.progress import shown
@@ -31,7 +31,7 @@ from flowley_jax.data.clip_table import SPLITS, Clip, read_clip_table
 from flowley_jax.data.parts import PARTS_FILE
 from flowley_jax.data.record import EXAMPLES_PER_FILE, dataset_dir, has_records
 from flowley_jax.errors import FlowleyError
-from flowley_jax.whole_files import naming, write_text
+from flowley_jax.whole_files import write_text
 
 MANIFEST_FILE = "manifest.json"
 REJECTED_FILE = "rejected.tsv"
@@ -79,17 +79,26 @@ def prepare_records(
 
     Raises:
       FlowleyError: the table is bad, no training clip can be used, a clip cannot and that is strict, or `out`
-        holds records of other settings.
+        holds records of other settings or is written to by another process.
     """
-    out = Path(out)
     table = read_clip_table(clips)
-    settings.check_rates()
-    with naming(out):
-        out.mkdir(parents=True, exist_ok=True)
+    settings.check()
+    with alone_in(Path(out)):
+        return _prepare(clips, table, Path(out), settings, running, captions or {})
+
+
+def _prepare(
+    clips: str | Path,
+    table: Sequence[Clip],
+    out: Path,
+    settings: RecordSettings,
+    running: Running,
+    captions: Mapping[str, str | Path],
+) -> dict[str, Any]:
     before = _manifest_of(out)
     if before:
         _check_settings(out, before, settings)
-    rows = rows_of(table, _known_captions(captions or {}, table), settings)
+    rows = rows_of(table, _known_captions(captions, table), settings)
     identity = digest_of([settings.identity, sorted(row.identity for row in rows)])
     store = FeatureStore(running.features or str(out / "features"))
     if running.retry:
@@ -111,7 +120,7 @@ def prepare_records(
         raise FlowleyError(f"{clips}: no training clip can be used ({detail}); see {out / REJECTED_FILE}")
     codec = codec_of(training, settings, store)
     parts = parts_of(codec, training, settings, store, source=Path(clips).name)
-    sources = tuple(sorted(captions or {}))
+    sources = tuple(sorted(captions))
     dims = dataclasses.replace(parts.dims, feature_dtype=settings.feature_dtype, more_captions=sources)
     partial = out / f".records-{digest_of([identity, [row.identity for row in accepted]])}"
     files = write_shards(partial, _tasks(accepted), dims, codec, store, _shard_options(running))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from flowley_jax.audio.griffin_lim import GriffinLimVocoder
 from flowley_jax.audio.mel import MelConfig, mel_preset
-from flowley_jax.audio.pca import PcaCodec
+from flowley_jax.audio.pca import PcaCodec, check_latent_dim
 from flowley_jax.audio.protocols import AudioCodec, Vocoder
 from flowley_jax.encoders.hashed_text import HashedTextEncoder
 from flowley_jax.encoders.pixels import PixelEncoder
@@ -115,8 +115,12 @@ class RecordSettings:
 
         return VaeCodec(bundle=_bundle(codec))
 
-    def check_rates(self) -> None:
-        """Raises a FlowleyError where codec and vocoder do not fit together, before any clip is read."""
+    def check(self) -> None:
+        """Raises a FlowleyError for what no record can be made with, before any clip is read."""
+        if not round(self.seconds * self.video_fps):
+            raise FlowleyError(f"seconds={self.seconds:g} has no frame at video_fps={self.video_fps:g}")
+        if not self.fixed_codec:
+            check_latent_dim(self.latent_dim, self.mel_config)
         if self.part("vocoder") == GriffinLimVocoder.name:
             return
         wanted = self.mel_config.sample_rate

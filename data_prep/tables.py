@@ -82,8 +82,6 @@ class Table:
             fault = self.faults[0]
             more = f" (and {len(self.faults) - 1} lines more)" if len(self.faults) > 1 else ""
             raise FlowleyError(f"{self.path}, line {fault.line}: {fault.detail}{more}")
-        if not self.rows:
-            raise FlowleyError(f"{self.path}: the table has no rows")
         return self.rows
 
 
@@ -111,7 +109,10 @@ def read_table(path: str | os.PathLike, kind: str | None = None) -> Table:
         raise FlowleyError(f"{path}: the table is empty")
     known = _recognised(path, lines) if kind is None else _named(kind)
     rows, more = _READERS[known](path, lines)
-    return Table(path, known, rows, sorted([*faults, *more], key=lambda fault: fault.line))
+    faults = sorted([*faults, *more], key=lambda fault: fault.line)
+    if not rows and not faults:
+        raise FlowleyError(f"{path}: the table has no rows")
+    return Table(path, known, rows, faults)
 
 
 def _named(kind: str) -> Kind:

@@ -17,6 +17,7 @@ from data_prep.near_pairs import codes_of, near_pairs
 from data_prep.rejection import Rejection
 from data_prep.tables import Table, TableRow
 from flowley_jax.data.clip_table import SPLITS
+from flowley_jax.errors import FlowleyError
 
 # Rows that have a file, with its path.
 Located = Sequence[tuple[TableRow, str]]
@@ -24,6 +25,8 @@ Located = Sequence[tuple[TableRow, str]]
 
 def locate(table: Table, root: str | Path | None) -> tuple[Located, list[Finding]]:
     """Files of rows; missing ones, those that the table does not lead to, and those of two rows."""
+    if root is not None and not Path(root).is_dir():
+        raise FlowleyError(f"--root={root}: no such folder")
     files = ClipFiles(table.path.parent, None if root is None else Path(root))
     places = [(row, files.find(row)) for row in table.rows]
     remote = stamps_of({path for _, path in places if path and is_remote(path)})
@@ -74,11 +77,17 @@ def check_readings(located: Located, readings: Mapping[str, Reading]) -> list[Fi
         for row, _, reading in read
         if isinstance(reading, Fingerprints) and not _has_any(reading)
     ]
+    lacking = [
+        example(row, f"no {reading.lacks}")
+        for row, _, reading in read
+        if isinstance(reading, Fingerprints) and reading.lacks
+    ]
     # The same file in two rows is a finding of its own.
     once = {path: (row, reading) for row, path, reading in reversed(read)}
     whole = [(row, reading) for row, reading in once.values() if isinstance(reading, Fingerprints)]
     return [
         *found(Severity.ERROR, "unreadable", "files that cannot be read", unreadable),
+        *found(Severity.WARNING, "lacks_a_stream", "clips without picture or without sound", lacking),
         *found(
             Severity.NOTE,
             "not_compared",

@@ -15,7 +15,7 @@ from flowley_jax.whole_files import append_line, write_text
 
 READINGS_FILE = "fingerprints.jsonl"
 # Of the fingerprints: lines of another one are made anew.
-_VERSION = 1
+_VERSION = 2
 
 Reading = Fingerprints | Rejection
 _Key = tuple[str, int, int]
@@ -83,4 +83,4 @@ def _parsed(value: dict) -> tuple[_Key, Reading]:
     key = value["file"], value["size"], value["mtime"]
     if "reason" in value:
         return key, Rejection(value["reason"], value["detail"])
-    return key, Fingerprints(value["picture"], value["sound"])
+    return key, Fingerprints(value["picture"], value["sound"], value["lacks"])

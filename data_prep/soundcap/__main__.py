@@ -20,10 +20,12 @@ _PROMPT = flags.DEFINE_string(
     "prompt", None, "Name of a prompt in data_prep/soundcap/prompts, or a file; by default the one that fits."
 )
 _DECODERS = flags.DEFINE_integer("decoders", 2, "Processes that read clips.", lower_bound=1)
-_TIME_LIMIT = flags.DEFINE_float("time_limit", 120.0, "Seconds after which reading a clip is given up.")
+_TIME_LIMIT = flags.DEFINE_float(
+    "time_limit", 120.0, "Seconds after which reading a clip is given up.", lower_bound=0.1
+)
 _RETRY = flags.DEFINE_bool("retry", False, "Ask again about clips without a good caption.")
 _AUDIT = flags.DEFINE_integer("audit", 0, "Write audit.html with so many of the clips.", lower_bound=0)
-define_model_flags(sound=True)
+define_model_flags(captions=True)
 
 
 def main() -> int:
@@ -52,6 +54,8 @@ def main() -> int:
         retry=_RETRY.value,
     )
     tell(out, clips, captioned)
+    if not captioned.captions:
+        raise FlowleyError(f"{out}: no clip has a caption; --retry asks again")
     if _AUDIT.value:
         page = out / "audit.html"
         write_audit(page, clips, captioned.captions, number=_AUDIT.value, title=f"Captions by {prompt.name}")

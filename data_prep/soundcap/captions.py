@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.decoder import DecoderPool
-from data_prep.files import stamps_of
+from data_prep.files import alone_in, stamps_of
 from data_prep.progress import progress_bar
 from data_prep.rejection import Rejection
 from data_prep.soundcap.filters import cleaned, fault_of
 from data_prep.soundcap.journal import Answer, Journal
 from data_prep.soundcap.look import Seen, Viewing, look
-from data_prep.soundcap.models import CaptionModel
+from data_prep.soundcap.models import REFUSED, CaptionModel
 from data_prep.soundcap.prompts import Prompt
 from data_prep.store import digest_of
 from flowley_jax.data.clip_table import Clip
+from flowley_jax.errors import FlowleyError
 from flowley_jax.whole_files import write_text
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,22 @@ def caption_clips(
       retry: whether clips without a good caption are asked about again.
 
     Raises:
-      FlowleyError: the model answers nothing at all, or the disk refuses; running it again goes on.
+      FlowleyError: the model answers nothing at all, the disk refuses, or another process writes to `out`;
+        running it again goes on.
     """
+    with alone_in(out):
+        return _caption_clips(clips, out, model, prompt, viewing, reading or Reading(), retry)
+
+
+def _caption_clips(
+    clips: Sequence[Clip],
+    out: Path,
+    model: CaptionModel,
+    prompt: Prompt,
+    viewing: Viewing,
+    reading: Reading,
+    retry: bool,
+) -> Captioned:
     made_by = _made_by(model, prompt, viewing)
     journal = Journal(out / JOURNAL_FILE)
     if (out / CAPTIONS_FILE).exists() and journal.last() not in (made_by, None):
@@ -80,8 +95,10 @@ def caption_clips(
         log.info("%d of %d clips have an answer already in %s", already, len(clips), journal.path)
     provenance = _provenance(model, prompt, viewing, made_by)
     with progress_bar("captions", total=len(todo)) if todo else contextlib.nullcontext() as bar:
-        for group, seen in _groups(todo, viewing, model.at_once, reading or Reading()):
-            for clip, answer in zip(group, _answers(seen, model, prompt), strict=True):
+        for group, seen in _groups(todo, viewing, model.at_once, reading):
+            found = _answers(seen, model, prompt)
+            _check_some(found, answers)
+            for clip, answer in zip(group, found, strict=True):
                 answers[clip.id] = {"id": clip.id, **_stored(answer), "file": files[clip.id], **provenance}
                 journal.add(answers[clip.id])
             if bar is not None:
@@ -142,6 +159,15 @@ def _answers(seen: Sequence[Seen | Rejection], model: CaptionModel, prompt: Prom
     usable = [one for one in seen if isinstance(one, Seen)]
     answers = iter(model(usable, prompt.text) if usable else [])
     return [one if isinstance(one, Rejection) else next(answers) for one in seen]
+
+
+def _check_some(found: Sequence[str | Rejection], before: dict[str, Answer]) -> None:
+    """Raises a FlowleyError if a model has refused several clips and answered none so far."""
+    if any(isinstance(one, str) for one in found) or any("text" in one for one in before.values()):
+        return
+    refused = [one.detail for one in found if isinstance(one, Rejection) and one.reason == REFUSED]
+    if len(refused) > 1:
+        raise FlowleyError(f"the model refuses all of the first {len(refused)} clips ({refused[0]})")
 
 
 def _stored(answer: str | Rejection) -> dict[str, str]:

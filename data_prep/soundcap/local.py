@@ -1,6 +1,7 @@
 """Captions from a model of `transformers` on this machine: Qwen2.5-VL, or Qwen2.5-Omni, which hears."""
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from data_prep.rejection import Rejection, one_line
 from data_prep.soundcap.look import SAMPLE_RATE, Seen
+from data_prep.soundcap.models import REFUSED
 from flowley_jax.errors import FlowleyError
 
 try:
@@ -49,31 +51,47 @@ class LocalModel:
     ):
         self.at_once, self._max_tokens = at_once, max_tokens
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._adapter, self._dtype = adapter, dtype
+        if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
+            raise FlowleyError(f"{model}: no such folder")
+        if adapter and not (Path(adapter) / "adapter_config.json").is_file():
+            raise FlowleyError(f"{adapter}: holds no adapter (adapter_config.json is missing)")
         with _naming(model):
             config = transformers.AutoConfig.from_pretrained(model)
             if sound and config.model_type not in _HEARING:
                 raise FlowleyError(f"{model}: a {config.model_type} hears nothing; take a Qwen2.5-Omni")
-            kind: Any = transformers.AutoModelForImageTextToText
-            if config.model_type in _HEARING:
-                kind = transformers.Qwen2_5OmniThinkerForConditionalGeneration
+            self._hears = config.model_type in _HEARING
             self.processor: Any = transformers.AutoProcessor.from_pretrained(model)
-            self.model: Any = kind.from_pretrained(model, dtype=dtype).to(self._device).eval()
         # Answers of a batch begin at one place.
         self.processor.tokenizer.padding_side = "left"
         # The commit of a model from the hub.
         revision = getattr(config, "_commit_hash", None)
         self.identity: dict[str, str] = {"model": model, **({"revision": revision} if revision else {})}
         if adapter:
-            self.model = _with_adapter(self.model, adapter)
             self.identity |= {"adapter": adapter, "adapter_sha256": _digest(Path(adapter))}
 
+    @functools.cached_property
+    def model(self) -> Any:
+        """Its weights are read when they are first needed: not by a run that finds all its work done.
+
+        Raises:
+          FlowleyError: they cannot be loaded.
+        """
+        kind: Any = transformers.AutoModelForImageTextToText
+        if self._hears:
+            kind = transformers.Qwen2_5OmniThinkerForConditionalGeneration
+        with _naming(self.identity["model"]):
+            model = kind.from_pretrained(self.identity["model"], dtype=self._dtype).to(self._device).eval()
+        return _with_adapter(model, self._adapter) if self._adapter else model
+
     def __call__(self, clips: Sequence[Seen], prompt: str) -> list[str | Rejection]:
+        _ = self.model
         try:
             return list(self._answers(clips, prompt))
         except (RuntimeError, ValueError) as error:
             # Out of memory, or a clip that the processor refuses: the others are not to suffer.
             if len(clips) == 1:
-                return [Rejection("model", one_line(error)[:200])]
+                return [Rejection(REFUSED, one_line(error)[:200])]
             return [answer for clip in clips for answer in self([clip], prompt)]
 
     def inputs(self, clips: Sequence[Seen], prompt: str, answers: Sequence[str] | None = None):
@@ -98,7 +116,7 @@ class LocalModel:
                 "audio_kwargs": {"sampling_rate": SAMPLE_RATE},
             }
         videos_kwargs = {"do_sample_frames": False, "video_metadata": metadata, "cap_pixels_per_frame": True}
-        if self.model.config.model_type in _HEARING:
+        if self._hears:
             videos_kwargs["fps"] = clips[0].fps
         batch = self.processor(
             text=texts,
@@ -139,8 +157,6 @@ class LocalModel:
 def _with_adapter(model, adapter: str):
     import peft  # pyright: ignore[reportMissingImports]
 
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise FlowleyError(f"{adapter}: holds no adapter (adapter_config.json is missing)")
     with _naming(adapter):
         return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
 

@@ -6,6 +6,9 @@ from typing import Protocol
 from data_prep.rejection import Rejection
 from data_prep.soundcap.look import Seen
 
+# Reason of a clip that the model does not take.
+REFUSED = "model"
+
 
 class CaptionModel(Protocol):
     """Answers a prompt about clips.

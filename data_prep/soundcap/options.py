@@ -9,50 +9,37 @@ from data_prep.soundcap.models import CaptionModel
 from flowley_jax.errors import FlowleyError
 
 
-def define_model_flags(*, sound: bool) -> None:
+def define_model_flags(*, captions: bool) -> None:
     """Defines them, for a program that has defined --table.
 
     Args:
-      sound: whether there is a choice to let the model hear.
+      captions: whether the model is asked for captions, which a server and one that hears can write, too.
     """
     # --help shows the flags of the main module alone.
     main = flags.FLAGS.find_module_defining_flag("table")
-    flags.DEFINE_string(
-        "model",
-        None,
-        "Folder or hub name of a model; the server's name for it.",
-        required=True,
-        module_name=main,
+
+    def define(kind, name, default, text, **options):
+        getattr(flags, f"DEFINE_{kind}")(name, default, help=text, module_name=main, **options)
+
+    if captions:
+        model = "Folder or hub name of a model; the server's name for it."
+        define("string", "adapter", "", "Folder of a LoRA adapter (data_prep.soundcap.finetune).")
+        define("string", "server", "", "http://HOST:8000/v1 of a server that speaks OpenAI's protocol.")
+        define("string", "key_variable", "OPENAI_API_KEY", "Environment variable with the server's key.")
+        define("integer", "max_tokens", 128, "Longest answer in tokens.", lower_bound=1)
+        define("bool", "sound", False, "Let the model hear the clips, too.")
+        at_once = "Clips in a batch (4), or requests at a time (16)."
+    else:
+        model, at_once = "Folder or hub name of a model.", "Clips in a batch on each device (1)."
+    define("string", "model", None, model, required=True)
+    define("integer", "at_once", None, at_once, lower_bound=1)
+    define("float", "seconds", 10.0, "How much of a clip is shown, from its start.", lower_bound=0.1)
+    define("float", "fps", 2.0, "Frames for each second that are shown.", lower_bound=0.1)
+    define("integer", "size", 448, "Longest side of a frame in pixels.", lower_bound=28)
+    define("string", "device", "", "cuda, cpu, …; by default the first GPU.")
+    define(
+        "enum", "weights_dtype", "auto", "Type of the weights.", enum_values=["auto", "float32", "bfloat16"]
     )
-    flags.DEFINE_string(
-        "adapter", "", "Folder of a LoRA adapter (data_prep.soundcap.finetune).", module_name=main
-    )
-    flags.DEFINE_string(
-        "server", "", "http://HOST:8000/v1 of a server that speaks OpenAI's protocol.", module_name=main
-    )
-    flags.DEFINE_string(
-        "key_variable",
-        "OPENAI_API_KEY",
-        "Environment variable with the server's key, if any.",
-        module_name=main,
-    )
-    flags.DEFINE_integer(
-        "at_once", None, "Clips in a batch (4), or requests at a time (16).", lower_bound=1, module_name=main
-    )
-    flags.DEFINE_integer("max_tokens", 128, "Longest answer in tokens.", lower_bound=1, module_name=main)
-    flags.DEFINE_float(
-        "seconds", 10.0, "How much of a clip is shown, from its start.", lower_bound=0.1, module_name=main
-    )
-    flags.DEFINE_float(
-        "fps", 2.0, "Frames for each second that are shown.", lower_bound=0.1, module_name=main
-    )
-    flags.DEFINE_integer("size", 448, "Longest side of a frame in pixels.", lower_bound=28, module_name=main)
-    flags.DEFINE_string("device", "", "cuda, cpu, …; by default the first GPU.", module_name=main)
-    flags.DEFINE_enum(
-        "weights_dtype", "auto", ["auto", "float32", "bfloat16"], "Type of the weights.", module_name=main
-    )
-    if sound:
-        flags.DEFINE_bool("sound", False, "Let the model hear the clips, too.", module_name=main)
 
 
 def viewing_from_flags() -> Viewing:

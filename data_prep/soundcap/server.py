@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
 from data_prep.rejection import Rejection, one_line
 from data_prep.soundcap.look import Seen
+from data_prep.soundcap.models import REFUSED
 from flowley_jax.errors import FlowleyError
 
 _ATTEMPTS = 4
@@ -69,7 +70,7 @@ class ServerModel:
                     said = one_line(error)[:300]
                     raise FlowleyError(f"{self._url}: answers {code} for {self._model!r} ({said})") from error
                 if code < 500 and code not in _BUSY:
-                    return Rejection("model", f"the server answers {code}: {one_line(error)[:200]}")
+                    return Rejection(REFUSED, f"the server answers {code}: {one_line(error)[:200]}")
                 problem = error
             except (InferenceTimeoutError, OSError) as error:
                 problem = error

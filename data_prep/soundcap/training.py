@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def finetune(
     viewing: Viewing,
     config: TuningConfig,
     out: Path,
-) -> Path:
+) -> Path | None:
     """Trains LoRA adapters on the captions of clips, or goes on, or finds it done.
 
     Clips of the valid split are not trained on; their loss is measured at the end. A clip that cannot be read
@@ -83,7 +84,7 @@ def finetune(
       out: folder for checkpoints, `metrics.jsonl` and the adapter.
 
     Returns:
-      The folder of the adapter.
+      The folder of the adapter; None where Ctrl-C or SIGTERM stopped it, with all its steps stored.
 
     Raises:
       FlowleyError: there is nothing to train on, or `out` holds another training.
@@ -100,6 +101,7 @@ def finetune(
         print(f"the adapter is made already: {adapter}")
         return adapter
     print(f"training on {len(train)} clips, {len(valid)} held out; adapter goes to {adapter}")
+    transformers.set_seed(config.seed)
     tuned = peft.get_peft_model(
         model.model.train(),
         peft.LoraConfig(
@@ -109,19 +111,24 @@ def finetune(
     if config.checkpointing:
         tuned.enable_input_require_grads()
     seen, held_out = (_Clips(pairs, viewing, config.time_limit, out) for pairs in (train, valid))
+    stop = _Stop()
     trainer = _Trainer(
         model=tuned,
         args=_arguments(out, config),
         train_dataset=seen,
         eval_dataset=held_out if valid else None,
         data_collator=functools.partial(_collated, model=model, prompt=prompt.text, viewing=viewing),
-        callbacks=[_Metrics(out / METRICS_FILE)],
+        callbacks=[_Metrics(out / METRICS_FILE), stop],
     )
     last = get_last_checkpoint(str(out)) if out.is_dir() else None
     if last:
         print(f"going on from {last}")
     try:
-        trainer.train(resume_from_checkpoint=last)
+        with stop:
+            trainer.train(resume_from_checkpoint=last)
+        if trainer.state.global_step < trainer.state.max_steps:
+            print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
+            return None
         if valid:
             trainer.evaluate()
     finally:
@@ -248,6 +255,48 @@ class _Metrics(transformers.TrainerCallback):
     def __init__(self, path: Path):
         self._path = path
 
+    def on_train_begin(self, args, state, control, **_):
+        """Steps behind the last checkpoint are done again."""
+        if state.is_world_process_zero and self._path.exists():
+            rows = self._path.read_text(encoding="utf-8").splitlines()
+            kept = [row for row in rows if json.loads(row)["step"] <= state.global_step]
+            write_text(self._path, "".join(f"{row}\n" for row in kept))
+
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **_):
         if state.is_world_process_zero and logs:
             append_line(self._path, json.dumps({"step": state.global_step, **logs}))
+
+
+class _Stop(transformers.TrainerCallback):
+    """Turns the first Ctrl-C or SIGTERM into a request to store the step and stop; a second acts as usual."""
+
+    def __init__(self):
+        self._requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Stop":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number, frame) -> None:
+        del frame
+        self._requested = True
+        signal.signal(number, self._previous[number])
+        print("stopping after this step; once more to stop at once", flush=True)
+
+    def on_step_end(self, args, state, control, **_):
+        if self._requested_anywhere(args.device):
+            control.should_save = control.should_training_stop = True
+
+    def _requested_anywhere(self, device) -> bool:
+        """All processes stop after the same step."""
+        if not torch.distributed.is_initialized():
+            return self._requested
+        requested = torch.tensor(float(self._requested), device=device)
+        torch.distributed.all_reduce(requested, torch.distributed.ReduceOp.MAX)
+        return bool(requested)

@@ -68,10 +68,8 @@ class PcaCodec:
         Raises:
           FlowleyError: if there are fewer than two pairs of frames or `latent_dim` is impossible.
         """
-        width = FRAMES_PER_LATENT * mel.bins
-        if not 1 <= latent_dim <= width:
-            raise FlowleyError(f"latent_dim={latent_dim} must be from 1 to {width} for mel {mel.name}")
-        mean, covariance = _moments(log_mels, width)
+        check_latent_dim(latent_dim, mel)
+        mean, covariance = _moments(log_mels, FRAMES_PER_LATENT * mel.bins)
         _, vectors = np.linalg.eigh(covariance)
         leading = vectors[:, ::-1][:, :latent_dim]
         # An eigenvector's sign is arbitrary and differs between LAPACK builds.
@@ -120,6 +118,13 @@ class PcaCodec:
         if int(stored["version"]) != _VERSION:
             raise FlowleyError(f"{path}: codec version {int(stored['version'])}, expected {_VERSION}")
         return cls(mel=mel_preset(str(stored["mel"])), mean=stored["mean"], components=stored["components"])
+
+
+def check_latent_dim(latent_dim: int, mel: MelConfig) -> None:
+    """Raises a FlowleyError unless a front end has so many components."""
+    width = FRAMES_PER_LATENT * mel.bins
+    if not 1 <= latent_dim <= width:
+        raise FlowleyError(f"latent_dim={latent_dim} must be from 1 to {width} for mel {mel.name}")
 
 
 def _pairs(log_mels: np.ndarray) -> np.ndarray:

@@ -33,7 +33,9 @@ class HashedTextEncoder:
 
     def __post_init__(self):
         if self.dim < 1 or self.max_tokens < 1:
-            raise FlowleyError(f"text encoder: {self.dim=} and {self.max_tokens=} must be at least 1")
+            raise FlowleyError(
+                f"text encoder: dim={self.dim} and max_tokens={self.max_tokens} must be at least 1"
+            )
 
     def __call__(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Captions to features (N, max_tokens, dim) float32, zero in padding rows, and lengths (N,) int32.

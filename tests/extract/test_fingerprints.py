@@ -47,7 +47,7 @@ def test_other_clips_are_far(originals):
 
 def test_what_is_plain_quiet_or_short_has_no_fingerprint(tmp_path):
     unusable.write_clip(tmp_path / "plain.mp4", 0, audio=False)
-    assert fingerprints_of(str(tmp_path / "plain.mp4")) == Fingerprints(None, None)
+    assert fingerprints_of(str(tmp_path / "plain.mp4")) == Fingerprints(None, None, lacks="sound")
     frames, wave = distinct.draw(0)
     assert picture_bits(frames[:3]) is None and picture_bits(frames[:4]) is not None
     assert sound_bits(wave) is not None

@@ -211,6 +211,7 @@ def test_copies_and_unreadable_files_are_found_and_nothing_is_read_twice(clips, 
     assert found["copy_in_splits"].severity == "error" and found["copy"].severity == "note"
     assert {example.id for example in found["copy"].examples} == {"copy1", "same2"}
     assert [example.id for example in found["not_compared"].examples] == ["plain"]
+    assert [(one.id, one.detail) for one in found["lacks_a_stream"].examples] == [("plain", "no sound")]
     reasons = {example.id: example.detail.split(":")[0] for example in found["unreadable"].examples}
     assert reasons == {"crash": "crash", "broken": "unreadable", "hanging": "timeout"}
     kept = tmp_path / "out/fingerprints.jsonl"
@@ -219,6 +220,13 @@ def test_copies_and_unreadable_files_are_found_and_nothing_is_read_twice(clips, 
     monkeypatch.setattr(data_prep.lint.readings, "DecoderPool", None)
     assert _by_code(lint(clips, out=tmp_path / "out", reading=reading)) == found
     assert kept.read_text() == whole
+
+
+def test_a_table_or_a_folder_with_nothing_in_it_is_no_clean_one(tmp_path):
+    with pytest.raises(FlowleyError, match="the table has no rows"):
+        lint(_table(tmp_path, []))
+    with pytest.raises(FlowleyError, match=r"--root=.*nowhere: no such folder"):
+        lint(_table(tmp_path, _clean(2)), root=tmp_path / "nowhere")
 
 
 def test_an_interrupted_run_goes_on(clips, tmp_path, monkeypatch):
@@ -236,7 +244,7 @@ def test_an_interrupted_run_goes_on(clips, tmp_path, monkeypatch):
     )
     assert lint(table, out=out) == first
     assert read == [rows[3][1]] and sorted(kept.read_text().splitlines()) == sorted(lines)
-    kept.write_text('{"version": 1}\n')
+    kept.write_text('{"version": 2}\n')
     with pytest.raises(FlowleyError, match=r"fingerprints.jsonl: is damaged .* remove it"):
         lint(table, out=out)
 

@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import unusable
+from apache_beam.options.pipeline_options import PipelineOptions
 
 import data_prep.prepare
 from data_prep.decode import decode
 from data_prep.decoder import Decoder, DecoderPool
+from data_prep.files import alone_in
+from data_prep.pipeline import check_options
 from data_prep.prepare import Running, prepare_records
 from data_prep.settings import RecordSettings
 from flowley_jax.audio.mel import MEL_16K, log_mel
@@ -211,6 +214,50 @@ def test_what_changes_in_a_table_alone_is_made_anew(clips, tmp_path, monkeypatch
     assert not counted.media and not counted.text
     # The order of the table is no part of the result.
     assert json.loads((tmp_path / "out/manifest.json").read_text())["files"] == third["files"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_dim": 500}, "latent_dim=500 must be from 1 to 160 for mel 16k"),
+        ({"mel": "48k"}, "mel front end '48k' does not exist"),
+        ({"seconds": 0.01}, "seconds=0.01 has no frame at video_fps=12"),
+        ({"max_tokens": 0}, "max_tokens=0 must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_record_are_refused_before_a_clip_is_read(
+    clips, tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setattr(data_prep.prepare, "make_media_features", None)
+    with pytest.raises(FlowleyError, match=message):
+        settings = dataclasses.replace(SETTINGS, **changes)
+        prepare_records(clips[0] / "clips.tsv", tmp_path, settings, RUNNING)
+    assert not (tmp_path / "rejected.tsv").exists()
+
+
+def test_two_do_not_write_to_one_folder(clips, tmp_path):
+    with alone_in(tmp_path), pytest.raises(FlowleyError, match="another process is writing there"):
+        prepare_records(clips[0] / "clips.tsv", tmp_path, SETTINGS, RUNNING)
+    with alone_in(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--direct_running_mod=multi_processing"], "DirectRunner has no flag --direct_running_mod"),
+        (["--runner=DaskRunner", "--dask_partition_size=1", "--dusk=1"], "DaskRunner has no flag --dusk"),
+        (["--runner=Nope"], "--runner=Nope: "),
+    ],
+)
+def test_flags_that_an_engine_does_not_know(flags, message):
+    with pytest.raises(FlowleyError, match=message):
+        check_options(PipelineOptions(flags))
+
+
+def test_flags_that_an_engine_knows():
+    check_options(PipelineOptions(["--direct_running_mode=multi_processing", "--direct_num_workers=2"]))
+    check_options(PipelineOptions(["--runner=DaskRunner", "--dask_client_address=tcp://x:1"]))
 
 
 def test_a_strict_run_stops_and_a_retry_tries_again(clips, tmp_path, monkeypatch):

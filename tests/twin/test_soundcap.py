@@ -1,6 +1,7 @@
 """SoundCap with small random models of the real classes: both steps, and what is made of them."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -86,8 +87,10 @@ def test_one_that_hears_reads_the_sound(audio_visual):
 def test_one_that_cannot_hear_is_refused_and_so_is_no_model(silent, tmp_path):
     with pytest.raises(FlowleyError, match="a qwen2_5_vl hears nothing"):
         _model(silent, sound=True)
-    with pytest.raises(FlowleyError, match=r"nowhere: cannot be loaded"):
+    with pytest.raises(FlowleyError, match=r"nowhere: no such folder"):
         _model(str(tmp_path / "nowhere"))
+    with pytest.raises(FlowleyError, match="cannot be loaded"):
+        _model(str(tmp_path))
     with pytest.raises(FlowleyError, match="holds no adapter"):
         _model(silent, adapter=str(tmp_path))
 
@@ -137,15 +140,19 @@ def test_fine_tuning_learns_and_its_adapter_is_used(clips, silent, tmp_path, mon
         seen.append(state.global_step)
         if len(seen) == 20:
             raise KeyboardInterrupt
+        if len(seen) == 30:
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(training._Metrics, "on_log", stopping)
     with pytest.raises(KeyboardInterrupt):
         tune()
+    assert tune() is None
     adapter = tune()
-    # It went on from the second checkpoint.
-    assert seen[19] == 20 and seen[20] == 17
+    # It went on from the second checkpoint, and after Ctrl-C from the step itself.
+    assert seen[19:21] == [20, 17] and seen[29:31] == [26, 27]
     logged = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in logged if "loss" in row]
+    assert [row["step"] for row in logged if "loss" in row] == list(range(1, len(losses) + 1))
     assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
     assert "eval_loss" in logged[-1]
     # Once, of twenty epochs.
@@ -164,6 +171,21 @@ def test_fine_tuning_learns_and_its_adapter_is_used(clips, silent, tmp_path, mon
         tune({**captions, "id0": "a bell"})
     with pytest.raises(FlowleyError, match="none of 6 clips has a caption"):
         tune({})
+
+
+def test_the_same_captions_make_the_same_adapter(clips, silent, tmp_path):
+    from data_prep.soundcap import training
+
+    config = training.TuningConfig(rank=2, epochs=0.5, accumulation=1, workers=0)
+    captions = dict.fromkeys(("id0", "id1"), TARGET[0])
+    adapters = [
+        training.finetune(
+            clips, captions, _model(silent), Prompt.read(CAPTIONS), VIEWING, config, tmp_path / name
+        )
+        for name in "ab"
+    ]
+    first, second = ((adapter / "adapter_model.safetensors").read_bytes() for adapter in adapters)
+    assert first == second
 
 
 def test_only_the_answer_is_learned(silent):
