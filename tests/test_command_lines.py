@@ -47,31 +47,6 @@ def test_a_finished_run_is_found_finished(debug_run):
     assert (workdir / "metrics.jsonl").read_text() == history
 
 
-def test_a_signal_stops_with_code_75_and_the_same_command_goes_on(tmp_path):
-    workdir = tmp_path / "run"
-    flags = ("--config", shell.DEBUG, "--workdir", workdir, *shell.SMALL, "--config.train.steps=60")
-    with subprocess.Popen(
-        shell.command("flowley_jax.train", *flags),
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=shell.ROOT,
-    ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("step 3/"):
-                process.send_signal(signal.SIGTERM)
-                break
-        rest = process.stderr.read()
-    assert process.returncode == 75, rest
-    stopped = int(rest.split("stopped at step ")[1].split()[0])
-    assert 3 <= stopped < 60
-    result = shell.run("flowley_jax.train", *flags[:-1], f"--config.train.steps={stopped + 2}")
-    assert result.returncode == 0
-    assert f"resuming at step {stopped} of {stopped + 2}" in result.stderr
-    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert sorted(set(steps)) == list(range(1, stopped + 3))
-
-
 def test_sampling_a_video(debug_run, video, tmp_path):
     out = tmp_path / "new" / "a_sound.mp4"
     result = shell.sample(
@@ -180,36 +155,20 @@ def test_configurations_that_mean_nothing(tmp_path, config, flag, expected):
     assert not (tmp_path / "run").exists()
 
 
-def test_averages_of_several_lengths_are_compared_and_one_is_written(debug_run, tmp_path):
-    workdir, _ = debug_run
-    result = shell.run("flowley_jax.ema", "--workdir", workdir, "--sigma-rel", "0.04", "--sigma-rel=0.15")
+def test_averages_of_several_lengths_are_compared_and_one_is_written(tiny_run, tmp_path):
+    flags = ("--workdir", tiny_run, "--sigma-rel=0.15")
+    result = shell.run("flowley_jax.ema", *flags, "--sigma-rel", "0.04")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        "sigma_rel 0.04, up to step 4",
-        "sigma_rel 0.15, up to step 4",
+        "sigma_rel 0.15, up to step 3",
+        "sigma_rel 0.04, up to step 3",
     ]
     losses = [float(line.rsplit(" ", 1)[1]) for line in lines]
     assert np.isfinite(losses).all() and losses[0] != losses[1]
     out = tmp_path / "weights.safetensors"
-    result = shell.run(
-        "flowley_jax.ema", "--workdir", workdir, "--sigma-rel=0.1", "--novalidate", "--out", out
-    )
-    assert result.stdout.splitlines() == ["sigma_rel 0.1, up to step 4", str(out)]
-    tuned = shell.train(tmp_path / "tuned", f"--config.start.weights={out}", "--config.lora.rank=2")
-    assert tuned.returncode == 0, tuned.stderr
-    assert f"starting from {out}" in tuned.stderr
-    adapter = tmp_path / "adapter.safetensors"
-    result = shell.run(
-        "flowley_jax.ema",
-        "--workdir",
-        tmp_path / "tuned",
-        "--sigma-rel=0.1",
-        "--novalidate",
-        "--adapter",
-        adapter,
-    )
-    assert result.returncode == 0 and adapter.stat().st_size < out.stat().st_size / 5
+    result = shell.run("flowley_jax.ema", *flags, "--novalidate", "--out", out)
+    assert result.stdout.splitlines() == ["sigma_rel 0.15, up to step 3", str(out)]
 
 
 @pytest.mark.parametrize(
@@ -295,14 +254,3 @@ def test_a_folder_of_another_configuration_is_left_alone(debug_run):
     result = shell.train(workdir, "--config.optim.learning_rate=0.5", "--config.model.window=9")
     shell.fails_in_one_line(result, workdir, "optim.learning_rate is", "0.5 here", "model.window")
     assert shell.tree(workdir) == before
-
-
-def test_a_disk_without_space_for_the_sound_keeps_the_older_one(tiny_run, video, tmp_path):
-    out = tmp_path / "sound.wav"
-    # Also leaves behind what libraries write at their first import on a machine.
-    assert shell.sample(tiny_run, video, out).returncode == 0
-    older = out.read_bytes()
-    flags = ("--workdir", tiny_run, "--video", video, "--out", out, "--seed=1")
-    result = shell.with_file_limit(8, "flowley_jax.sample", *flags)
-    shell.fails_in_one_line(result, out, "cannot be written")
-    assert out.read_bytes() == older and not list(tmp_path.glob(".*"))

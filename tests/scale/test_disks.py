@@ -1,11 +1,14 @@
-"""A disk that refuses while training costs no checkpoint: make test-scale."""
+"""A disk that refuses costs nothing that is made already: make test-scale."""
 
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import shell
+
+from flowley_jax.media.write import write_video
 
 pytestmark = pytest.mark.scale
 
@@ -67,3 +70,16 @@ def test_a_folder_that_becomes_read_only_ends_the_run_and_keeps_its_checkpoints(
         _set_writable(workdir, True)
     result = shell.train(workdir, "--config.train.steps=6")
     assert result.returncode == 0 and "resuming at step 4 of 6" in result.stderr
+
+
+def test_a_disk_without_space_for_the_sound_keeps_the_older_one(tiny_run, tmp_path):
+    video = tmp_path / "a.mp4"
+    write_video(video, np.zeros((24, 64, 80, 3), np.uint8), 24.0)
+    out = tmp_path / "sound.wav"
+    # Also leaves behind what libraries write at their first import on a machine.
+    assert shell.sample(tiny_run, video, out).returncode == 0
+    older = out.read_bytes()
+    flags = ("--workdir", tiny_run, "--video", video, "--out", out, "--seed=1")
+    result = shell.with_file_limit(8, "flowley_jax.sample", *flags)
+    shell.fails_in_one_line(result, out, "cannot be written")
+    assert out.read_bytes() == older and not list(tmp_path.glob(".*"))

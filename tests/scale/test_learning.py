@@ -1,7 +1,8 @@
-"""Adapters alone learn."""
+"""What changes how a run learns, and not that it does."""
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -11,8 +12,12 @@ from flowley_jax.config import EmaConfig, LoraConfig, OptimConfig, StartConfig
 from flowley_jax.interop import flowley_to_torch
 from flowley_jax.interop.weight_files import write_arrays
 from flowley_jax.model import Flowley
+from flowley_jax.training.checkpoint import EmaSnapshots
 from flowley_jax.training.loop import train
 from flowley_jax.training.metrics import read_history
+from flowley_jax.training.optimizer import make_optimizer
+from flowley_jax.training.sharding import make_layout
+from flowley_jax.training.state import abstract_state
 
 pytestmark = pytest.mark.scale
 
@@ -32,3 +37,21 @@ def test_lora_learns(tmp_path):
     train(dataclasses.replace(config, train=seldom), tmp_path / "run")
     losses = [row["train/loss"] for row in read_history(tmp_path / "run") if "train/loss" in row]
     assert np.mean(losses[-10:]) < 0.95 * np.mean(losses[:5])
+
+
+def test_bfloat16_compute_keeps_float32_weights_and_close_losses(tmp_path):
+    records = tiny.write_records(tmp_path / "records")
+    exact = tiny.experiment(records, steps=2)
+    config = dataclasses.replace(exact, model=dataclasses.replace(tiny.MODEL, dtype="bfloat16"))
+    train(config, tmp_path / "bfloat16")
+    train(exact, tmp_path / "float32")
+    losses, expected = (
+        [row["train/loss"] for row in read_history(tmp_path / run) if "train/loss" in row]
+        for run in ("bfloat16", "float32")
+    )
+    assert losses == pytest.approx(expected, rel=1e-2)
+    assert losses[1] != expected[1]
+    _, shapes = abstract_state(config, make_optimizer(config.optim, 2), make_layout(config))
+    with EmaSnapshots(tmp_path / "bfloat16") as snapshots:
+        averaged = snapshots.synthesise(shapes.parameters, sigma_rels=(0.05, 0.1), sigma_rel=0.05)
+    assert {leaf.dtype for leaf in jax.tree.leaves((averaged, shapes.parameters))} == {np.dtype("float32")}

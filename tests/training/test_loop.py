@@ -415,19 +415,6 @@ def test_a_checkpoint_of_another_shape_is_an_error_that_names_it(whole_run, reco
     assert not (whole_run / "damaged").exists()
 
 
-def test_bfloat16_compute_keeps_float32_weights_and_close_losses(whole_run, records, tmp_path):
-    config = tiny.experiment(records, steps=2, model=dataclasses.replace(tiny.MODEL, dtype="bfloat16"))
-    train(config, tmp_path)
-    losses, exact = ([loss for _, loss in _losses(run)[:2]] for run in (tmp_path, whole_run))
-    assert losses == pytest.approx(exact, rel=1e-2)
-    assert losses[1] != exact[1]
-    with EmaSnapshots(tmp_path) as snapshots:
-        _, shapes = abstract_state(config, make_optimizer(config.optim, 2), make_layout(config))
-        averaged = snapshots.synthesise(shapes.parameters, sigma_rels=(0.05, 0.1), sigma_rel=0.05)
-    assert {leaf.dtype for leaf in jax.tree.leaves(averaged)} == {np.dtype("float32")}
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes.parameters)} == {np.dtype("float32")}
-
-
 def test_a_refused_mesh_leaves_the_folder_to_the_corrected_run(tmp_path):
     config = tiny.experiment(tiny.write_records(tmp_path / "records"), steps=1)
     with pytest.raises(FlowleyError, match=r"mesh\.data=2"):
