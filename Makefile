@@ -68,8 +68,7 @@ test-gpu: venv  ## run the GPU's kernels, on a machine with an NVIDIA GPU
 	JAX_PLATFORMS=cuda,cpu XLA_FLAGS= $(PY) -m pytest -q -m gpu tests/gpu $(ARGS)
 
 test-scale: venv  ## train on pretended devices and in several processes, and kill them (15 minutes)
-	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "scale and not soak" \
-	  tests/scale/test_meshes.py tests/scale/test_extract.py tests/scale $(ARGS)
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "scale and not soak" tests/scale $(ARGS)
 
 test-soak: .torch  ## the same on more meshes, with twenty kills, and at the published sizes (long)
 	PYTHONPATH=.torch $(PY) -m pytest -q -m soak tests $(ARGS)
