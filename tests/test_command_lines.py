@@ -58,6 +58,7 @@ def test_sampling_a_video(debug_run, video, tmp_path):
     assert info.has_audio and (info.width, info.height) == (80, 64)
 
 
+@pytest.mark.scale
 def test_sampling_a_table_keeps_what_is_good_and_names_what_is_not(debug_run, video, tmp_path):
     (tmp_path / "b.mp4").write_text("no video")
     table = tmp_path / "clips.tsv"
@@ -219,6 +220,7 @@ def test_an_interrupted_extraction_says_how_to_go_on(tmp_path):
     assert rest.splitlines()[-1] == "interrupted; run the same command again to go on"
 
 
+@pytest.mark.scale
 def test_a_clip_is_captioned_before_it_gets_its_sound(tiny_run, video, tmp_path):
     with openai_server.running(tmp_path / "requests.jsonl") as url:
         flags = (f"--soundcap={openai_server.MODEL}", f"--soundcap-server={url}")

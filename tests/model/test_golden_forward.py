@@ -156,6 +156,7 @@ def test_text_padding_is_not_read_by_joint_attention():
     )
 
 
+@pytest.mark.scale
 def test_bfloat16_compute_stays_close_and_keeps_float32_weights():
     data = golden_data.load("a_shared")
     config = ModelConfig.from_torch_config(golden_data.settings("a_shared")["model"])

@@ -73,6 +73,7 @@ def test_video_features_have_unit_length(sampler):
     )
 
 
+@pytest.mark.scale
 def test_the_plan_names_stages_files_shapes_and_memory(sampler, bundles):
     stages = plan(sampler, frames=64, clips=2)
     assert [stage.name for stage in stages] == [

@@ -146,6 +146,7 @@ def test_exchanges_are_counted_as_often_as_their_loops_run():
     }
 
 
+@pytest.mark.scale
 def test_the_compiled_step_is_accounted_for():
     config = tiny.experiment("records")
     # The lengths of the records that other tests train on.

@@ -99,6 +99,7 @@ def test_a_run_starts_from_the_averages_and_statistics_of_another(records, sourc
     assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(start.parameters["final_conv"]))
 
 
+@pytest.mark.scale
 @pytest.mark.parametrize("adapters", [LoraConfig(), RANK])
 def test_a_tuned_run_goes_on_bit_for_bit_without_its_source(records, source, tmp_path, adapters):
     copy = tmp_path / "source"
