@@ -65,8 +65,10 @@ class Decoder:
         """Ends the process for good, whatever it does; another thread may be waiting for it."""
         with self._starting:
             self._stopped = True
-            if self._process is not None:
-                self._process.kill()
+            # The thread that waits for it may close it at this moment.
+            process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """Ends the process."""

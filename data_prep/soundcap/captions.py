@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 JOURNAL_FILE = "captions.jsonl"
 CAPTIONS_FILE = "captions.tsv"
 REJECTED_FILE = "rejected.tsv"
+# So many clips that a model refuses at once, before it has answered any, are the model's fault.
+_TELLING = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +168,7 @@ def _check_some(found: Sequence[str | Rejection], before: dict[str, Answer]) -> 
     if any(isinstance(one, str) for one in found) or any("text" in one for one in before.values()):
         return
     refused = [one.detail for one in found if isinstance(one, Rejection) and one.reason == REFUSED]
-    if len(refused) > 1:
+    if len(refused) >= _TELLING:
         raise FlowleyError(f"the model refuses all of the first {len(refused)} clips ({refused[0]})")
 
 

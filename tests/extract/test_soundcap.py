@@ -146,6 +146,21 @@ def test_captions_come_with_provenance_and_a_stopped_run_goes_on(clips, tmp_path
     assert len(caption_clips(clips, tmp_path, other, Prompt("x", "y"), VIEWING).captions) == 5
 
 
+def test_a_model_that_refuses_everything_ends_the_run_and_a_few_clips_do_not(clips, tmp_path):
+    refused, ask = Rejection("model", "too many pictures"), Prompt.read(CAPTIONS)
+    model = _Model([refused] * 5)
+    model.at_once = 5
+    with pytest.raises(FlowleyError, match=r"refuses all of the first 5 clips \(too many pictures\)"):
+        caption_clips(clips, tmp_path / "all", model, ask, VIEWING)
+    # Nothing of it is kept: the same command asks again.
+    answers = ["a dog barks at the gate", *[refused] * 4]
+    model.answers = list(answers)
+    captioned = caption_clips(clips, tmp_path / "all", model, ask, VIEWING)
+    assert list(captioned.captions) == ["id0"] and len(captioned.rejected) == 5
+    few = caption_clips(clips, tmp_path / "few", _Model([refused] * 5), ask, VIEWING)
+    assert not few.captions and len(few.rejected) == 6
+
+
 def test_a_file_that_has_changed_is_asked_about_again(tmp_path, caplog):
     unusable.write_clip(tmp_path / "a.mp4", seed=0)
     unusable.write_clip(tmp_path / "b.mp4", seed=1)
