@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,10 @@ def start(records, runs, *, devices, processes=1) -> list[subprocess.Popen]:
         port = free.getsockname()[1]
     job = {"records": str(records), "runs": runs, "processes": processes, "port": port}
     environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": PATH}
+    if processes > 1:
+        # On CPUs the cache knows the first process alone, which would then wait for the others' compilers
+        # longer than the 30 seconds that Gloo gives a process to join a collective.
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     return [
         subprocess.Popen(
             [sys.executable, str(WORKER), json.dumps({**job, "process": index})],
@@ -51,7 +56,9 @@ def launch(records, runs, *, devices, processes=1) -> None:
     """Runs to the end."""
     started = start(records, runs, devices=devices, processes=processes)
     try:
-        outputs = [process.communicate(timeout=900)[0] for process in started]
+        # At the same time, or one could wait for room in its pipe, and the others for it.
+        with ThreadPoolExecutor() as readers:
+            outputs = list(readers.map(lambda process: process.communicate(timeout=900)[0], started))
     finally:
         for process in started:
             process.kill()

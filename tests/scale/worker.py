@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 
 import jax
@@ -63,4 +65,9 @@ def dump_checkpoint(config: ExperimentConfig, workdir: Path, path: str) -> None:
 # Grain's worker processes import this module again.
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
-    main(json.loads(sys.argv[1]))
+    try:
+        main(json.loads(sys.argv[1]))
+    except Exception:
+        traceback.print_exc()
+        # The usual end waits five minutes for the other processes, which wait for this one.
+        os._exit(1)
