@@ -68,9 +68,13 @@ def launch(records, runs, *, devices, processes=1) -> None:
     assert not any(codes), "\n".join([f"exit codes {codes}", *(output[-4000:] for output in outputs)])
 
 
-def leaves(records, run, *, devices=1) -> dict[str, np.ndarray]:
-    """Every leaf of a run's newest checkpoint, restored onto a mesh and brought together again."""
+def leaves(records, run, *, devices=1, after=()) -> dict[str, np.ndarray]:
+    """Every leaf of a run's newest checkpoint, restored onto a mesh and brought together again.
+
+    Args:
+      after: runs that the same process does before.
+    """
     path = Path(run["workdir"]) / f"leaves_{devices}.npz"
-    launch(records, [{**run, "dump": str(path)}], devices=devices)
+    launch(records, [*after, {**run, "dump": str(path)}], devices=devices)
     with np.load(path) as stored:
         return dict(stored)

@@ -23,7 +23,7 @@ RUN = {"train": {"valid_every": 1000, "checkpoint_every": 2}, "ema": {"snapshot_
 def test_kills_at_random_moments_change_nothing(kills, steps, tmp_path):
     records = tiny.write_records(tmp_path / "records")
     whole, killed = ({**RUN, "steps": steps, "workdir": str(tmp_path / name)} for name in ("whole", "killed"))
-    launching.launch(records, [whole], devices=1)
+    expected = launching.leaves(records, whole, after=[whole])
     chance = random.Random(0)
     reached = []
     for _ in range(kills):
@@ -35,10 +35,9 @@ def test_kills_at_random_moments_change_nothing(kills, steps, tmp_path):
         process.communicate()
         reached.append(_last_step(tmp_path / "killed"))
     assert len(set(reached)) > kills // 4, reached
-    launching.launch(records, [killed], devices=1)
+    found = launching.leaves(records, killed, after=[killed])
     rows = [row["step"] for row in read_history(tmp_path / "killed") if "train/loss" in row]
     assert rows == list(range(1, steps + 1))
-    expected, found = launching.leaves(records, whole), launching.leaves(records, killed)
     assert int(expected["step"]) == steps
     assert found.keys() == expected.keys()
     for name, value in expected.items():
