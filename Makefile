@@ -67,7 +67,7 @@ test-gpu: venv  ## run the GPU's kernels, on a machine with an NVIDIA GPU
 	$(PY) -m pip install --quiet --disable-pip-version-check "$$($(PY) -c 'import jax; print(f"jax[cuda13]=={jax.__version__}")')"
 	JAX_PLATFORMS=cuda,cpu XLA_FLAGS= $(PY) -m pytest -q -m gpu tests/gpu $(ARGS)
 
-test-scale: venv  ## run the longer checks: train on pretended devices and in several processes, and kill them (20 minutes)
+test-scale: venv  ## run the longer checks: train on pretended devices and in several processes, and kill them (23 minutes)
 	$(PY) -m pytest -q -n 2 --dist worksteal -m "scale and not soak" tests $(ARGS)
 
 test-soak: .torch  ## the same on more meshes, with twenty kills, and at the published sizes (long)

@@ -83,6 +83,10 @@ def files_below(root: Path) -> list[Path]:
 
 def _names_in(folder: Path) -> frozenset[str]:
     try:
-        return frozenset(os.listdir(folder))
+        # Links that lead nowhere are no files.
+        with os.scandir(folder) as entries:
+            return frozenset(
+                entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)
+            )
     except OSError:
         return frozenset()

@@ -28,7 +28,7 @@ from data_prep.settings import RecordSettings
 from data_prep.shards import ShardTask, remove_notes, write_shards
 from data_prep.store import FeatureStore, Kind, digest_of
 from flowley_jax.data.clip_table import SPLITS, Clip, read_clip_table
-from flowley_jax.data.parts import PARTS_FILE
+from flowley_jax.data.parts import PARTS_FILE, Parts
 from flowley_jax.data.record import EXAMPLES_PER_FILE, dataset_dir, has_records
 from flowley_jax.errors import FlowleyError
 from flowley_jax.whole_files import write_text
@@ -103,7 +103,7 @@ def _prepare(
     store = FeatureStore(running.features or str(out / "features"))
     if running.retry:
         _forget_rejections(rows, store)
-    elif before and before["identity"] == identity and has_records(out):
+    elif before and before["identity"] == identity and _is_whole(out, before):
         if running.strict and before["rejected"]:
             _refuse(clips, out, sum(before["rejected"].values()))
         print(f"records are made already in {out}: {_counts_line(before)}")
@@ -116,7 +116,7 @@ def _prepare(
     accepted = _accepted(rows, rejections)
     training = [row for row in accepted if row.clip.split == "train"]
     if not training:
-        detail = next((rejection.detail for rejection in rejections.clips.values()), "the table has none")
+        detail = _by_reason(rejections) or "the table has none"
         raise FlowleyError(f"{clips}: no training clip can be used ({detail}); see {out / REJECTED_FILE}")
     codec = codec_of(training, settings, store)
     parts = parts_of(codec, training, settings, store, source=Path(clips).name)
@@ -143,6 +143,8 @@ def _prepare(
     write_text(out / MANIFEST_FILE, text)
     remove_notes(dataset_dir(out))
     print(f"records are in {out}: {_counts_line(manifest)}")
+    if "valid" not in manifest["examples"]:
+        print("(no clip of the valid split is among them: training will not validate)")
     return json.loads(text)
 
 
@@ -165,6 +167,23 @@ def _manifest_of(out: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise FlowleyError(f"{path}: cannot be read ({error}); remove it and run again") from error
+
+
+def _is_whole(out: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether what a manifest lists is still there; hashing terabytes of records would take hours."""
+    if not has_records(out):
+        return False
+    try:
+        Parts.load(out)
+        for name, file in manifest["files"].items():
+            path = dataset_dir(out) / name
+            size = path.stat().st_size if path.is_file() else None
+            if size is None or size != file.get("size", size):
+                raise FlowleyError(f"{path}: is missing or not as it was written")
+    except FlowleyError as problem:
+        print(f"{problem}; the records are written again")
+        return False
+    return True
 
 
 def _check_settings(out: Path, manifest: Mapping[str, Any], settings: RecordSettings) -> None:
@@ -310,11 +329,9 @@ def _install(out: Path, partial: Path, parts) -> None:
 
 
 def _report_rejections(path: Path, rows: Sequence[Row], rejections: _Rejections) -> None:
-    counts = Counter(rejection.reason for rejection in rejections.clips.values())
-    if counts:
-        listed = ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
+    if listed := _by_reason(rejections):
         print(f"{len(rejections.clips)} of {len(rows)} clips cannot be used ({listed}); see {path}")
-    if counts[Reason.TOO_SHORT]:
+    if any(rejection.reason == Reason.TOO_SHORT for rejection in rejections.clips.values()):
         print("(config.seconds cuts clips shorter, config.pad_seconds pads those that are a little short)")
     if rejections.captions:
         print(f"{len(rejections.captions)} captions of other sources cannot be used; see {path}")
@@ -328,6 +345,11 @@ def _report_rejections(path: Path, rows: Sequence[Row], rejections: _Rejections)
                 listed.append(Rejection(Reason.MORE_CAPTION, f"{source}: {refused.detail}; the clip is kept"))
         lines += ["\t".join((clip.id, clip.source, one.reason, one.detail)) for one in listed]
     write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _by_reason(rejections: _Rejections) -> str:
+    counts = Counter(rejection.reason for rejection in rejections.clips.values())
+    return ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
 
 
 def _counts_line(manifest: Mapping[str, Any]) -> str:

@@ -45,7 +45,7 @@ def write_shards(
 ) -> dict[str, Any]:
     """Writes a data set; files that are there from a run that was stopped are kept, until `remove_notes`.
 
-    Returns: examples, bytes and SHA-256 of every file.
+    Returns: of every file its examples, their bytes, its size and its SHA-256.
 
     Raises:
       FlowleyError: features are damaged, or the disk refuses.
@@ -88,7 +88,12 @@ class _Write(beam.DoFn):
             while piece := file.read(1 << 22):
                 digest.update(piece)
         os.replace(partial, path)
-        note = {"examples": shard.examples, "bytes": shard.size, "sha256": digest.hexdigest()}
+        note = {
+            "examples": shard.examples,
+            "bytes": shard.size,
+            "size": path.stat().st_size,
+            "sha256": digest.hexdigest(),
+        }
         write_text(_note(self._folder, element), json.dumps(note))
 
     def _examples(self, task: ShardTask) -> Iterator[Example]:

@@ -49,14 +49,14 @@ class FeatureStore:
         """Features that were kept.
 
         Raises:
-          FlowleyError: naming the file, if it is missing or damaged.
+          FlowleyError: naming the file, if it is missing, or damaged and therefore removed.
         """
         path = self._path(kind, key, _FEATURES)
         try:
             with np.load(io.BytesIO(read_bytes(path))) as file:
                 return dict(file)
         except (ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise FlowleyError(f"{path}: is damaged ({error}); remove it and run again") from error
+            raise _removed(path, error) from error
 
     def refuse(self, kind: Kind, key: str, rejection: Rejection) -> None:
         """Keeps the reason why there are no features."""
@@ -71,16 +71,22 @@ class FeatureStore:
         """The reason that was kept.
 
         Raises:
-          FlowleyError: naming the file, if it is missing or damaged.
+          FlowleyError: naming the file, if it is missing, or damaged and therefore removed.
         """
         path = self._path(kind, key, _NOTE)
         try:
             return Rejection(**json.loads(read_bytes(path)))
         except (ValueError, TypeError) as error:
-            raise FlowleyError(f"{path}: is damaged ({error}); remove it and run again") from error
+            raise _removed(path, error) from error
 
     def _path(self, kind: Kind, key: str, ending: str) -> str:
         return join(self.folder, kind, key[:_PREFIX], key + ending)
+
+
+def _removed(path: str, error: Exception) -> FlowleyError:
+    """A damaged file is gone afterwards, so that another run makes it anew."""
+    remove(path)
+    return FlowleyError(f"{path}: was damaged ({error}) and is removed; run again to make it anew")
 
 
 def digest_of(value: Any) -> str:

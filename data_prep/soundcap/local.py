@@ -18,6 +18,9 @@ try:
     from transformers.video_utils import VideoMetadata
 except ImportError as error:
     raise FlowleyError("SoundCap's own models need PyTorch: pip install 'flowley-jax[soundcap]'") from error
+except RuntimeError as error:
+    # What torchvision raises that was built for another PyTorch.
+    raise FlowleyError(f"torch and torchvision do not fit each other ({one_line(error)})") from error
 
 # Types of configurations whose models hear, and whose conversations are written in the same way.
 _HEARING = ("qwen2_5_omni", "qwen2_5_omni_thinker")

@@ -221,7 +221,8 @@ def open_records(records_dir: str | os.PathLike, split: str) -> Sequence[Example
     """Random access to the examples of a split, as mappings of NumPy arrays and bytes.
 
     Raises:
-      FlowleyError: if there are no records, no such split, no example in it, or its files are damaged.
+      FlowleyError: if there are no records, no such split or no example in it; also when an example is asked
+        for that is damaged, as the first one is at once.
     """
     if not Path(records_dir).is_dir():
         raise FlowleyError(f"{records_dir}: no such folder of records")
@@ -231,13 +232,35 @@ def open_records(records_dir: str | os.PathLike, split: str) -> Sequence[Example
     filled = [name for name, info in builder.info.splits.items() if info.num_examples]
     if split not in filled:
         raise FlowleyError(f"{records_dir}: no examples in split {split!r}; there are {', '.join(filled)}")
-    source = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
-    try:
-        # The files are opened by the first reading, which would otherwise be in the middle of a run.
-        source[0]
-    except (RuntimeError, OSError, ValueError) as error:
-        raise FlowleyError(f"{records_dir}: the records of {split!r} are damaged ({error})") from error
-    return source
+    examples = _Examples(builder.as_data_source(split), dataset_dir(records_dir), split)  # pyright: ignore[reportCallIssue]
+    # The files are opened by the first reading, which would otherwise be in the middle of a run.
+    examples[0]
+    return examples
+
+
+class _Examples(Sequence[Example]):
+    """Names the records that cannot be read."""
+
+    def __init__(self, source: Sequence[Example], folder: Path, split: str):
+        self._source, self._folder, self._split = source, folder, split
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            return self._source[index]
+        except (RuntimeError, OSError, ValueError) as error:
+            raise FlowleyError(
+                f"{self._folder}: example {index} of {self._split!r} is damaged ({_one_line(error)}); remove "
+                "that folder and make the records again"
+            ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def has_split(records_dir: str | os.PathLike, split: str) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from flowley_jax.data import record
+from flowley_jax.data.pipeline import train_batches
 from flowley_jax.data.record import (
     Dims,
     arrays_of,
@@ -159,6 +160,18 @@ def test_a_file_cut_short_is_named_when_it_is_opened(tmp_path):
     records = tiny.write_records(tmp_path / "records")
     path = next(records.rglob("*train*array_record*"))
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(FlowleyError, match="the records of 'train' are damaged"):
+    with pytest.raises(FlowleyError, match="example 0 of 'train' is damaged"):
         open_records(records, "train")
     assert len(open_records(records, "test")) > 0
+
+
+def test_bytes_that_change_within_a_file_end_the_reading_with_its_name(tmp_path):
+    records = tiny.write_records(tmp_path / "records")
+    path = next(records.rglob("*train*array_record*"))
+    raw = bytearray(path.read_bytes())
+    raw[8000] ^= 1
+    path.write_bytes(raw)
+    batches = train_batches(records, batch_size=2, seed=0)
+    with pytest.raises(FlowleyError, match=rf"{path.parent}: example 5 of 'train' is damaged .* make"):
+        for _ in range(5):
+            next(batches)

@@ -100,6 +100,15 @@ def test_files_found_below_root_alone_are_named(tmp_path):
     assert "missing" not in found and "root/away/a.mp4" in found["elsewhere"].examples[0].detail
 
 
+def test_a_link_that_leads_nowhere_is_a_missing_file(tmp_path):
+    table = unusable.write_table(tmp_path, [(name, f"{name}.mp4", "x", "train", "x") for name in "ab"])
+    (tmp_path / "a.mp4").symlink_to(tmp_path / "gone.mp4")
+    (tmp_path / "there.mp4").write_bytes(b"x")
+    (tmp_path / "b.mp4").symlink_to(tmp_path / "there.mp4")
+    found = _by_code(lint(table, reading=ROWS_ALONE))
+    assert [example.id for example in found["missing"].examples] == ["a"]
+
+
 def test_the_balance_of_labels(tmp_path):
     rows = [(f"c{i}", f"c{i}.mp4", "x", "train", "common" if i else "rare") for i in range(9)]
     rows += [("t", "t.mp4", "x", "test", "common"), ("u", "u.mp4", "x", "valid", "unseen")]

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -186,6 +187,44 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(clips, prepare
         prepare_records(table, prepared[0], RecordSettings(seconds=0.5), RUNNING)
 
 
+def _cut(path):
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("*/*/clip_records-train.array_record-00000", _cut),
+        ("*/*/clip_records-test.array_record-00000", Path.unlink),
+        ("codec.npz", Path.unlink),
+        ("parts.json", _cut),
+    ],
+)
+def test_records_that_are_not_whole_are_written_again(
+    name, damage, clips, prepared, tmp_path, monkeypatch, capsys
+):
+    out = shutil.copytree(prepared[0], tmp_path / "out")
+    (path,) = out.glob(name)
+    damage(path)
+    counted = _Counted(monkeypatch)
+    assert prepare_records(clips[0] / "clips.tsv", out, SETTINGS, RUNNING) == prepared[1]
+    assert "the records are written again" in capsys.readouterr().out
+    assert not counted.media and not counted.text
+    assert path.read_bytes() == (prepared[0] / path.relative_to(out)).read_bytes()
+
+
+def test_damaged_features_are_made_anew_by_the_next_run(clips, prepared, tmp_path):
+    out = shutil.copytree(prepared[0], tmp_path / "out")
+    shutil.rmtree(out / "clip_records")
+    path = next((out / "features/media").rglob("*.npz"))
+    path.write_bytes(path.read_bytes()[:100])
+    table = clips[0] / "clips.tsv"
+    with pytest.raises(Exception, match=rf"{path}: was damaged .* is removed; run again"):
+        prepare_records(table, out, SETTINGS, RUNNING)
+    assert prepare_records(table, out, SETTINGS, RUNNING) == prepared[1]
+
+
 def test_what_changes_in_a_table_alone_is_made_anew(clips, tmp_path, monkeypatch):
     folder, rows, _ = clips
     full = [(row[0], str(folder / row[1]), *row[2:]) for row in rows]
@@ -343,6 +382,6 @@ def test_short_clips_are_padded_when_asked(clips, tmp_path):
 def test_a_table_without_a_usable_training_clip(clips, tmp_path):
     row = ("a", str(clips[0] / "unreadable.mp4"), "x", "train", "x")
     table = unusable.write_table(tmp_path, [row])
-    with pytest.raises(FlowleyError, match=r"no training clip can be used \(not readable"):
+    with pytest.raises(FlowleyError, match=r"no training clip can be used \(1 unreadable\)"):
         prepare_records(table, tmp_path / "records", SETTINGS, RUNNING)
     assert "unreadable" in (tmp_path / "records/rejected.tsv").read_text()

@@ -1,5 +1,6 @@
 """Captions of sound: what is asked, which answers are taken, and how a run goes on."""
 
+import importlib
 import json
 import logging
 
@@ -49,6 +50,13 @@ class _Model:
         if len(given) < len(clips):
             raise KeyboardInterrupt
         return given
+
+
+def test_a_torchvision_of_another_torch_is_told(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(FlowleyError, match=r"torch and torchvision do not fit each other \(operator"):
+        importlib.import_module("data_prep.soundcap.local")
 
 
 def test_the_prompts_say_what_the_paper_asks_for():

@@ -185,8 +185,8 @@ def test_every_folder_is_listed_once(tmp_path, monkeypatch):
     import data_prep.clip_files as clip_files
 
     listed = []
-    listdir = clip_files.os.listdir
-    monkeypatch.setattr(clip_files.os, "listdir", lambda path: listed.append(path) or listdir(path))
+    scandir = clip_files.os.scandir
+    monkeypatch.setattr(clip_files.os, "scandir", lambda path: listed.append(path) or scandir(path))
     rows = "".join(f"{i}\tv/{i}.mp4\tx\ttrain\tx\n" for i in range(99))
     _written(tmp_path / "v/7.mp4", "x")
     found = _find(read_table(_written(tmp_path / "t.tsv", HEADER + rows)), tmp_path / "root")
