@@ -156,6 +156,7 @@ def test_configurations_that_mean_nothing(tmp_path, config, flag, expected):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.scale
 def test_averages_of_several_lengths_are_compared_and_one_is_written(tiny_run, tmp_path):
     flags = ("--workdir", tiny_run, "--sigma-rel=0.15")
     result = shell.run("flowley_jax.ema", *flags, "--sigma-rel", "0.04")

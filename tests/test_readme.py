@@ -33,6 +33,7 @@ def test_array_interface_makes_a_video_with_sound(tiny_run, tmp_path, monkeypatc
     assert info.has_audio and info.width == 64
 
 
+@pytest.mark.scale
 def test_published_weights_go_in_and_out():
     import golden_data
     import jax.numpy as jnp

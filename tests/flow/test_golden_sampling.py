@@ -51,7 +51,9 @@ def test_fixed_step_samples(name, solver, steps, scale, evaluations):
     assert count == evaluations
 
 
-@pytest.mark.parametrize(("solver", "scale"), [("dopri5", 0.0), ("tsit5", 7.5)])
+@pytest.mark.parametrize(
+    ("solver", "scale"), [("dopri5", 0.0), pytest.param("tsit5", 7.5, marks=pytest.mark.scale)]
+)
 def test_adaptive_samples_agree_within_their_tolerances(solver, scale):
     fine, many = _sample(SolverConfig(name=solver, rtol=1e-5, atol=1e-5), scale)
     coarse, few = _sample(SolverConfig(name=solver, rtol=1e-3, atol=1e-3), scale)
@@ -61,6 +63,7 @@ def test_adaptive_samples_agree_within_their_tolerances(solver, scale):
     assert many > few
 
 
+@pytest.mark.scale
 def test_heun_is_of_second_order():
     exact = DATA["out/dopri5_default_cfg0.0"]
     coarse, fine = (

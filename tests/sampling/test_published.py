@@ -32,6 +32,7 @@ def test_sizes_are_those_of_the_published_system(sampler):
     assert (sampler.parts.video_fps, sampler.parts.sample_rate) == (8.0, 16_000)
 
 
+@pytest.mark.scale
 def test_a_sound_is_as_long_as_its_video_and_the_same_again(sampler):
     waves = sampler.sound(_frames(8), "a dog barks", clip_id="a", num_samples=2)
     assert waves.shape == (2, 16_000) and np.abs(waves).max() <= 1.0

@@ -203,6 +203,7 @@ def test_what_jax_calls_its_devices_is_known():
     assert chip_of("cpu") is None and speed_of(tiny.experiment("records"), (25, 10, 9)) is None
 
 
+@pytest.mark.scale
 def test_the_peak_is_that_of_all_devices(monkeypatch):
     config = tiny.experiment("records")
     flops = step_flops(config, (25, 10, 9))
