@@ -178,6 +178,7 @@ def _is_whole(out: Path, manifest: Mapping[str, Any]) -> bool:
         for name, file in manifest["files"].items():
             path = dataset_dir(out) / name
             size = path.stat().st_size if path.is_file() else None
+            # Manifests of earlier versions list no sizes.
             if size is None or size != file.get("size", size):
                 raise FlowleyError(f"{path}: is missing or not as it was written")
     except FlowleyError as problem:

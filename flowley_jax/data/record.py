@@ -254,13 +254,9 @@ class _Examples(Sequence[Example]):
             return self._source[index]
         except (RuntimeError, OSError, ValueError) as error:
             raise FlowleyError(
-                f"{self._folder}: example {index} of {self._split!r} is damaged ({_one_line(error)}); remove "
-                "that folder and make the records again"
+                f"{self._folder}: example {index} of {self._split!r} is damaged ({error}); remove that "
+                "folder and make the records again"
             ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def has_split(records_dir: str | os.PathLike, split: str) -> bool:

@@ -218,7 +218,7 @@ def test_damaged_features_are_made_anew_by_the_next_run(clips, prepared, tmp_pat
     path = next((out / "features/media").rglob("*.npz"))
     path.write_bytes(path.read_bytes()[:100])
     table = clips[0] / "clips.tsv"
-    with pytest.raises(Exception, match=rf"{path}: was damaged .* is removed; run again"):
+    with pytest.raises(FlowleyError, match=rf"{path}: was damaged .* is removed; run again"):
         prepare_records(table, out, SETTINGS, RUNNING)
     assert prepare_records(table, out, SETTINGS, RUNNING) == prepared[1]
 
