@@ -1,4 +1,4 @@
-# Everything a newcomer needs, on a machine that has only Python 3.11 or later and make.
+# Everything runs on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-gpu test-tpu test-scale test-soak test-torch demo ablation benchmark-psca benchmark-reading \
   benchmark-train-step benchmark-sample benchmark-extract compile-table lint lock clean FORCE
@@ -9,20 +9,20 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
-# Their other dependencies are in .venv, or not needed.
+# Without their dependencies, which are in .venv or not needed.
 OPEN_CLIP := open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
-# What fine-tunes language models.
+# For fine-tuning language models.
 PEFT := peft==0.21.2 accelerate==1.15.0
-# Huge pages, and freed memory kept instead of given back.
+# Huge pages, and freed memory is kept instead of returned to the system.
 KEPT_MEMORY := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736
 NEW_ENOUGH := import sys; raise SystemExit(sys.version_info < (3, 11))
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-venv: $(STAMP)  ## create .venv and install the locked packages (the other targets do it themselves)
+venv: $(STAMP)  ## create .venv and install the locked packages (the other targets do this themselves)
 
-# An environment that an older or removed Python left behind is made anew.
+# An environment of an older or removed Python is created again.
 ifneq ($(shell $(PY) -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo usable),usable)
 $(STAMP): FORCE
 endif
@@ -38,7 +38,7 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	  if [ -z "$$found" ] && [ -n "$$bare" ]; then \
 	    echo "error: $$bare cannot create environments; on Debian or Ubuntu: apt-get install $$bare-venv" >&2; exit 1; \
 	  elif [ -z "$$found" ]; then \
-	    echo "error: Python 3.11 or later is needed, and none of python3.13, python3.12, python3.11, python3 is" >&2; exit 1; \
+	    echo "error: Python 3.11 or later is needed; python3.13, python3.12, python3.11 and python3 are missing or older" >&2; exit 1; \
 	  fi; \
 	  echo "creating $(VENV) with $$($$found --version)"; \
 	  $$found -m venv --clear $(VENV); \
@@ -48,60 +48,60 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The longest files first, so that no process is left alone with one of them.
+# The longest files start first, so that both processes end at about the same time.
 test: venv  ## run the tests
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
 	  tests/test_command_lines.py tests/training tests/sampling tests $(ARGS)
 
-# The TPU compiler stays out of .venv, where JAX would take it for a TPU.
+# The TPU compiler stays out of .venv: with it, JAX would look for a TPU.
 .tpu: requirements-tpu.lock $(STAMP)
 	@echo "installing libtpu into .tpu (210 MB)"
 	@rm -rf $@ && $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 	  --target $@ -r requirements-tpu.lock
 	@touch $@
 
-test-tpu: .tpu  ## compile kernels and network for TPUs, on a machine without one
+test-tpu: .tpu  ## compile the kernels and the training step for TPUs, without a TPU
 	PYTHONPATH=.tpu JAX_PLATFORMS=cpu $(PY) -m pytest -q -n 2 -m tpu tests/tpu $(ARGS)
 
-test-gpu: venv  ## run the GPU's kernels, on a machine with an NVIDIA GPU
+test-gpu: venv  ## run the kernels on an NVIDIA GPU
 	$(PY) -m pip install --quiet --disable-pip-version-check "$$($(PY) -c 'import jax; print(f"jax[cuda13]=={jax.__version__}")')"
 	JAX_PLATFORMS=cuda,cpu XLA_FLAGS= $(PY) -m pytest -q -m gpu tests/gpu $(ARGS)
 
-test-scale: venv  ## run the longer checks: train on pretended devices and in several processes, and kill them (23 minutes)
+test-scale: venv  ## run the longer tests: simulated devices, several processes, kills (25 minutes)
 	$(PY) -m pytest -q -n 2 --dist worksteal -m "scale and not soak" tests $(ARGS)
 
-test-soak: .torch  ## the same on more meshes, with twenty kills, and at the published sizes (long)
-	PYTHONPATH=.torch $(PY) -m pytest -q -m soak tests $(ARGS)
+test-soak: .torch  ## run the tests for a release: more meshes, twenty kills, the published sizes (an hour)
+	PYTHONPATH=.torch $(PY) -m pytest -q -m soak --timeout 3600 tests $(ARGS)
 
-# PyTorch is what benchmarks and tests compare with; no program of this project needs it.
+# Benchmarks and tests compare with PyTorch; the programs of this project do not need it.
 .torch: $(STAMP)
 	@echo "installing PyTorch into .torch (2 GB or more)"
 	@rm -rf $@ && $(PY) -m pip install --quiet --disable-pip-version-check --target $@ $(TORCH)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(OPEN_CLIP) $(PEFT)
 	@touch $@
 
-test-torch: .torch  ## compare with PyTorch, transformers and open_clip, read files that they write, and caption
+test-torch: .torch  ## compare with PyTorch, transformers and open_clip, and read their files
 	PYTHONPATH=.torch $(PY) -m pytest -q -m torch tests/twin $(ARGS)
 
 demo: venv  ## generate clips, train, sample and write a report to runs/demo
 	$(PY) -m flowley_jax.demo --out runs/demo $(ARGS)
 
-ablation: venv  ## compare attention variants over three seeds (an hour; resumes), in runs/ablation
+ablation: venv  ## compare attention variants over three seeds in runs/ablation (an hour; resumes)
 	$(PY) -m benchmarks.ablation --out runs/ablation $(ARGS)
 
-benchmark-psca: .tpu  ## measure PSCA on this machine and by the TPU compiler (2 minutes on an idle machine)
+benchmark-psca: .tpu  ## measure PSCA on this machine and with the TPU compiler (2 minutes on an idle machine)
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} PYTHONPATH=.tpu:. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PY) -m benchmarks.psca $(ARGS)
 
 benchmark-reading: venv  ## measure how fast this machine reads batches (5 minutes, 5 GB of disk)
 	$(PY) -m benchmarks.reading $(ARGS)
 
-benchmark-train-step: .torch  ## measure forward, step and sample beside PyTorch (20 minutes on an idle machine)
+benchmark-train-step: .torch  ## measure forward pass, step and sampling next to PyTorch (20 minutes on an idle machine)
 	PYTHONPATH=.torch:. GLIBC_TUNABLES=$(KEPT_MEMORY) $(PY) -m benchmarks.train_step $(ARGS)
 
 benchmark-sample: venv  ## measure every stage of sampling at the published sizes (30 minutes on an idle machine)
 	GLIBC_TUNABLES=$(KEPT_MEMORY) $(PY) -m benchmarks.sample $(ARGS)
 
-benchmark-extract: venv  ## measure how fast this machine makes records (20 minutes on an idle machine)
+benchmark-extract: venv  ## measure how fast this machine extracts records (20 minutes on an idle machine)
 	$(PY) -m benchmarks.extract $(ARGS)
 
 compile-table: .tpu  ## compile the training step of every size for TPU slices (over an hour; resumes)
@@ -118,6 +118,6 @@ lock: venv  ## resolve pyproject.toml again into requirements.lock
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --extra dev \
 	  pyproject.toml --output-file requirements.lock
 
-clean:  ## remove .venv, caches and builds (runs/ stays)
+clean:  ## remove .venv, caches and builds, but not runs/
 	rm -rf $(VENV) .tpu .torch build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

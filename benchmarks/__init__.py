@@ -1,1 +1,1 @@
-"""Measurements of this project; results are kept in benchmarks/results/."""
+"""Benchmarks of this project. Each module says how it is run; results are kept in benchmarks/results/."""

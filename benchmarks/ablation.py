@@ -1,7 +1,7 @@
-"""What PSCA is worth: attention variants on the same clips and budget: python -m benchmarks.ablation
+"""Ablation of PSCA: train and score attention variants on the same clips with the same budget: make ablation
 
-Every run trains on one core, as many at a time as there are cores. A finished run is not repeated, and one
-that was stopped goes on.
+Every run trains on one core, and as many runs train at a time as there are cores. Running it again skips
+finished runs and resumes interrupted ones.
 """
 
 import json
@@ -17,7 +17,7 @@ from absl import flags
 from flowley_jax.cli import run_main
 from flowley_jax.errors import FlowleyError
 
-# No visual cross-attention: α = 1 reads text alone, so that video comes in by the joint attention only.
+# With balance α = 1, cross-attention reads only text; video then enters only through the joint attention.
 VARIANTS = {
     "PSCA": [],
     "PSCA without β": ["--config.model.progressive=False"],
@@ -27,14 +27,14 @@ VARIANTS = {
 FIGURES = ("f1", "median_abs_error_ms", "precision", "recall")
 POLL_SECONDS = 20.0
 
-_OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of all runs and of the table.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each variant.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", "runs/ablation", "Folder for the runs and the table.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs per variant.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 900, "Training steps of each run.", lower_bound=1)
-_JOBS = flags.DEFINE_integer("jobs", os.cpu_count() or 1, "Runs at a time, one core each.", lower_bound=1)
+_JOBS = flags.DEFINE_integer("jobs", os.cpu_count() or 1, "Concurrent runs, one core each.", lower_bound=1)
 
 
 class Run:
-    """One variant and seed: a process that trains and scores, pinned to a core."""
+    """A process, pinned to one core, that trains and scores one variant with one seed."""
 
     def __init__(self, variant: str, seed: int, folder: Path):
         self.variant, self.seed, self.folder = variant, seed, folder
@@ -42,38 +42,38 @@ class Run:
 
     @property
     def result(self) -> dict[str, float] | None:
-        """The figures, once the run is finished."""
+        """Figures of the run; None before it is finished."""
         path = self.folder / "result.json"
         return json.loads(path.read_text()) if path.exists() else None
 
     @property
     def step(self) -> int:
-        """Last step in the run's history."""
+        """Last step in the run's metrics."""
         path = self.folder / "train" / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return json.loads(lines[-1])["step"] if lines else 0
 
     def start(self, clips: Path, records: Path, steps: int, core: int) -> None:
+        """Start the process."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [
-            sys.executable,
-            "-m",
-            "benchmarks.ablation_run",
-            f"--out={self.folder}",
-            f"--clips={clips}",
+            *(sys.executable, "-m", "benchmarks.ablation_run"),
+            *(f"--out={self.folder}", f"--clips={clips}"),
+            *("--config=configs/impacts.py", f"--config.data.records={records}"),
+            *(f"--config.seed={self.seed}", f"--config.train.steps={steps}"),
+            # Never: previews cost time and are not scored.
+            f"--config.train.preview_every={10 * steps}",
         ]
-        command += [
-            "--config=configs/impacts.py",
-            f"--config.data.records={records}",
-            f"--config.seed={self.seed}",
-        ]
-        command += [f"--config.train.steps={steps}", f"--config.train.preview_every={10 * steps}"]
         with (self.folder / "log.txt").open("a") as log:
             self._process = subprocess.Popen(command + VARIANTS[self.variant], stdout=log, stderr=log)
         os.sched_setaffinity(self._process.pid, {core})
 
-    def wait_a_little(self) -> bool:
-        """Whether the process has ended. Raises FlowleyError if it failed."""
+    def has_ended(self) -> bool:
+        """Return whether the process has ended.
+
+        Raises:
+          FlowleyError: it failed.
+        """
         assert self._process is not None
         code = self._process.poll()
         if code:
@@ -84,9 +84,9 @@ class Run:
 
 
 def main() -> int:
-    """Trains and scores every run, then prints the table and writes it to table.json and table.md."""
+    """Train and score every run; print the table and write it to table.json and table.md."""
     from data_prep.impacts.generate import ClipSetConfig
-    from flowley_jax.demonstration import prepare_clips
+    from flowley_jax.demo.stages import prepare_clips
 
     out = Path(_OUT.value)
     clips, records = prepare_clips(ClipSetConfig(), out, workers=_JOBS.value)
@@ -105,27 +105,31 @@ def main() -> int:
 
 
 def _run_all(runs: list[Run], clips: Path, records: Path, steps: int, jobs: int) -> None:
-    waiting = [run for run in runs if run.result is None]
-    print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already", file=sys.stderr)
+    unfinished = [run for run in runs if run.result is None]
+    print(f"{len(runs) - len(unfinished)} of {len(runs)} runs are already finished", file=sys.stderr)
     cores = sorted(os.sched_getaffinity(0))
-    free, active = [cores[job % len(cores)] for job in range(jobs)], {}
-    total, started = len(waiting), time.monotonic()
-    before = sum(run.step for run in waiting)
-    todo = list(waiting)
-    while todo or active:
-        while todo and free:
-            run, core = todo.pop(0), free.pop(0)
+    free_cores, active = [cores[job % len(cores)] for job in range(jobs)], {}
+    total, started = len(unfinished), time.monotonic()
+    earlier_steps = sum(run.step for run in unfinished)
+    queue = list(unfinished)
+    while queue or active:
+        while queue and free_cores:
+            run, core = queue.pop(0), free_cores.pop(0)
             run.start(clips, records, steps, core)
             active[run] = core
         time.sleep(POLL_SECONDS)
-        for run in [run for run in active if run.wait_a_little()]:
-            free.append(active.pop(run))
-        done = sum(run.step for run in waiting) - before
-        pace = (time.monotonic() - started) / max(1, done)
-        left = pace * (total * steps - before - done) / 60
-        names = ", ".join(f"{run.variant} {run.seed}: {run.step}/{steps}" for run in active)
-        finished = total - len(todo) - len(active)
-        print(f"{finished}/{total} finished; {names}; about {left:.0f} min left", file=sys.stderr, flush=True)
+        for run in [run for run in active if run.has_ended()]:
+            free_cores.append(active.pop(run))
+        new_steps = sum(run.step for run in unfinished) - earlier_steps
+        seconds_per_step = (time.monotonic() - started) / max(1, new_steps)
+        minutes_left = seconds_per_step * (total * steps - earlier_steps - new_steps) / 60
+        running = ", ".join(f"{run.variant} {run.seed}: {run.step}/{steps}" for run in active)
+        finished = total - len(queue) - len(active)
+        print(
+            f"{finished}/{total} finished; {running}; about {minutes_left:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _table(runs: list[Run]) -> dict[str, dict]:

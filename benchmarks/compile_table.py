@@ -1,7 +1,6 @@
-"""Compiles the training step of every size for TPU slices: python -m benchmarks.compile_table
+"""Compile the training step of every size for TPU slices, and tabulate its cost: make compile-table
 
-Needs libtpu on the path and no TPU; `make compile-table` sees to both. A topology that is done already is
-not compiled again.
+It needs libtpu but no TPU; the make target installs libtpu. Cases that already have a result are skipped.
 """
 
 import dataclasses
@@ -13,10 +12,11 @@ import jax
 from absl import flags
 
 from configs.vggsound import get_config
+from flowley_jax.aot.estimate import Estimate
+from flowley_jax.aot.train import compile_step
 from flowley_jax.cli import run_main
+from flowley_jax.common.files import write_text
 from flowley_jax.config import experiment_from
-from flowley_jax.training.ahead import Estimate, compile_step
-from flowley_jax.whole_files import write_text
 
 MFU = 0.4
 STEPS = 300_000
@@ -34,21 +34,21 @@ CASES = (
     "xl,44k,v5p-64",
 )
 
-_OUT = flags.DEFINE_string("out", "benchmarks/results/compile", "Folder of the figures.")
+_OUT = flags.DEFINE_string("out", "benchmarks/results/compile", "Folder for the figures and the table.")
 
 
 def main() -> int:
-    """Compiles what is missing, and writes the table anew after every case."""
+    """Compile the missing cases; write the table again after each."""
     out = Path(_OUT.value)
     rows, text = {}, ""
     for case in CASES:
         path = out / f"{case.replace(',', '_')}.json"
         config = experiment_from(get_config(case).to_dict())
         if not path.exists():
-            print(f"compiling {case}, some minutes", file=sys.stderr, flush=True)
+            print(f"compiling {case}; this takes minutes", file=sys.stderr, flush=True)
             estimate = compile_step(config, TOPOLOGIES[case.split(",")[-1]], slices=1, mfu=MFU)
             write_text(path, json.dumps(dataclasses.asdict(estimate), indent=2) + "\n")
-            # A program of these sizes holds gigabytes of the host's memory.
+            # Each compiled program holds gigabytes of the host's memory.
             jax.clear_caches()
         rows[case] = (Estimate(**json.loads(path.read_text())), config.model.remat)
         text = _table(rows)
@@ -59,19 +59,19 @@ def main() -> int:
 
 def _table(rows: dict[str, tuple[Estimate, str]]) -> str:
     lines = [
-        "| options | chips | mesh | remat | clips | state, GiB | in all | FLOPs | exchange, MiB | step "
-        "| chip-hours |",
+        "| options | chips | mesh | remat | clips | state, GiB | total, GiB | FLOPs "
+        "| collectives, MiB | step | chip-hours |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case, (row, remat) in rows.items():
         state = sum(row.memory[kind] for kind in ("parameters", "optimiser", "averages"))
         mesh = " × ".join(f"{axis} {size}" for axis, size in row.mesh.items() if size > 1)
-        exchange = sum(size for _, size in row.exchanges.values())
+        collectives = sum(size for _, size in row.collectives.values())
         hours = row.step_seconds * STEPS / 3600 * row.devices
         lines.append(
             f"| `{case}` | {row.devices} | {mesh} | {remat} | {row.clips} | {state / 2**30:.2f} | "
-            f"{sum(row.memory.values()) / 2**30:.1f} of {row.chip_memory / 2**30:.0f} | {row.flops:.2e} | "
-            f"{exchange / 2**20:,.0f} | {1e3 * row.step_seconds:.0f} ms | {hours:,.0f} |"
+            f"{sum(row.memory.values()) / 2**30:.1f} of {row.device_memory / 2**30:.0f} | {row.flops:.2e} | "
+            f"{collectives / 2**20:,.0f} | {1e3 * row.step_seconds:.0f} ms | {hours:,.0f} |"
         )
     return "\n".join(lines) + "\n"
 

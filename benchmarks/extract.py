@@ -1,64 +1,64 @@
-"""How fast a host makes records of clips, which part of the work takes how long, and in how much memory:
+"""Measure how fast a host makes records, how long each step takes, and how much memory it needs:
 make benchmark-extract
 
-Clips of the length and size of VGGSound's, of moving noise, are written once and read under many names. Rates
-and parts are taken with them; memory, which must not grow with the table, over many rows of small clips.
+A few clips of moving noise, as long and large as those of VGGSound, are written once and read under many
+names. Rates and steps are measured with them. Memory, which must not grow with the table, is measured over
+many rows of small clips.
 """
 
 import collections
 import concurrent.futures
-import datetime
-import functools
 import json
 import os
-import platform
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 from absl import flags
 
-from data_prep.decode import Decoded, decode
-from data_prep.decoder import DecoderPool
-from data_prep.prepare import Running, prepare_records
+from benchmarks.common import header, host, seconds_of
+from data_prep.feature_store import FeatureStore
+from data_prep.read_clip import ClipReader, DecodedClip
+from data_prep.record_components import RecordComponents
+from data_prep.records import RunOptions, prepare_records
 from data_prep.settings import RecordSettings
-from data_prep.store import FeatureStore
+from data_prep.worker_pool import WorkerPool
 from flowley_jax.audio.mel import log_mel
 from flowley_jax.audio.protocols import samples_for
 from flowley_jax.cli import run_main
+from flowley_jax.common.files import write_text
 from flowley_jax.media.read import read_audio, read_frames
 from flowley_jax.media.write import write_video
-from flowley_jax.whole_files import write_text
 
 LARGE = RecordSettings(seconds=8.0, video_fps=8.0)
 SMALL = RecordSettings(seconds=1.0, video_fps=8.0, frame_size=64)
-TURNS = 5
+REPEATS = 5
 
 _OUT = flags.DEFINE_string("out", "benchmarks/results/extract", "Folder for extract.json.")
-_SCRATCH = flags.DEFINE_string("scratch", "runs/extract", "Folder for clips and records; removed at the end.")
-_CLIPS = flags.DEFINE_integer("clips", 200, "Clips of 10 s, 640 × 360, for rates.")
-_ROWS = flags.DEFINE_integer("rows", 10_000, "Rows of small clips, for memory.")
+_SCRATCH = flags.DEFINE_string("scratch", "runs/extract", "Folder for clips and records, removed at the end.")
+_CLIPS = flags.DEFINE_integer("clips", 200, "Number of clips of 10 s, 640 × 360, for rates.")
+_ROWS = flags.DEFINE_integer("rows", 10_000, "Number of rows of small clips, for memory.")
 
 
 def main() -> int:
-    """Measures, prints and writes JSON."""
+    """Run the command line: measure, print and write JSON."""
     scratch = Path(_SCRATCH.value)
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        large = _table(scratch / "large", _CLIPS.value, seconds=10.0, size=(360, 640))
+        large = _write_table(scratch / "large", _CLIPS.value, seconds=10.0, size=(360, 640))
         result = {
-            "date": datetime.date.today().isoformat(),
-            "device": f"{os.cpu_count()} cores, {platform.machine()}",
-            "command": "python -m benchmarks.extract",
-            "milliseconds": _parts(large.parent / "0.mp4", scratch),
-            "decoding": [_decoding(large, count) for count in (1, os.cpu_count() or 1)],
-            "whole": _whole(large, scratch / "large_records", LARGE),
-            "memory": _memory(scratch),
+            **header("extract"),
+            "device": host(),
+            "milliseconds": _measure_steps(large.parent / "0.mp4", scratch),
+            "decoding": [_measure_decoding(large, count) for count in (1, os.cpu_count() or 1)],
+            "whole": _measure_run(large, scratch / "large_records", LARGE),
+            "memory": _measure_memory(scratch),
         }
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -69,73 +69,76 @@ def main() -> int:
     return 0
 
 
-def _parts(clip: Path, scratch: Path) -> dict[str, float]:
-    """What one core needs for one clip of 8 s, in ms."""
-    encoder, mel = LARGE.video_encoder, LARGE.mel_config
+def _measure_steps(clip: Path, scratch: Path) -> dict[str, float]:
+    """Return the time in ms that each step takes on one core for a clip of 8 s."""
+    components = RecordComponents(LARGE)
+    encoder, mel = components.video_encoder, components.mel
     seconds = samples_for(LARGE.seconds, mel) / mel.sample_rate
     frames = read_frames(clip, fps=LARGE.video_fps, size=encoder.frame_size, seconds=LARGE.seconds)
     wave = read_audio(clip, sample_rate=mel.sample_rate, seconds=seconds)
     features = {"video_features": encoder(frames), "log_mel": log_mel(wave, mel)}
     store = FeatureStore(str(scratch / "features"))
-    parts: dict[str, Callable] = {
+    steps: dict[str, Callable[[], Any]] = {
         "frames": lambda: read_frames(
             clip, fps=LARGE.video_fps, size=encoder.frame_size, seconds=LARGE.seconds
         ),
         "sound": lambda: read_audio(clip, sample_rate=mel.sample_rate, seconds=seconds),
         "mel": lambda: log_mel(wave, mel),
         "picture encoder": lambda: encoder(frames),
-        "text encoder": lambda: LARGE.text_encoder(["a dog barks at the gate"]),
+        "text encoder": lambda: components.text_encoder(["a dog barks at the gate"]),
         "write features": lambda: store.write("media", "0" * 24, features),
     }
-    return {name: round(1000 * min(_seconds(part) for _ in range(TURNS)), 2) for name, part in parts.items()}
+    return {
+        name: round(1000 * min(seconds_of(step) for _ in range(REPEATS)), 2) for name, step in steps.items()
+    }
 
 
-def _decoding(table: Path, processes: int) -> dict[str, float]:
+def _measure_decoding(table: Path, processes: int) -> dict[str, float]:
     paths = [(str(path),) for path in sorted(table.parent.glob("*.mp4"))]
-    pool = DecoderPool(functools.partial(decode, LARGE), count=processes, time_limit=120.0)
+    pool = WorkerPool(ClipReader.create(RecordComponents(LARGE)), count=processes, time_limit=120.0)
     try:
-        # Processes start once.
+        # Starting the processes is not measured.
         collections.deque(pool.map(paths[:processes]), maxlen=0)
-        started, used = time.perf_counter(), psutil.cpu_times()
-        read = list(pool.map(paths))
+        started, before = time.perf_counter(), psutil.cpu_times()
+        clips = list(pool.map(paths))
         seconds, after = time.perf_counter() - started, psutil.cpu_times()
     finally:
         pool.close()
-    assert all(isinstance(one, Decoded) for one in read)
-    busy = (after.user + after.system - used.user - used.system) / seconds
+    assert all(isinstance(clip, DecodedClip) for clip in clips)
+    busy = (after.user + after.system - before.user - before.system) / seconds
     return {"processes": processes, "clips_per_second": len(paths) / seconds, "busy_cores": busy}
 
 
-def _whole(table: Path, out: Path, settings: RecordSettings) -> dict[str, float]:
+def _measure_run(table: Path, out: Path, settings: RecordSettings) -> dict[str, float]:
     started = time.perf_counter()
-    manifest = prepare_records(table, out, settings, Running(decoders=os.cpu_count() or 1))
+    manifest = prepare_records(table, out, settings, RunOptions(decoders=os.cpu_count() or 1))
     seconds = time.perf_counter() - started
     clips = sum(manifest["examples"].values())
     return {"clips": clips, "seconds": seconds, "clips_per_second": clips / seconds}
 
 
-def _memory(scratch: Path) -> dict:
-    table = _table(scratch / "small", _ROWS.value, seconds=1.2, size=(64, 64))
+def _measure_memory(scratch: Path) -> dict:
+    table = _write_table(scratch / "small", _ROWS.value, seconds=1.2, size=(64, 64))
     finished, samples = threading.Event(), []
     store = FeatureStore(str(scratch / "small_records/features"))
 
     def watch() -> None:
         while not finished.wait(5.0):
-            made, refused = store.keys("media")
-            samples.append((len(made) + len(refused), _resident()))
+            stored, rejected = store.keys("media")
+            samples.append((len(stored) + len(rejected), _resident_bytes()))
 
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         watching = threads.submit(watch)
         try:
-            whole = _whole(table, scratch / "small_records", SMALL)
+            whole = _measure_run(table, scratch / "small_records", SMALL)
         finally:
             finished.set()
         watching.result()
     return {**whole, "rows_and_bytes": samples}
 
 
-def _resident() -> int:
-    """Bytes of this process and those that decode for it."""
+def _resident_bytes() -> int:
+    """Return the memory of this process and of the processes that read clips for it."""
     this = psutil.Process()
     total = 0
     for process in [this, *this.children(recursive=True)]:
@@ -146,8 +149,8 @@ def _resident() -> int:
     return total
 
 
-def _table(folder: Path, rows: int, *, seconds: float, size: tuple[int, int]) -> Path:
-    """A clip table of hard links to a few clips."""
+def _write_table(folder: Path, rows: int, *, seconds: float, size: tuple[int, int]) -> Path:
+    """Write a clip table of hard links to a few clips, and return its path."""
     folder.mkdir(parents=True)
     print(f"writing {rows} clips of {seconds} s, {size[1]} × {size[0]}", file=sys.stderr, flush=True)
     originals = [folder.parent / f"{folder.name}{index}.mp4" for index in range(4)]
@@ -165,14 +168,8 @@ def _table(folder: Path, rows: int, *, seconds: float, size: tuple[int, int]) ->
     return folder / "clips.tsv"
 
 
-def _seconds(part: Callable) -> float:
-    started = time.perf_counter()
-    part()
-    return time.perf_counter() - started
-
-
 def _summary(result: dict) -> str:
-    lines = [f"{name}: {value:.1f} ms a clip" for name, value in result["milliseconds"].items()]
+    lines = [f"{name}: {value:.1f} ms per clip" for name, value in result["milliseconds"].items()]
     lines += [
         f"decoding in {row['processes']} processes: {row['clips_per_second']:.1f} clips/s, "
         f"{row['busy_cores']:.2f} cores busy"

@@ -1,6 +1,5 @@
-"""Forward pass, training step and guided sample of this project, as `benchmarks.train_step` times them."""
+"""The tasks that `benchmarks.train_step` times, in JAX: forward pass, training step and guided sample."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,30 +10,39 @@ import numpy as np
 from flax import nnx
 
 from flowley_jax.config import ExperimentConfig, MeshConfig
+from flowley_jax.flow.sampler import sample_latents
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.model import Flowley
 from flowley_jax.model.flowley import Constant
-from flowley_jax.sampling.latents import sample_latents
-from flowley_jax.training.ahead import step_flops, velocity_flops
-from flowley_jax.training.optimizer import make_optimizer
+from flowley_jax.training.flops import step_flops, velocity_flops
 from flowley_jax.training.sharding import make_layout
-from flowley_jax.training.state import create_state
-from flowley_jax.training.step import make_train_step
+from flowley_jax.training.state import StepConfig, create_state
+from flowley_jax.training.step import train_step
 
 Inputs = dict[str, np.ndarray]
 
 
-def prepare(task: str, config: ExperimentConfig, inputs: Inputs, *, steps: int, guidance: float):
-    """The task as a function that ends when its result is there."""
+def prepare(
+    task: str, config: ExperimentConfig, inputs: Inputs, *, steps: int, guidance: float
+) -> Callable[[], Any]:
+    """Return a function that runs the task once and waits for its result.
+
+    Args:
+      task: forward, train or sample.
+      config: configuration of the network and the training.
+      inputs: arrays of one batch.
+      steps: solver steps of a sample.
+      guidance: guidance scale of a sample.
+    """
     if task == "train":
         return _train(config, inputs)
     model = Flowley(config.model, rngs=nnx.Rngs(params=jax.random.key(config.seed)))
     graphdef, *variables = nnx.split(model, nnx.Param, Constant)
     del model
-    placed = jax.device_put(inputs)
-    video, text, text_len = placed["video_features"], placed["text_features"], placed["text_len"]
+    on_device = jax.device_put(inputs)
+    video, text, text_len = (on_device[name] for name in ("video_features", "text_features", "text_len"))
     if task == "forward":
-        latent, t = placed["audio_mean"], placed["t"]
+        latent, t = on_device["audio_mean"], on_device["t"]
         program = jax.jit(lambda variables, *args: nnx.merge(graphdef, *variables)(*args))
         return lambda: jax.block_until_ready(program(variables, latent, video, text, text_len, t))
     keys = jax.random.split(jax.random.key(1), len(video))
@@ -56,18 +64,20 @@ def prepare(task: str, config: ExperimentConfig, inputs: Inputs, *, steps: int, 
 
 
 def flops(task: str, config: ExperimentConfig, inputs: Inputs, *, steps: int) -> float:
-    """Of the task, without what a compiler adds or computes again."""
+    """Return the FLOPs of a task, without those that a compiler adds or recomputes."""
     audio, video, text = (inputs[name].shape[1] for name in ("audio_mean", "video_features", "text_features"))
+    lengths = (audio, video, text)
     if task == "train":
-        return step_flops(config, (audio, video, text))
+        return step_flops(config, lengths)
     clips = len(inputs["t"])
     if task == "forward":
-        return velocity_flops(config.model, clips, (audio, video, text))
-    return steps * velocity_flops(config.model, 2 * clips, (audio, video, text))
+        return velocity_flops(config.model, clips, lengths)
+    # Guidance evaluates the network with and without conditions.
+    return steps * velocity_flops(config.model, 2 * clips, lengths)
 
 
 def matmul_rate(dtype: str, size: int) -> float:
-    """FLOPs per second of one product of square matrices."""
+    """Return the FLOPs per second of one product of square matrices."""
     a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     program = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=a.dtype))
     jax.block_until_ready(program(a, a))
@@ -77,36 +87,36 @@ def matmul_rate(dtype: str, size: int) -> float:
 
 
 def device() -> str:
-    """What the task runs on."""
-    found = jax.devices()[0]
-    return "cpu" if found.platform == "cpu" else found.device_kind
+    """Return the name of the device that runs the tasks."""
+    first = jax.devices()[0]
+    return "cpu" if first.platform == "cpu" else first.device_kind
 
 
 def peak_memory() -> int | None:
-    """Most bytes in use on an accelerator; None on CPU."""
+    """Return the peak of bytes in use on an accelerator, or None on a CPU."""
     stats = jax.devices()[0].memory_stats()
     return stats["peak_bytes_in_use"] if stats else None
 
 
 def _train(config: ExperimentConfig, inputs: Inputs) -> Callable[[], Any]:
-    config = dataclasses.replace(config, mesh=MeshConfig())
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    layout = make_layout(config, jax.devices()[:1])
+    layout = make_layout(
+        MeshConfig(), config.model, batch_size=config.data.batch_size, devices=jax.devices()[:1]
+    )
+    step_config = StepConfig.from_experiment(config)
     channels = config.model.audio_dim
-    graphdef, state = create_state(
-        config,
-        optimizer,
+    state = create_state(
+        step_config,
         layout,
         latent_mean=np.zeros(channels, np.float32),
         latent_std=np.ones(channels, np.float32),
     )
-    program = make_train_step(config, graphdef, optimizer, layout)
-    batch = layout.place({name: value for name, value in inputs.items() if name != "t"})
+    batch = layout.shard_batch({name: value for name, value in inputs.items() if name != "t"})
+    # In a list, so that no other reference keeps the state alive when the step donates it.
     states = [state]
     del state
 
-    def step():
-        states[0], metrics = program(states[0], batch)
+    def step() -> None:
+        states[0], metrics = train_step(states[0], batch, config=step_config, layout=layout)
         jax.block_until_ready((states[0], metrics))
 
     return step

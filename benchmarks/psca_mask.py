@@ -1,55 +1,48 @@
-"""Draws the masks that docs/psca.md shows: python -m benchmarks.psca_mask"""
+"""Draw the masks that docs/psca.md shows.
+
+Usage: python -m benchmarks.psca_mask
+"""
 
 from pathlib import Path
 
 from absl import flags
 
 from flowley_jax.cli import run_main
-from flowley_jax.kernels.psca.mask import aligned_frames, soft_mask
+from flowley_jax.common.files import atomic_write
 from flowley_jax.model import ModelConfig
-from flowley_jax.whole_files import replacing
 
 AUDIO_LENGTH, VIDEO_LENGTH, SECONDS = 250, 64, 8.0
-# Two seconds, in which single frames can be seen.
+# Share of the clip to draw: two seconds, in which single frames are visible.
 SHOWN = 0.25
 
 _OUT = flags.DEFINE_string("out", "docs/images/psca_mask.png", "Picture to write.")
 
 
 def main() -> int:
-    """Draws the mask of the first, a middle and the last block of the published network."""
+    """Draw the mask of the first, a middle and the last block of the published network."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     config = ModelConfig()
-    frames = aligned_frames(
-        AUDIO_LENGTH, VIDEO_LENGTH, video_fps=config.video_fps, audio_fps=AUDIO_LENGTH / SECONDS
-    )
+    mask = config.soft_mask(AUDIO_LENGTH, VIDEO_LENGTH)
     scales = config.fade_scales
     blocks = (0, len(scales) // 2, len(scales) - 1)
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=110)
     axes = figure.subplots(1, len(blocks), sharey=True)
     image = None
     for axis, block in zip(axes, blocks, strict=True):
-        mask = soft_mask(
-            frames,
-            VIDEO_LENGTH,
-            fade_scale=scales[block],
-            window=config.window,
-            fade_range=config.fade_range,
-            fade=config.fade,
-        )
-        shown = mask[: int(SHOWN * AUDIO_LENGTH), : int(SHOWN * VIDEO_LENGTH)]
+        matrix = mask.matrix(scales[block], AUDIO_LENGTH, VIDEO_LENGTH)
+        shown = matrix[: int(SHOWN * AUDIO_LENGTH), : int(SHOWN * VIDEO_LENGTH)]
         extent = (0, SHOWN * VIDEO_LENGTH, SHOWN * SECONDS, 0)
         image = axis.imshow(shown, aspect="auto", vmin=0, vmax=1, extent=extent, interpolation="nearest")
         axis.set_title(f"block {block + 1} of {len(scales)}, β = {scales[block]:.2f}")
-        axis.set_xlabel("frame of video")
-    axes[0].set_ylabel("sound, seconds")
+        axis.set_xlabel("video frame")
+    axes[0].set_ylabel("time of the audio (s)")
     figure.colorbar(image, ax=axes, label="mask M")
     path = Path(_OUT.value)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
-    print(f"picture: {path}")
+    print(f"wrote {path}")
     return 0
 
 

@@ -1,16 +1,14 @@
-"""How fast a host reads training batches, against its disk and against what a step consumes, and in how much
-memory: make benchmark-reading
+"""Measure how fast a host reads training batches, compared with its disk, and how much memory it needs:
+make benchmark-reading
 
-Records of the published sizes, with T5-like text of which no row is zero, are written once. Every figure is
-taken in a process of its own, so that peak memory is that of one reader. The page cache is asked to forget
-the records before each.
+Records of the published sizes are written once, with text features in which no row is zero, as from T5. Every
+figure comes from its own process, so that peak memory is that of one reader. Before each, the records are
+dropped from the page cache.
 """
 
 import dataclasses
-import datetime
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -22,10 +20,11 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from benchmarks.common import header, host
 from flowley_jax.cli import run_main
+from flowley_jax.common.files import write_text
 from flowley_jax.data.pipeline import train_batches
 from flowley_jax.data.record import Dims, Example, write_records
-from flowley_jax.whole_files import write_text
 
 DIMS = Dims(audio_length=250, audio_dim=20, video_length=64, video_dim=768, text_length=77, text_dim=1024)
 BATCH = 64
@@ -33,21 +32,20 @@ COUNTS = (500, 4000)
 SECONDS = 15.0
 
 _OUT = flags.DEFINE_string("out", "benchmarks/results/reading", "Folder for reading.json.")
-_SCRATCH = flags.DEFINE_string("scratch", "runs/reading", "Folder for the records; 5 GB, removed at the end.")
-_READ = flags.DEFINE_string("read", None, "Used by this program: records to read, and print figures of.")
-_WORKERS = flags.DEFINE_integer("workers", 0, "Used by this program.")
+_SCRATCH = flags.DEFINE_string("scratch", "runs/reading", "Folder for the records: 5 GB, removed at the end.")
+_READ = flags.DEFINE_string("read", None, "For internal use: records to read and measure.")
+_WORKERS = flags.DEFINE_integer("workers", 0, "For internal use: number of worker processes.")
 
 
 def main() -> int:
-    """Writes the records, measures, prints a table and writes JSON."""
+    """Run the command line: write the records, measure, print a table and write JSON."""
     if _READ.value:
         print(json.dumps(_read(Path(_READ.value), _WORKERS.value)))
         return 0
     scratch = Path(_SCRATCH.value)
     result = {
-        "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()} cores, {platform.machine()}",
-        "command": "python -m benchmarks.reading",
+        **header("reading"),
+        "device": host(),
         "batch": BATCH,
         "rows": [],
     }
@@ -97,7 +95,7 @@ def _examples(count: int) -> Iterator[Example]:
 
 
 def _measure(folder: Path, workers: int) -> dict[str, float]:
-    _forget(folder)
+    _drop_from_page_cache(folder)
     command = [sys.executable, "-m", "benchmarks.reading", f"--read={folder}", f"--workers={workers}"]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -117,8 +115,8 @@ def _read(folder: Path, workers: int) -> dict[str, float]:
 
 
 def _raw_speed(folder: Path) -> float:
-    """Bytes per second of reading the files from one end to the other."""
-    _forget(folder)
+    """Return the bytes per second of reading the files from start to end."""
+    _drop_from_page_cache(folder)
     started, total = time.perf_counter(), 0
     for path in _files(folder):
         with open(path, "rb", buffering=0) as file:
@@ -127,7 +125,7 @@ def _raw_speed(folder: Path) -> float:
     return total / (time.perf_counter() - started)
 
 
-def _forget(folder: Path) -> None:
+def _drop_from_page_cache(folder: Path) -> None:
     os.sync()
     for path in _files(folder):
         with open(path, "rb") as file:

@@ -1,19 +1,16 @@
-"""What an 8-second sound costs, stage by stage, at the published sizes: make benchmark-sample
+"""Time every stage of sampling an 8-second sound at the published sizes: make benchmark-sample
 
-Random weights. Each stage is one jitted program; its FLOPs are those of matrix products and convolutions
-alone, and the floor is the time that these take at the machine's measured matrix-product rate. The vocoder
-is also timed over long sounds, whose cost per second and memory must not grow with their length.
+Weights are random. Each stage is one jitted program. Its FLOPs are those of matrix products and convolutions
+only, and the floor is their duration at the measured rate of a large matrix product. The vocoder is also
+timed on long sounds: its cost per second of sound must not grow with the length.
 """
 
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,24 +22,24 @@ from absl import flags
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
+from benchmarks.common import header, host
 from benchmarks.jax_tasks import device, matmul_rate
-from flowley_jax.audio import bigvgan_vocoder
-from flowley_jax.audio.bigvgan import BIGVGAN_16K, BIGVGAN_44K, BigVgan, BigVganConfig
+from flowley_jax.audio.bigvgan_vocoder import WINDOW
 from flowley_jax.audio.chunks import in_windows
-from flowley_jax.audio.vae import VAE_16K, VAE_44K, AudioVae
 from flowley_jax.cli import run_main
-from flowley_jax.device_batches import DeviceBatches, Replicated
-from flowley_jax.encoders.clip import CLIP_L14, ClipVision
-from flowley_jax.encoders.clip_frames import embeddings
-from flowley_jax.encoders.t5 import FLAN_T5_LARGE, T5Encoder
+from flowley_jax.common.device_batches import DeviceBatches, Replicated
+from flowley_jax.common.devices import device_spec
+from flowley_jax.common.files import write_text
 from flowley_jax.encoders.t5_text import normalised_states
+from flowley_jax.flow.sampler import sample_latents
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.flowley import Constant
-from flowley_jax.sampling.latents import sample_latents
-from flowley_jax.training.ahead import velocity_flops
-from flowley_jax.training.chips import chip_of
-from flowley_jax.whole_files import write_text
+from flowley_jax.networks.audio_vae import VAE_16K, VAE_44K, AudioVae
+from flowley_jax.networks.bigvgan import BIGVGAN_16K, BIGVGAN_44K, BigVgan, BigVganConfig
+from flowley_jax.networks.clip import CLIP_L14, ClipVision
+from flowley_jax.networks.t5 import FLAN_T5_LARGE, T5Encoder
+from flowley_jax.training.flops import velocity_flops
 
 FRAMES, TOKENS, STEPS, GUIDANCE = 64, 77, 25, 7.5
 LENGTHS = {"16k": 250, "44k": 345}
@@ -52,21 +49,29 @@ LONG_SECONDS = (8, 32, 128)
 _OUT = flags.DEFINE_string("out", "benchmarks/results/sample", "Folder for the figures.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type.")
 _RATE = flags.DEFINE_enum("rate", "16k", list(LENGTHS), "Sample rate.")
-_BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Clips at once.")
+_BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Batch sizes in clips.")
 _ONLY = flags.DEFINE_list("only", [], "Stages to measure; all by default.")
-_TURNS = flags.DEFINE_integer("turns", 3, "Times that every stage is timed.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 3, "Measurements per stage.", lower_bound=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """A stage ready to run, and the FLOPs of its products."""
+    """A stage that is ready to run.
+
+    Attributes:
+      run: runs the stage once and waits for its result.
+      flops: FLOPs of its matrix products and convolutions.
+    """
 
     run: Callable[[], Any]
     flops: float
 
 
 def main() -> int:
-    """Measures, prints a table and writes JSON."""
+    """Measure the stages, print a table and write it with the figures.
+
+    Older figures of other stages are kept.
+    """
     path = Path(_OUT.value) / f"{device().replace(' ', '_')}_{_DTYPE.value}_{_RATE.value}.json"
     stages = _ONLY.value or list(STAGES)
     rows = []
@@ -76,9 +81,9 @@ def main() -> int:
         else:
             rows += [_measure(stage, int(clips), 8) for clips in _BATCHES.value]
     older = json.loads(path.read_text())["rows"] if path.exists() else []
-    found = {_key(row): row for row in [*older, *rows]}
+    merged = {_key(row): row for row in [*older, *rows]}
     rows = sorted(
-        found.values(), key=lambda row: (STAGES.index(row["stage"]), row["clips"], row["seconds_of_sound"])
+        merged.values(), key=lambda row: (STAGES.index(row["stage"]), row["clips"], row["seconds_of_sound"])
     )
     write_text(path, json.dumps({"dtype": _DTYPE.value, "rate": _RATE.value, "rows": rows}, indent=2) + "\n")
     table = _table(rows)
@@ -97,35 +102,34 @@ def _measure(stage: str, clips: int, seconds: int) -> dict:
     started = time.perf_counter()
     task.run()
     first = time.perf_counter() - started
-    # The rate is taken beside every turn, since a shared machine's changes.
+    # The rate is measured in every turn, because the speed of a shared machine varies.
     times, rates = [], []
     for _ in range(_TURNS.value):
         rates.append(matmul_rate("float32" if device() == "cpu" else _DTYPE.value, 4096))
         started = time.perf_counter()
         task.run()
         times.append(time.perf_counter() - started)
-    taken, rate = statistics.median(times), statistics.median(rates)
+    seconds_taken, rate = statistics.median(times), statistics.median(rates)
     row = {
         "stage": stage,
         "clips": clips,
         "seconds_of_sound": seconds,
-        "seconds": taken,
+        "seconds": seconds_taken,
         "first_seconds": first,
         "flops": task.flops,
-        "flops_per_second": task.flops / taken,
+        "flops_per_second": task.flops / seconds_taken,
         "matmul_flops_per_second": rate,
-        "share": task.flops / taken / rate,
-        "date": datetime.date.today().isoformat(),
+        "share": task.flops / seconds_taken / rate,
+        **header("sample"),
         "device": device(),
-        "host": f"{os.cpu_count()} cores, {platform.machine()}",
-        "command": " ".join(["python -m benchmarks.sample", *sys.argv[1:]]),
+        "host": host(),
         "jax": version("jax"),
     }
-    chip = chip_of(device())
+    chip = device_spec(device())
     if chip:
         row["mfu"] = row["flops_per_second"] / chip.peak_flops
     print(
-        f"{stage}, {clips} clips, {seconds} s: {taken:.3f} s, {100 * row['share']:.0f} %",
+        f"{stage}, {clips} clips, {seconds} s: {seconds_taken:.3f} s, {100 * row['share']:.0f} %",
         file=sys.stderr,
         flush=True,
     )
@@ -133,14 +137,15 @@ def _measure(stage: str, clips: int, seconds: int) -> dict:
 
 
 def _task(stage: str, clips: int, seconds: int) -> Task:
-    rng, dtype, latents = np.random.default_rng(0), _DTYPE.value, LENGTHS[_RATE.value]
+    rng, latents = np.random.default_rng(0), LENGTHS[_RATE.value]
+    dtype = "bfloat16" if _DTYPE.value == "bfloat16" else "float32"
     vae = dataclasses.replace(VAE_16K if _RATE.value == "16k" else VAE_44K, dtype=dtype)
     vocoder = dataclasses.replace(BIGVGAN_16K if _RATE.value == "16k" else BIGVGAN_44K, dtype=dtype)
     rngs = nnx.Rngs(0)
     if stage == "clip":
         frames = rng.integers(0, 256, (clips * FRAMES, 224, 224, 3), np.uint8)
         model = ClipVision(dataclasses.replace(CLIP_L14, dtype=dtype), rngs=rngs)
-        return _batched(embeddings, model, frames, batch_size=FRAMES)
+        return _batched(ClipVision.__call__, model, frames, batch_size=FRAMES)
     if stage == "t5":
         ids = rng.integers(3, FLAN_T5_LARGE.vocab_size, (clips, TOKENS), np.int32)
         model = T5Encoder(dataclasses.replace(FLAN_T5_LARGE, dtype=dtype), rngs=rngs)
@@ -148,31 +153,30 @@ def _task(stage: str, clips: int, seconds: int) -> Task:
     if stage == "flow":
         return _flow(ModelConfig(audio_dim=vae.latent_dim, dtype=dtype), clips, latents)
     if stage.startswith("vae"):
-        encodes = stage == "vae_encode"
-        shape = (clips, 2 * latents, vae.bins) if encodes else (clips, latents, vae.latent_dim)
-        function = AudioVae.encode if encodes else AudioVae.decode
+        if stage == "vae_encode":
+            function, shape = AudioVae.encode, (clips, 2 * latents, vae.bins)
+        else:
+            function, shape = AudioVae.decode, (clips, latents, vae.latent_dim)
         return _batched(
             function, AudioVae(vae, rngs=rngs), rng.standard_normal(shape, np.float32), batch_size=clips
         )
     mels = rng.standard_normal((clips, round(2 * latents * seconds / 8), vae.bins), np.float32)
     model = BigVgan(vocoder, rngs=rngs)
-    batches = DeviceBatches(bigvgan_vocoder.waves, Replicated(model), batch_size=clips)
+    batches = DeviceBatches(BigVgan.__call__, Replicated(model), batch_size=clips)
 
-    def run():
-        return in_windows(
-            batches, mels, window=bigvgan_vocoder.WINDOW, context=vocoder.context, rate=vocoder.hop
-        )
+    def run() -> Any:
+        return in_windows(batches, mels, window=WINDOW, context=vocoder.context, rate=vocoder.hop)
 
     return Task(run=run, flops=clips * convolution_flops(vocoder, mels.shape[1]))
 
 
-def _batched(function, model: nnx.Module, *arrays: np.ndarray, batch_size: int) -> Task:
+def _batched(function: Callable[..., Any], model: nnx.Module, *arrays: np.ndarray, batch_size: int) -> Task:
     batches = DeviceBatches(function, Replicated(model), batch_size=batch_size)
     return Task(run=lambda: batches(*arrays), flops=_product_flops(function, model, arrays))
 
 
-def _product_flops(function, model: nnx.Module, arrays) -> float:
-    """Of matrix products and convolutions, by the shapes in the traced program."""
+def _product_flops(function: Callable[..., Any], model: nnx.Module, arrays: Sequence[np.ndarray]) -> float:
+    """Return the FLOPs of matrix products and convolutions, from the shapes in the traced program."""
     graphdef, state = nnx.split(model)
     shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
     traced = jax.make_jaxpr(lambda state, *arrays: function(nnx.merge(graphdef, state), *arrays))(
@@ -181,7 +185,7 @@ def _product_flops(function, model: nnx.Module, arrays) -> float:
     return float(_flops_of(traced.jaxpr))
 
 
-def _flops_of(jaxpr) -> int:
+def _flops_of(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         out = equation.outvars[0].aval
@@ -199,7 +203,10 @@ def _flops_of(jaxpr) -> int:
 
 
 def convolution_flops(config: BigVganConfig, frames: int) -> float:
-    """Of BigVGAN's convolutions; 902 GFLOP for the 500 frames of 8 s at 16 kHz, 873 of them in AMP blocks."""
+    """Return the FLOPs of BigVGAN's convolutions.
+
+    For the 500 frames of 8 s at 16 kHz they are 902 GFLOP, 873 of them in AMP blocks.
+    """
     total, width, length = 7 * config.bins * config.width * frames, config.width, frames
     for rate, kernel in zip(config.rates, config.kernels, strict=True):
         total += kernel * width * (width // 2) * length
@@ -215,7 +222,7 @@ def _flow(config: ModelConfig, clips: int, latents: int) -> Task:
     text = jnp.asarray(rng.standard_normal((clips, TOKENS, config.text_dim), np.float32))
     text_len, keys = jnp.full((clips,), 12), jax.random.split(jax.random.key(0), clips)
 
-    def run():
+    def run() -> Any:
         return jax.block_until_ready(
             sample_latents(
                 graphdef,
@@ -234,7 +241,7 @@ def _flow(config: ModelConfig, clips: int, latents: int) -> Task:
 
 
 def _table(rows: list[dict]) -> str:
-    """Markdown."""
+    """Return a Markdown table."""
     peak = max(row["matmul_flops_per_second"] for row in rows) / 1e9
     lines = [
         f"{rows[0]['device']}, {_DTYPE.value}, {_RATE.value}, matmul {peak:.0f} GFLOP/s",

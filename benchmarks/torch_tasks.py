@@ -1,12 +1,15 @@
-"""Forward pass, training step and guided sample of the PyTorch twin: the same work as this project's."""
+"""Forward pass, training step and guided sample of the PyTorch twin, as `jax_tasks` has them in JAX."""
 
 import copy
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.torch_twin import Twin
@@ -21,36 +24,45 @@ def prepare(
     steps: int,
     guidance: float,
     compiled: bool,
-):
-    """The task as a function that ends when its result is there."""
+) -> Callable[[], Any]:
+    """Return the task as a function that returns when its result is ready.
+
+    Args:
+      task: "forward", "train" or "sample".
+      config: sizes, compute type and settings of training.
+      inputs: a batch of records and times `t`.
+      steps, guidance: Euler steps and guidance scale of "sample".
+      compiled: whether torch.compile compiles the network.
+    """
     torch.manual_seed(config.seed)
-    at = _device()
-    batch = {name: torch.from_numpy(value).to(at) for name, value in inputs.items()}
+    device_type = _device_type()
+    batch = {name: torch.from_numpy(value).to(device_type) for name, value in inputs.items()}
     video, text, text_len = batch["video_features"], batch["text_features"], batch["text_len"]
-    twin = Twin(config.model, (inputs["audio_mean"].shape[1], video.shape[1], text.shape[1])).to(at).eval()
+    twin = Twin(config.model, (inputs["audio_mean"].shape[1], video.shape[1], text.shape[1]))
+    twin = twin.to(device_type).eval()
     forward = torch.compile(twin) if compiled else twin
     if task == "train":
         training = Training(twin, forward, config)
-        return _waiting(lambda: training.step(batch))
-    half = config.model.dtype == "bfloat16"
+        return _synchronised(lambda: training.step(batch))
+    bfloat16 = config.model.dtype == "bfloat16"
 
     @torch.no_grad()
-    def velocity(*args):
-        with torch.autocast(at, torch.bfloat16, enabled=half):
+    def velocity(*args: Tensor) -> Tensor:
+        with torch.autocast(device_type, torch.bfloat16, enabled=bfloat16):
             return forward(*args)
 
     if task == "forward":
-        return _waiting(lambda: velocity(batch["audio_mean"], video, text, text_len, batch["t"]))
+        return _synchronised(lambda: velocity(batch["audio_mean"], video, text, text_len, batch["t"]))
     noise = torch.randn_like(batch["audio_mean"])
-    return _waiting(
+    return _synchronised(
         lambda: guided_sample(velocity, twin, noise, video, text, text_len, steps=steps, guidance=guidance)
     )
 
 
 def matmul_rate(dtype: str, size: int) -> float:
-    """FLOPs per second of one product of square matrices."""
-    a = torch.randn(size, size, dtype=getattr(torch, dtype), device=_device())
-    product = _waiting(lambda: a @ a)
+    """Return the FLOPs per second of one product of square matrices."""
+    a = torch.randn(size, size, dtype=getattr(torch, dtype), device=_device_type())
+    product = _synchronised(lambda: a @ a)
     product()
     started = time.perf_counter()
     product()
@@ -58,21 +70,21 @@ def matmul_rate(dtype: str, size: int) -> float:
 
 
 def device() -> str:
-    """What the task runs on."""
+    """Return the name of the device that tasks run on."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def peak_memory() -> int | None:
-    """Most bytes in use on an accelerator; None on CPU."""
+    """Return the largest number of bytes in use on an accelerator so far; None on CPU."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
-def _device() -> str:
+def _device_type() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _waiting(function):
-    def run():
+def _synchronised(function: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> Any:
         result = function()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -82,13 +94,15 @@ def _waiting(function):
 
 
 class Training:
-    """A run of the twin: AdamW with clipping, noise–data coupling, dropped conditions, averaged weights.
+    """Training of the twin: AdamW with clipping, immiscible coupling, condition dropout and averaged weights.
 
     Args:
-      forward: the twin, or what torch.compile made of it.
+      twin: the network whose weights are trained.
+      forward: the twin itself, or its torch.compile'd form.
+      config: settings of the loss, the optimiser and the averages.
     """
 
-    def __init__(self, twin: Twin, forward, config: ExperimentConfig):
+    def __init__(self, twin: Twin, forward: Callable[..., Tensor], config: ExperimentConfig):
         optim = config.optim
         self.twin, self.forward, self.config = twin.train(), forward, config
         self.parameters = [p for p in twin.parameters() if p.requires_grad]
@@ -102,12 +116,12 @@ class Training:
         self.averages = [copy.deepcopy(self.parameters) for _ in config.ema.sigma_rels]
         self.device_type = self.parameters[0].device.type
 
-    def step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """One update. Returns the loss, still on the device."""
+    def step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Update the weights once and return the loss, still on the device."""
         with torch.no_grad():
-            noisy, target, video, text, t = self._examples(batch)
-        half = self.config.model.dtype == "bfloat16"
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=half):
+            noisy, target, video, text, t = self._draw_examples(batch)
+        bfloat16 = self.config.model.dtype == "bfloat16"
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=bfloat16):
             velocity = self.forward(noisy, video, text, batch["text_len"], t)
         loss = flow_loss(velocity.float(), target, direction_weight=self.config.flow.loss.direction_weight)
         loss.backward()
@@ -119,7 +133,7 @@ class Training:
                 torch._foreach_lerp_(average, self.parameters, 1e-3)
         return loss.detach()
 
-    def _examples(self, batch):
+    def _draw_examples(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         mean, std = batch["audio_mean"], batch["audio_std"]
         latent = mean + std * torch.randn_like(mean)
         data = (latent - self.twin.latent_mean) / self.twin.latent_std
@@ -127,28 +141,38 @@ class Training:
         cost = torch.cdist(data.flatten(1), noise.flatten(1))
         noise = noise[torch.from_numpy(linear_sum_assignment(cost.cpu())[1]).to(noise.device)]
         t = 1 - 1 / (torch.tan(math.pi / 2 * torch.rand(len(data), device=data.device)) + 1)
-        dropped = torch.rand(2, len(data), 1, 1, device=data.device) < self.config.flow.condition_dropout
-        video = torch.where(dropped[0], self.twin.empty_visual_feature, batch["video_features"])
-        text = torch.where(dropped[1], self.twin.empty_text_feature, batch["text_features"])
-        moved = t[:, None, None]
-        return moved * data + (1 - moved) * noise, data - noise, video, text, t
+        drop = torch.rand(2, len(data), 1, 1, device=data.device) < self.config.flow.condition_dropout
+        video = torch.where(drop[0], self.twin.empty_visual_feature, batch["video_features"])
+        text = torch.where(drop[1], self.twin.empty_text_feature, batch["text_features"])
+        time_column = t[:, None, None]
+        return time_column * data + (1 - time_column) * noise, data - noise, video, text, t
 
 
-def flow_loss(velocity, target, *, direction_weight: float):
-    """Mean squared error, and the direction loss."""
+def flow_loss(velocity: Tensor, target: Tensor, *, direction_weight: float) -> Tensor:
+    """Return the mean squared error plus the weighted direction loss."""
     cosine = functional.cosine_similarity(velocity, target, dim=-1)
     return functional.mse_loss(velocity, target) + direction_weight * (1 - cosine).mean()
 
 
 @torch.no_grad()
-def guided_sample(forward, twin: Twin, noise, video, text, text_len, *, steps: int, guidance: float):
-    """Euler steps with both branches of guidance in one batch. Returns latents in the codec's scale."""
-    empty = twin.empty_visual_feature.expand_as(video), twin.empty_text_feature.expand_as(text)
-    video, text = torch.cat([video, empty[0]]), torch.cat([text, empty[1]])
+def guided_sample(
+    forward: Callable[..., Tensor],
+    twin: Twin,
+    noise: Tensor,
+    video: Tensor,
+    text: Tensor,
+    text_len: Tensor,
+    *,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """Sample latents in the scale of the codec by Euler steps; both branches of guidance share a batch."""
+    video = torch.cat([video, twin.empty_visual_feature.expand_as(video)])
+    text = torch.cat([text, twin.empty_text_feature.expand_as(text)])
     text_len = torch.cat([text_len, text_len])
     x = noise
     for index in range(steps):
         t = torch.full((2 * len(x),), index / steps, device=x.device)
-        conditional, free = forward(torch.cat([x, x]), video, text, text_len, t).float().chunk(2)
-        x = x + (guidance * conditional + (1 - guidance) * free) / steps
+        conditional, empty = forward(torch.cat([x, x]), video, text, text_len, t).float().chunk(2)
+        x = x + (guidance * conditional + (1 - guidance) * empty) / steps
     return x * twin.latent_std + twin.latent_mean

@@ -1,14 +1,15 @@
-"""The network in PyTorch, from the same equations, under the published names: what benchmarks compare with.
+"""Flowley's network in PyTorch, written from the same equations under the published names.
 
-Fused attention and convolutions are PyTorch's own; nothing is left out that this project's network does. It
-covers the variants that have cross-attention.
+Benchmarks compare its speed, and tests compare its numbers. It uses PyTorch's fused attention and
+convolutions, and leaves out nothing that the JAX network computes. The "dit" variant is not covered.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from flowley_jax.model import ModelConfig
@@ -17,7 +18,11 @@ TIME_WIDTH = 256
 
 
 class GatedMlp(nn.Module):
-    """w2(dropout(silu(w1 x) · w3 x)), bias-free, over (B, T, D); convolutions over time with a `kernel`."""
+    """w2(dropout(silu(w1 x) · w3 x)) without biases, over (B, T, D).
+
+    Args:
+      kernel: None for linear maps, or a kernel size for convolutions over time.
+    """
 
     def __init__(self, width: int, inner: int, *, kernel: int | None = None, dropout: float = 0.0):
         super().__init__()
@@ -33,7 +38,7 @@ class GatedMlp(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.temporal = kernel is not None
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = x.mT if self.temporal else x
         y = self.w2(self.dropout(functional.silu(self.w1(x)) * self.w3(x)))
         return y.mT if self.temporal else y
@@ -45,7 +50,7 @@ class TimeConv(nn.Conv1d):
     def __init__(self, inputs: int, outputs: int, kernel: int):
         super().__init__(inputs, outputs, kernel, padding="same")
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.mT).mT
 
 
@@ -56,7 +61,7 @@ class RmsNorm(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(width))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / math.sqrt(x.shape[-1])
         return self.scale * x / (rms + 1e-6)
 
@@ -71,16 +76,16 @@ class QueryKeyNorm(nn.Module):
 
 
 class SelfProjection(nn.Module):
-    """q, k, v, each (B, H, T, d); channels come laid out (head, channel, q/k/v)."""
+    """Projection to q, k and v, each (B, H, T, d); channels are laid out (head, channel, q/k/v)."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, num_heads: int):
         super().__init__()
         self.qkv_prj = nn.Linear(config.width, 3 * config.width)
-        self.qk_norm = QueryKeyNorm(config.width // config.num_heads)
-        self.num_heads = config.num_heads
+        self.qk_norm = QueryKeyNorm(config.width // num_heads)
+        self.num_heads = num_heads
 
-    def forward(self, x, rotation):
-        q, k, v = _heads(self.qkv_prj(x), self.num_heads, 3)
+    def forward(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = _split_heads(self.qkv_prj(x), self.num_heads, 3)
         q, k = self.qk_norm.query_norm(q), self.qk_norm.key_norm(k)
         if rotation is None:
             return q, k, v
@@ -88,33 +93,31 @@ class SelfProjection(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from one stream to another with an additive mask or none, merged to (B, T, D)."""
+    """Attention from one stream to another with an optional additive mask, merged to (B, T, D)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        head = config.width // config.num_heads
+        head_width = config.width // config.single_heads
         self.q_prj = nn.Linear(config.width, config.width)
         self.kv_prj = nn.Linear(config.width, 2 * config.width)
-        self.q_norm, self.k_norm = RmsNorm(head), RmsNorm(head)
-        self.num_heads = config.num_heads
+        self.q_norm, self.k_norm = RmsNorm(head_width), RmsNorm(head_width)
+        self.num_heads, self.scale = config.single_heads, config.qk_scale
 
-    def forward(self, x, source, mask=None):
-        (q,) = _heads(self.q_prj(x), self.num_heads, 1)
-        k, v = _heads(self.kv_prj(source), self.num_heads, 2)
-        return _merge(
-            functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, attn_mask=mask)
-        )
+    def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
+        (q,) = _split_heads(self.q_prj(x), self.num_heads, 1)
+        k, v = _split_heads(self.kv_prj(source), self.num_heads, 2)
+        return _attention(self.q_norm(q), self.k_norm(k), v, mask=mask, scale=self.scale)
 
 
 class Modulation(nn.Module):
-    """adaLN: `parts` vectors (B, 1, D) of the condition."""
+    """adaLN: a map from the condition to `parts` vectors (B, 1, D)."""
 
     def __init__(self, width: int, parts: int):
         super().__init__()
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, parts * width))
         self.parts = parts
 
-    def forward(self, condition):
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
         return self.adaLN_modulation(condition)[:, None].chunk(self.parts, dim=-1)
 
 
@@ -124,12 +127,13 @@ class Branch(nn.Module):
     def __init__(self, config: ModelConfig, *, temporal: bool):
         super().__init__()
         width, kernel = config.width, 3 if temporal else None
-        self.attn = SelfProjection(config)
+        self.attn = SelfProjection(config, config.multi_heads)
         self.linear1 = TimeConv(width, width, 3) if temporal else nn.Linear(width, width)
         self.ffn = GatedMlp(width, config.mlp_width, kernel=kernel, dropout=config.dropout)
         self.adaLN_modulation = Modulation(width, 6)
 
-    def update(self, x, attended, modulation):
+    def update(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        """Add the attention result and the feed-forward net, each gated."""
         _, _, gate, shift, scale, ffn_gate = modulation
         x = x + gate * self.linear1(attended)
         return x + ffn_gate * self.ffn(_modulated(x, shift, scale))
@@ -143,8 +147,15 @@ class MultiStreamBlock(nn.Module):
         self.audio_block = Branch(config, temporal=True)
         self.visual_block = Branch(config, temporal=True)
         self.text_block = Branch(config, temporal=False)
+        self.scale = config.qk_scale
 
-    def forward(self, streams, condition, rotations, readable):
+    def forward(
+        self,
+        streams: Sequence[Tensor],
+        condition: Tensor,
+        rotations: Sequence[Tensor | None],
+        readable: Tensor,
+    ) -> list[Tensor]:
         branches = (self.audio_block, self.visual_block, self.text_block)
         modulations = [branch.adaLN_modulation(condition) for branch in branches]
         projected = [
@@ -152,7 +163,7 @@ class MultiStreamBlock(nn.Module):
             for branch, x, modulation, rotation in zip(branches, streams, modulations, rotations, strict=True)
         ]
         q, k, v = (torch.cat(parts, dim=2) for parts in zip(*projected, strict=True))
-        joint = _merge(functional.scaled_dot_product_attention(q, k, v, attn_mask=readable))
+        joint = _attention(q, k, v, mask=readable, scale=self.scale)
         parts = joint.split([x.shape[1] for x in streams], dim=1)
         return [
             branch.update(x, attended, modulation)
@@ -161,23 +172,32 @@ class MultiStreamBlock(nn.Module):
 
 
 class SingleStreamBlock(nn.Module):
-    """Self-attention, cross-attention to text and (PSCA) to video, and a gated net."""
+    """Self-attention, cross-attention to text, PSCA to video, and a gated net."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         width = config.width
         self.cross_weight = nn.Parameter(torch.tensor(0.5), requires_grad=config.balance is None)
-        self.self_attn = SelfProjection(config)
+        self.self_attn = SelfProjection(config, config.single_heads)
         self.vis_aud_cross_atn = CrossAttention(config)
         self.tex_aud_cross_atn = CrossAttention(config)
         self.linear1 = TimeConv(width, width, 3)
         self.ffn = GatedMlp(width, config.mlp_width, kernel=3, dropout=config.dropout)
         self.adaLN_modulation = Modulation(width, 6)
+        self.scale = config.qk_scale
 
-    def forward(self, audio, video, text, condition, rotation, mask):
+    def forward(
+        self,
+        audio: Tensor,
+        video: Tensor,
+        text: Tensor,
+        condition: Tensor,
+        rotation: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self.adaLN_modulation(condition)
         q, k, v = self.self_attn(_modulated(audio, shift, scale), rotation)
-        audio = audio + gate * self.linear1(_merge(functional.scaled_dot_product_attention(q, k, v)))
+        audio = audio + gate * self.linear1(_attention(q, k, v, scale=self.scale))
         from_text = self.tex_aud_cross_atn(audio, text)
         from_video = self.vis_aud_cross_atn(audio, video, mask)
         audio = audio + self.cross_weight * from_text + (1 - self.cross_weight) * from_video
@@ -185,7 +205,7 @@ class SingleStreamBlock(nn.Module):
 
 
 class CrossInput(nn.Module):
-    """P_v or P_t."""
+    """P_v or P_t: Linear, SiLU, dropout, Linear."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -194,7 +214,7 @@ class CrossInput(nn.Module):
             nn.Linear(width, width), nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(width, width)
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)
 
 
@@ -208,34 +228,35 @@ class TimeEmbedding(nn.Module):
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, t):
+    def forward(self, t: Tensor) -> Tensor:
         angles = t[:, None] * self.frequencies
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 
 class FinalLayer(nn.Module):
-    """adaLN and a convolution to the latent's channels."""
+    """adaLN and a convolution to the channels of the latent."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.adaLN_modulation = Modulation(config.width, 2)
         self.conv = TimeConv(config.width, config.audio_dim, 7)
 
-    def forward(self, x, condition):
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         return self.conv(_modulated(x, *self.adaLN_modulation(condition)))
 
 
 class Twin(nn.Module):
-    """Velocity of the audio latent; loads the published state dict without its prefix "model.".
+    """The velocity network; loads the published state dict without its prefix "model.".
 
     Args:
-      lengths: Ta, Tv and Tt; the masks and rotations are made for them.
+      config: sizes and variant.
+      lengths: Ta, Tv and Tt, for which the masks and rotations are computed.
     """
 
     def __init__(self, config: ModelConfig, lengths: tuple[int, int, int]):
         super().__init__()
         if config.single_type != "psca":
-            raise ValueError(f"single_type={config.single_type!r}: the twin has psca alone")
+            raise ValueError(f"single_type={config.single_type!r}: the twin covers only psca")
         audio_length, video_length, _ = lengths
         width, inner = config.width, config.mlp_width
         self.config = config
@@ -267,15 +288,24 @@ class Twin(nn.Module):
         )
         self.final_layer = FinalLayer(config)
 
-        head = width // config.num_heads
-        self.register_buffer("audio_rotation", _rotation(audio_length, head, 1.0), persistent=False)
-        ratio = audio_length / video_length
-        self.register_buffer("video_rotation", _rotation(video_length, head, ratio), persistent=False)
+        multi, single = width // config.multi_heads, width // config.single_heads
+        for name, rotation in (
+            ("multi_audio_rotation", _rotation(audio_length, multi, 1.0)),
+            ("multi_video_rotation", _rotation(video_length, multi, audio_length / video_length)),
+            ("single_audio_rotation", _rotation(audio_length, single, 1.0)),
+        ):
+            self.register_buffer(name, rotation, persistent=False)
         masks = log_masks(config, audio_length, video_length)
         self.register_buffer("masks", torch.from_numpy(masks), persistent=False)
 
-    def forward(self, latent, video, text, text_len, t):
-        """latent (B, Ta, audio_dim), standardised; video, text: features; text_len, t: (B,)."""
+    def forward(self, latent: Tensor, video: Tensor, text: Tensor, text_len: Tensor, t: Tensor) -> Tensor:
+        """Return the velocity (B, Ta, audio_dim).
+
+        Args:
+          latent: (B, Ta, audio_dim), standardised.
+          video, text: (B, Tv, video_dim) and (B, Tt, text_dim) features.
+          text_len, t: (B,) numbers of valid text tokens, and times.
+        """
         audio = self.audio_projector(latent)
         video = self.visual_projector(video)
         text = self.text_projector(text)
@@ -286,7 +316,7 @@ class Twin(nn.Module):
         readable = functional.pad(
             tokens[None] < text_len[:, None], (audio.shape[1] + video.shape[1], 0), value=True
         )
-        rotations = (self.audio_rotation, self.video_rotation, None)
+        rotations = (self.multi_audio_rotation, self.multi_video_rotation, None)
         streams = (audio, video, text)
         for block in self.multimodal_stream:
             streams = block(streams, condition, rotations, readable[:, None, None])
@@ -296,12 +326,12 @@ class Twin(nn.Module):
         masked = self.config.window >= 0
         for index, block in enumerate(self.single_modal_stream):
             mask = self.masks[index].to(audio.dtype) if masked else None
-            audio = block(audio, video, text, condition, self.audio_rotation, mask)
+            audio = block(audio, video, text, condition, self.single_audio_rotation, mask)
         return self.final_layer(audio, condition)
 
 
 def log_masks(config: ModelConfig, audio_length: int, video_length: int) -> np.ndarray:
-    """log(M⁽ℓ⁾ + ε) of every single-stream block, float32 (N2, Ta, Tv)."""
+    """Return log(M⁽ℓ⁾ + ε) of every single-stream block, (N2, Ta, Tv) float32."""
     audio_fps = np.float32(config.video_fps * audio_length / video_length)
     seconds = np.arange(audio_length, dtype=np.float32) / audio_fps
     aligned = np.clip(np.round(seconds * np.float32(config.video_fps)), 0, video_length - 1)
@@ -318,28 +348,32 @@ def log_masks(config: ModelConfig, audio_length: int, video_length: int) -> np.n
     return np.log(np.stack(masks) + config.mask_floor).astype(np.float32)
 
 
-def _rotation(length: int, head: int, position_scale: float) -> torch.Tensor:
-    """cos and sin of the rotary angles, (2, length, head/2)."""
-    exponents = torch.arange(0, head, 2, dtype=torch.float32) / head
+def _rotation(length: int, head_width: int, position_scale: float) -> Tensor:
+    """Return cos and sin of the rotary angles, (2, length, head_width/2)."""
+    exponents = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
     frequencies = 1.0 / 10000.0**exponents * position_scale
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()])
 
 
-def _rotate(x, rotation):
+def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
     cos, sin = rotation
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
-def _heads(x, num_heads: int, parts: int):
-    """Channels laid out (head, channel, part) to `parts` tensors (B, H, T, d)."""
+def _split_heads(x: Tensor, num_heads: int, parts: int) -> tuple[Tensor, ...]:
+    """Split channels laid out (head, channel, part) into `parts` tensors (B, H, T, d)."""
     return x.unflatten(-1, (num_heads, -1, parts)).transpose(1, 2).unbind(-1)
 
 
-def _merge(x):
-    return x.transpose(1, 2).flatten(2)
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Attend with an optional mask and merge the heads to (B, T, D); a scale of None is 1/√d."""
+    heads = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return heads.transpose(1, 2).flatten(2)
 
 
-def _modulated(x, shift, scale):
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return functional.layer_norm(x, x.shape[-1:], eps=1e-5) * (1 + scale) + shift

@@ -1,4 +1,4 @@
-"""TPU programs compiled on a machine without a TPU, and what the compiler says of them."""
+"""Compile programs for TPUs on a machine without one, and read the compiler's cost analysis."""
 
 import re
 from collections.abc import Sequence
@@ -8,31 +8,30 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from flowley_jax.training.chips import devices_of
+from flowley_jax.aot.topologies import topology_devices
 
 # Four chips of each generation.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
-def mesh_of(generation: str, shape: tuple[int, ...] = (1,), axes: tuple[str, ...] = ("data",)) -> Mesh:
-    """A mesh of the first devices of a topology; needs libtpu, and no TPU."""
-    found, _ = devices_of(TOPOLOGIES[generation])
-    devices = np.asarray(found)[: int(np.prod(shape))].reshape(shape)
-    return Mesh(devices, axes, axis_types=(AxisType.Auto,) * len(axes))
-
-
 def compile_on(generation: str, program: Any, shapes: Sequence[jax.ShapeDtypeStruct]) -> jax.stages.Compiled:
-    """A jitted function compiled for one chip."""
-    mesh = mesh_of(generation)
-    whole = NamedSharding(mesh, PartitionSpec())
-    placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for x in shapes]
+    """Compile a jitted function for one chip. This needs libtpu, but no TPU."""
+    devices, _ = topology_devices(TOPOLOGIES[generation])
+    mesh = Mesh(np.asarray(devices)[:1], ("data",), axis_types=(AxisType.Auto,))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated) for x in shapes]
     with jax.set_mesh(mesh):
-        return program.lower(*placed).compile()
+        return program.lower(*arguments).compile()
 
 
 def costs(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """Of one device's program: bytes to and from HBM and FLOPs of all operations (for kernels, the
-    estimate they hand to the compiler); the largest kernel's VMEM; peak bytes beside inputs and outputs.
+    """Return the compiler's costs of one device's program.
+
+    Returns:
+      hbm_bytes: bytes read from and written to HBM by all operations; kernels report their own estimate.
+      flops: FLOPs of all operations; kernels report their own estimate.
+      kernel_vmem_bytes: vector memory of the largest kernel; 0 without kernels.
+      temporary_bytes: peak memory in addition to inputs and outputs.
     """
     analysis: Any = compiled.cost_analysis()
     memory: Any = compiled.memory_analysis()

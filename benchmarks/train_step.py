@@ -1,17 +1,16 @@
-"""The published network's forward pass, training step and guided sample beside the same network in PyTorch,
-eager and under torch.compile: make benchmark-train-step
+"""Compare the published network in JAX and in PyTorch, eager and compiled: make benchmark-train-step
 
-Each side has a process of its own; they take turns, in alternating order, on a CPU two and two, so that what
-else the machine does falls on all alike. A ratio is JAX's time over PyTorch's in one turn. Random weights,
-published sizes, inputs on the device; the first call, which compiles, is not in the times. On a CPU all sides
-keep freed memory (`GLIBC_TUNABLES`): getting gigabytes anew in every step costs more than the sides differ.
+The tasks are the forward pass, the training step and the guided sample, at the published sizes with random
+weights and inputs on the device. Each side has its own process. The sides take turns in alternating order, so
+that other load on the machine affects all of them equally; on a CPU only two sides run in one session. A
+ratio is JAX's time divided by PyTorch's in the same turn. The first call, which compiles, is not included. On
+a CPU all sides keep freed memory (`GLIBC_TUNABLES`): requesting gigabytes again in every step would cost more
+than the sides differ.
 """
 
 import contextlib
-import datetime
 import json
 import os
-import platform
 import queue
 import subprocess
 import sys
@@ -24,9 +23,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from benchmarks.common import header, host
 from flowley_jax.cli import run_main
-from flowley_jax.training.chips import chip_of
-from flowley_jax.whole_files import replacing, write_text
+from flowley_jax.common.devices import device_spec
+from flowley_jax.common.files import atomic_write, write_text
 
 # Task, clips, turns.
 CASES = (("forward", 1, 12), ("forward", 4, 8), ("train", 4, 6), ("sample", 1, 4))
@@ -34,35 +34,40 @@ LARGE_CASES = (("forward", 64, 20), ("train", 64, 20), ("sample", 8, 5))
 OTHERS = ("eager", "compiled")
 NAMES = {"jax": "JAX", "eager": "PyTorch", "compiled": "torch.compile"}
 
-_OUT = flags.DEFINE_string("out", "benchmarks/results/train_step", "Folder for the figures and the picture.")
+_OUT = flags.DEFINE_string("out", "benchmarks/results/train_step", "Folder for the figures and the plot.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type.")
-_LARGE = flags.DEFINE_bool("large", False, "Batches for an accelerator instead of a CPU.")
-_TURNS = flags.DEFINE_integer("turns", None, "Turns of every case.", lower_bound=1)
+_LARGE = flags.DEFINE_bool("large", False, "Use batches for an accelerator instead of a CPU.")
+_TURNS = flags.DEFINE_integer(
+    "turns", None, "Turns per case; by default each case has its own number.", lower_bound=1
+)
 _PATIENCE = flags.DEFINE_float(
-    "patience", 1800.0, "Seconds after which --large leaves out cases that are not compiled.", lower_bound=0.0
+    "patience", 1800.0, "Seconds after which --large skips cases that are still compiling.", lower_bound=0.0
 )
 _ONLY = flags.DEFINE_list("only", [], "Tasks to measure; all by default.")
 
 
 def main() -> int:
-    """Measures, and writes JSON and a plot after every case; cases that are left out keep their figures."""
+    """Measure the cases; write figures and a plot after each. Skipped cases keep their older figures."""
     chosen = LARGE_CASES if _LARGE.value else CASES
     cases = [case for case in chosen if not _ONLY.value or case[0] in _ONLY.value]
     with contextlib.ExitStack() as stack:
-        # An accelerator has room for all sides, and their compilations, which take minutes, for all cores.
-        together = [
+        # An accelerator has room for all cases at once, and their compilations, which take minutes, use all
+        # cores of the host.
+        workers_by_case: list[dict[str, Side] | None] = [
             {side: stack.enter_context(_worker(side, *case[:2])) for side in NAMES} if _LARGE.value else None
             for case in cases
         ]
         deadline = time.monotonic() + _PATIENCE.value
-        for case, workers in zip(cases, together, strict=True):
-            if workers and not all(worker.is_ready(deadline) for worker in workers.values()):
-                print(f"{case[0]}, {case[1]} clips: not compiled in time, left out", file=sys.stderr)
+        skipped = set()
+        for case, workers in zip(cases, workers_by_case, strict=True):
+            if workers and not all(worker.wait_until(deadline) for worker in workers.values()):
+                print(f"{case[0]}, {case[1]} clips: not compiled in time, skipped", file=sys.stderr)
                 for worker in workers.values():
                     worker.process.kill()
-                together[cases.index(case)] = {}
-        for (task, clips, turns), workers in zip(cases, together, strict=True):
-            if workers != {}:
+                skipped.add(case)
+        for case, workers in zip(cases, workers_by_case, strict=True):
+            if case not in skipped:
+                task, clips, turns = case
                 _save(_compare(task, clips, _TURNS.value or turns, workers))
     return 0
 
@@ -70,29 +75,34 @@ def main() -> int:
 def _save(row: dict) -> None:
     device = row["device"]
     stem = Path(_OUT.value) / f"{device.replace(' ', '_').lower()}_{_DTYPE.value}"
-    rows = _with_older(stem.with_suffix(".json"), [row])
+    rows = _merge_older(stem.with_suffix(".json"), [row])
     result = {"device": device, "dtype": _DTYPE.value, "tasks": rows}
     write_text(stem.with_suffix(".json"), json.dumps(result, indent=2) + "\n")
     _plot(result, stem.with_suffix(".png"))
     print(_table(result))
-    print(f"figures: {stem.with_suffix('.json')}, picture: {stem.with_suffix('.png')}", flush=True)
+    print(f"figures: {stem.with_suffix('.json')}, plot: {stem.with_suffix('.png')}", flush=True)
 
 
-def _with_older(path: Path, rows: list[dict]) -> list[dict]:
-    """The rows, and those of other cases that the file has already, in the order of the cases."""
+def _merge_older(path: Path, rows: list[dict]) -> list[dict]:
+    """Return the rows together with the file's rows of other cases, in the order of the cases."""
     older = json.loads(path.read_text())["tasks"] if path.exists() else []
-    found = {(row["task"], row["clips"]): row for row in [*older, *rows]}
+    by_case = {(row["task"], row["clips"]): row for row in [*older, *rows]}
     order = [(task, clips) for task, clips, _ in (*CASES, *LARGE_CASES)]
-    return [found[case] for case in order if case in found]
+    return [by_case[case] for case in order if case in by_case]
 
 
 class Side:
-    """A worker process, whose lines a thread reads."""
+    """A worker process, `benchmarks.train_step_worker`. A thread reads its lines.
+
+    Args:
+      process: the process, with pipes for its input and output.
+      command: its command line, for messages.
+    """
 
     def __init__(self, process: subprocess.Popen, command: str):
         self.process, self.command = process, command
         self.lines: queue.Queue[str] = queue.Queue()
-        self.first: dict | None = None
+        self._first: dict | None = None
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -101,30 +111,30 @@ class Side:
             self.lines.put(line)
         self.lines.put("")
 
-    def is_ready(self, deadline: float) -> bool:
-        """Whether it has run once before that time on the monotonic clock."""
+    def wait_until(self, deadline: float) -> bool:
+        """Wait for the first answer; return whether it came by the deadline (monotonic clock)."""
         try:
             line = self.lines.get(timeout=max(deadline - time.monotonic(), 0.0))
         except queue.Empty:
             return False
-        self.first = json.loads(line) if line else None
+        self._first = json.loads(line) if line else None
         return bool(line)
 
-    def ready(self) -> dict:
-        """What it says once it has run."""
-        if self.first is None:
-            self.first = self._answer()
-        return self.first
+    def first_answer(self) -> dict:
+        """Return the answer to the first run of the task, which compiles it."""
+        if self._first is None:
+            self._first = self._answer()
+        return self._first
 
     def ask(self, word: str) -> dict:
-        """The answer to one line."""
+        """Send a line and return the answer."""
         assert self.process.stdin is not None
         self.process.stdin.write(word + "\n")
         self.process.stdin.flush()
         return self._answer()
 
     def end(self) -> dict:
-        """The last answer."""
+        """Close its input and return the last answer."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         return self._answer()
@@ -144,7 +154,7 @@ def _worker(side: str, task: str, clips: int) -> Iterator[Side]:
         f"--dtype={_DTYPE.value}",
         f"--matmul_size={8192 if _LARGE.value else 4096}",
     ]
-    # Both sides' arrays have to fit into an accelerator's memory.
+    # The arrays of all sides have to fit into one accelerator's memory.
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -155,18 +165,26 @@ def _worker(side: str, task: str, clips: int) -> Iterator[Side]:
             process.kill()
 
 
-def _compare(task: str, clips: int, turns: int, together: dict[str, Side] | None) -> dict:
-    """One case, JAX against each of the others: all at once, or, without workers, one after the other."""
+def _compare(task: str, clips: int, turns: int, running: dict[str, Side] | None) -> dict:
+    """Return the figures of one case.
+
+    Args:
+      task: forward, train or sample.
+      clips: clips per batch.
+      turns: number of turns.
+      running: workers of all sides, which then run in one session; None runs JAX and each other side in a
+        session with new workers.
+    """
     sides: dict[str, dict] = {}
     seconds: dict[str, list[float]] = {side: [] for side in NAMES}
     rates: dict[str, list[float]] = {side: [] for side in NAMES}
     ratios, flops, device = {}, 0.0, ""
-    for names in [tuple(NAMES)] if together else [("jax", other) for other in OTHERS]:
+    for names in [tuple(NAMES)] if running else [("jax", other) for other in OTHERS]:
         with contextlib.ExitStack() as stack:
-            workers = together or {side: stack.enter_context(_worker(side, task, clips)) for side in names}
-            ready = {side: worker.ready() for side, worker in workers.items()}
-            flops, device = ready["jax"]["flops"], ready["jax"]["device"]
-            found = {side: [] for side in names}
+            workers = running or {side: stack.enter_context(_worker(side, task, clips)) for side in names}
+            first_answers = {side: worker.first_answer() for side, worker in workers.items()}
+            flops, device = first_answers["jax"]["flops"], first_answers["jax"]["device"]
+            times = {side: [] for side in names}
             # While the slowest side compiled, the others' memory may have gone cold.
             for worker in workers.values():
                 worker.ask("run")
@@ -174,7 +192,7 @@ def _compare(task: str, clips: int, turns: int, together: dict[str, Side] | None
                 order = list(workers)[:: 1 if turn % 2 else -1]
                 taken = {side: workers[side].ask("run")["seconds"] for side in order}
                 for side in order:
-                    found[side].append(taken[side])
+                    times[side].append(taken[side])
                     rates[side].append(workers[side].ask("matmul")["rate"])
                 print(
                     f"{task}, {clips} clips, turn {turn + 1} of {turns}: "
@@ -183,18 +201,18 @@ def _compare(task: str, clips: int, turns: int, together: dict[str, Side] | None
                     flush=True,
                 )
             for side, worker in workers.items():
-                seconds[side] += found[side]
+                seconds[side] += times[side]
                 sides[side] = {
-                    "first_seconds": ready[side]["first_seconds"],
+                    "first_seconds": first_answers[side]["first_seconds"],
                     "peak_bytes": worker.end()["peak_bytes"],
                 }
             for other in names[1:]:
-                quotients = np.divide(found["jax"], found[other])
+                quotients = np.divide(times["jax"], times[other])
                 low, median, high = np.percentile(quotients, (25, 50, 75))
                 ratios[other] = {"median": float(median), "low": float(low), "high": float(high)}
-    # The faster library's figure is what the machine can do.
-    peak = max(float(np.median(found)) for found in rates.values())
-    chip = chip_of(device)
+    # The rate of the fastest library shows what the machine can do.
+    peak = max(float(np.median(side_rates)) for side_rates in rates.values())
+    chip = device_spec(device)
     for side, row in sides.items():
         row["seconds"] = float(np.median(seconds[side]))
         row["clips_per_second"] = clips / row["seconds"]
@@ -206,10 +224,9 @@ def _compare(task: str, clips: int, turns: int, together: dict[str, Side] | None
         "task": task,
         "clips": clips,
         "turns": turns,
-        "date": datetime.date.today().isoformat(),
+        **header("train_step"),
         "device": device,
-        "host": f"{os.cpu_count()} cores, {platform.machine()}",
-        "command": " ".join(["python -m benchmarks.train_step", *sys.argv[1:]]),
+        "host": host(),
         "versions": {name: version(name) for name in ("jax", "jaxlib", "torch")},
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
         "flops": flops,
@@ -220,11 +237,11 @@ def _compare(task: str, clips: int, turns: int, together: dict[str, Side] | None
 
 
 def _table(result: dict) -> str:
-    """Markdown."""
+    """Return a Markdown table."""
     share = "MFU" if "mfu" in result["tasks"][0]["sides"]["jax"] else "share of matmul"
     peak = max(row["matmul_flops_per_second"] for row in result["tasks"]) / 1e9
-    columns = f"task, clips, side, seconds, clips/s, GFLOP/s, {share}, peak GiB, first call, JAX to it".split(
-        ", "
+    columns = (
+        f"task, clips, side, seconds, clips/s, GFLOP/s, {share}, peak GiB, first call, JAX / side".split(", ")
     )
     lines = [
         f"{result['device']}, {result['dtype']}, matmul {peak:.0f} GFLOP/s",
@@ -267,7 +284,7 @@ def _plot(result: dict, path: Path) -> None:
     axes.set_title(f"{result['device']}, {result['dtype']}")
     axes.set_ylim(0.0, 1.25)
     axes.legend(ncols=3, loc="upper center")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
 

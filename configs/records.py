@@ -1,17 +1,17 @@
-"""What training records are made with (`python -m data_prep.extract --config configs/records.py:…`).
+"""Settings of training records (`python -m data_prep.extract --config configs/records.py:…`).
 
-| option | what |
+| option | settings |
 |---|---|
-| `embedded` | parts that need no weights; the default |
-| `published` | the bundles in `published` (docs/published.md), 8 s at 8 frames/s |
+| `embedded` | components that need no weights; the default |
+| `published` | bundles in the folder `published` (docs/published.md), clips of 8 s at 8 frames per second |
 
-Any value can be set from the command line: `--config.seconds=8`, `--config.published=DIR`.
+Every value is a flag, such as `--config.seconds=8` or `--config.published=DIR`.
 """
 
 from ml_collections import ConfigDict
 
 from data_prep.settings import RecordSettings
-from flowley_jax.cli import config_dict_of
+from flowley_jax.config_flag import config_dict_of
 
 SETTINGS = {
     "embedded": RecordSettings(),
@@ -20,7 +20,7 @@ SETTINGS = {
 
 
 def get_config(option: str = "embedded") -> ConfigDict:
-    """The settings of an option."""
+    """Return the settings of an option."""
     if option not in SETTINGS:
         raise ValueError(f"configs/records.py has no option {option!r}; it has {', '.join(SETTINGS)}")
     return config_dict_of(SETTINGS[option])

@@ -1,41 +1,46 @@
-"""The published network on VGGSound records (8 s clips), larger ones, 16 and 44.1 kHz, and TPU slices.
+"""The published network on VGGSound records (8 s clips), larger networks, 44.1 kHz audio, and TPU slices.
 
-Options stand behind a colon, in any order: `configs/vggsound.py:large,44k,v6e-16`.
+Write options after a colon, in any order and separated by commas: `configs/vggsound.py:large,44k,v6e-16`.
 
-| option | what |
+| option | effect |
 |---|---|
-| `base` | the published network, 171 M parameters; the default |
+| `base` | the published network, 171 million parameters (default) |
 | `large`, `xl` | 0.64 and 1.77 billion parameters |
-| `16k`, `44k` | sample rate of the records; 16 kHz is the default |
-| `v5e-16`, `v5e-256`, `v5p-64`, `v6e-16` | mesh, batch and memory settings for a TPU slice, bfloat16 |
-| `soundcap` | half of the captions from SoundCap, which the records must have (docs/records.md) |
-| `debug` | two steps on a few generated records, on any machine |
+| `small` | 8 million parameters, to try things out |
+| `16k`, `44k` | sample rate of the records, 16 kHz (default) or 44.1 kHz |
+| `v5e-16`, `v5e-256`, `v5p-64`, `v6e-16` | mesh, batch size and memory settings for a TPU slice; bfloat16 |
+| `soundcap` | draw half of the captions from SoundCap; the records must have them (docs/records.md) |
+| `debug` | a test run on any machine: two steps on four generated records |
+
+A `debug` run uses the `small` network and leaves about 0.2 GB on disk: one checkpoint and one snapshot of the
+averaged weights. With `base,debug` it runs the published network and leaves about 4.2 GB.
 """
 
 import dataclasses
 
 from ml_collections import ConfigDict
 
-from flowley_jax.cli import config_dict_of
 from flowley_jax.config import DataConfig, ExperimentConfig, MeshConfig, TrainConfig
+from flowley_jax.config_flag import config_dict_of
 from flowley_jax.model.config import ModelConfig
 
 SIZES = {
+    "small": ModelConfig(width=128, num_heads=2, multi_depth=2, single_depth=4),
     "base": ModelConfig(),
     "large": ModelConfig(width=1024, num_heads=16),
     "xl": ModelConfig(width=1280, num_heads=20, multi_depth=10, single_depth=20),
 }
-# Sample rate, channels and rate of the latents, and the folder of the records.
+# Sample rate in Hz, latent channels, latents per second, and the folder of the records.
 RATES = {
     "16k": (16_000, 20, 31.25, "data/vggsound/records"),
     "44k": (44_100, 40, 44_100 / 1024, "data/vggsound/records_44k"),
 }
-# Where captions come from, and how often.
+# Sources of captions, and how often each is drawn.
 CAPTIONS = {
     "": {},
     "soundcap": {"captions": ("table", "soundcap"), "caption_weights": (0.5, 0.5)},
 }
-# Batch, devices along fsdp, and model.remat; all of them fit (docs/scale.md).
+# Batch size, mesh.fsdp and model.remat by size, or by size and rate; all fit in memory (docs/scale.md).
 SLICES = {
     "v5e-16": {"base": (512, 16, "none"), "base,44k": (512, 16, "block")},
     "v5e-256": {"base": (2048, 16, "none")},
@@ -44,47 +49,82 @@ SLICES = {
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Options:
+    size: str
+    rate: str
+    slice: str
+    captions: str
+    debug: bool
+
+
 def get_config(options: str = "") -> ConfigDict:
-    """Configuration of a run; see the table above for the options."""
-    size, rate, place, captions, debug = _chosen(options)
-    sample_rate, audio_dim, latent_rate, records = RATES[rate]
+    """Return the configuration of a training run.
+
+    Args:
+      options: comma-separated options from the table above.
+
+    Raises:
+      ValueError: an option does not exist, or there are no settings for this size on this slice.
+    """
+    chosen = _parse(options)
+    sample_rate, audio_dim, latent_rate, records = RATES[chosen.rate]
     data = DataConfig(batch_size=512, latent_rate=latent_rate, generate_sample_rate=sample_rate)
     config = ExperimentConfig(
-        model=dataclasses.replace(SIZES[size], audio_dim=audio_dim),
-        data=dataclasses.replace(data, records=records, **CAPTIONS[captions]),
+        model=dataclasses.replace(SIZES[chosen.size], audio_dim=audio_dim),
+        data=dataclasses.replace(data, records=records, **CAPTIONS[chosen.captions]),
     )
-    if place:
-        batch, fsdp, remat = _settings(size, rate, place)
+    if chosen.slice:
+        batch_size, fsdp, remat = _slice_settings(chosen)
         config = dataclasses.replace(
             config,
             model=dataclasses.replace(config.model, dtype="bfloat16", remat=remat),
-            data=dataclasses.replace(config.data, batch_size=batch, num_workers=4),
+            data=dataclasses.replace(config.data, batch_size=batch_size, num_workers=4),
             mesh=MeshConfig(fsdp=fsdp),
         )
-    if debug:
+    if chosen.debug:
         config = dataclasses.replace(
             config,
             data=dataclasses.replace(data, generate=4, batch_size=2),
-            train=TrainConfig(steps=2, log_every=1, valid_every=2, preview_every=10**9, checkpoint_every=2),
+            train=TrainConfig(
+                steps=2,
+                log_every=1,
+                valid_every=2,
+                # Never: a preview would take longer than the training.
+                preview_every=10**9,
+                checkpoint_every=2,
+                keep_checkpoints=1,
+            ),
             mesh=MeshConfig(),
         )
     return config_dict_of(config)
 
 
-def _settings(size: str, rate: str, place: str) -> tuple[int, int, str]:
-    found = SLICES[place].get(f"{size},{rate}", SLICES[place].get(size))
-    if found is None:
-        raise ValueError(f"configs/vggsound.py has no settings of {size} for {place}: set mesh.fsdp")
-    return found
-
-
-def _chosen(options: str) -> tuple[str, str, str, str, bool]:
-    chosen = {"size": "base", "rate": "16k", "slice": "", "captions": "", "debug": ""}
-    known = {"size": SIZES, "rate": RATES, "slice": SLICES, "captions": CAPTIONS, "debug": ("debug",)}
+def _parse(options: str) -> _Options:
+    choices = {"size": SIZES, "rate": RATES, "slice": SLICES, "captions": CAPTIONS, "debug": ("debug",)}
+    chosen: dict[str, str] = {}
     for option in filter(None, options.split(",")):
-        kind = next((kind for kind, values in known.items() if option in values), None)
+        kind = next((kind for kind, values in choices.items() if option in values), None)
         if kind is None:
-            names = [name for values in known.values() for name in values if name]
-            raise ValueError(f"configs/vggsound.py has no option {option!r}; it has {', '.join(names)}")
+            known = [name for values in choices.values() for name in values if name]
+            raise ValueError(f"configs/vggsound.py has no option {option!r}; it has {', '.join(known)}")
         chosen[kind] = option
-    return chosen["size"], chosen["rate"], chosen["slice"], chosen["captions"], bool(chosen["debug"])
+    debug = "debug" in chosen
+    return _Options(
+        # With a slice, `debug` tries out the network that the slice will train.
+        size=chosen.get("size", "small" if debug and "slice" not in chosen else "base"),
+        rate=chosen.get("rate", "16k"),
+        slice=chosen.get("slice", ""),
+        captions=chosen.get("captions", ""),
+        debug=debug,
+    )
+
+
+def _slice_settings(chosen: _Options) -> tuple[int, int, str]:
+    by_size = SLICES[chosen.slice]
+    settings = by_size.get(f"{chosen.size},{chosen.rate}", by_size.get(chosen.size))
+    if settings is None:
+        raise ValueError(
+            f"configs/vggsound.py has no settings for {chosen.size} on {chosen.slice}: set mesh.fsdp yourself"
+        )
+    return settings

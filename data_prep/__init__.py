@@ -1,1 +1,1 @@
-"""From media files to training records."""
+"""Data preparation: clip tables, captions and training records from media files."""

@@ -1,90 +1,92 @@
-"""Where the files of a table are on this machine.
+"""Find the files of a table's clips on this machine.
 
-Every folder is listed once: asking a network disk about each of 200,000 files takes hours.
+Every folder is listed once: on a network disk, checking 200,000 files one by one takes hours.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
-from data_prep.files import is_remote
-from data_prep.tables import TableRow
+from data_prep.storage import is_remote
+from flowley_jax.data.clip_table import TableRow
+from flowley_jax.media.formats import VIDEO_SUFFIXES
 
-ENDINGS = (".mp4", ".mkv", ".webm")
-# As the archive of MovieGen Audio Bench has it.
-_BELOW_ROOT = ("", "video_with_audio")
+# The archive of MovieGen Audio Bench has its videos in such a folder.
+_FOLDERS_BELOW_ROOT = ("", "video_with_audio")
 
 
 class ClipFiles:
-    """Finds files by what a table says."""
+    """Finder of the files of a table's rows."""
 
     def __init__(self, folder: Path, root: Path | None = None):
-        """
+        """Create the finder; no folder is listed yet.
+
         Args:
-          folder: of the table.
-          root: another folder to look in.
+          folder: folder of the table.
+          root: additional folder to search.
         """
         self._folder, self._root = folder, root
         self._listed: dict[Path, frozenset[str]] = {}
 
     def find(self, row: TableRow) -> str | None:
-        """The file of a row, or None; an address (gs://…) is taken as it is.
+        """Return the file of a row, or None. A remote address (gs://…) is returned unchecked.
 
-        A path is tried against the table's folder, as it is, below root, and then, as one of another machine
-        may be, without more and more of its first folders below root. Clips without a path are looked for by
-        their ids, below root first.
+        A path is tried relative to the table's folder, as it is, and below `root`. It may have been written
+        on a different machine, so its leading folders are then dropped one by one below `root`. Clips without
+        a path are looked up by their ids, below `root` first.
         """
         if is_remote(row.path):
             return row.path
-        candidates = self._of_path(row.path) if row.path else self._of_id(row.id)
-        return next((str(path) for path in candidates if self._is_there(path)), None)
+        candidates = self._candidates_by_path(row.path) if row.path else self._candidates_by_id(row.id)
+        return next((str(path) for path in candidates if self._exists(path)), None)
 
-    def is_as_written(self, row: TableRow, found: str) -> bool:
-        """Whether the programs that read the table find the same file."""
-        return is_remote(row.path) or not row.path or found == str(self._folder / row.path)
+    def is_at_written_path(self, row: TableRow, file: str) -> bool:
+        """Return whether the programs that read the table find the same file."""
+        return is_remote(row.path) or not row.path or file == str(self._folder / row.path)
 
-    def _of_path(self, written: str):
+    def _candidates_by_path(self, written: str) -> Iterator[Path]:
         yield self._folder / written
         yield Path(written)
         if self._root is not None:
-            # Knows the separators of all systems.
-            whole = PureWindowsPath(written)
-            parts = [part for part in whole.parts if part not in (whole.anchor, "..")]
-            for first in range(len(parts)):
-                yield self._root.joinpath(*parts[first:])
+            # PureWindowsPath splits at / and \ alike, so paths from every operating system work.
+            path = PureWindowsPath(written)
+            names = [name for name in path.parts if name not in (path.anchor, "..")]
+            for first in range(len(names)):
+                yield self._root.joinpath(*names[first:])
 
-    def _of_id(self, clip_id: str):
-        roots = [] if self._root is None else [self._root / below for below in _BELOW_ROOT]
+    def _candidates_by_id(self, clip_id: str) -> Iterator[Path]:
+        roots = [] if self._root is None else [self._root / below for below in _FOLDERS_BELOW_ROOT]
         for folder in (*roots, self._folder):
-            for ending in ENDINGS:
-                yield folder / f"{clip_id}{ending}"
+            for suffix in VIDEO_SUFFIXES:
+                yield folder / f"{clip_id}{suffix}"
 
-    def _is_there(self, path: Path) -> bool:
+    def _exists(self, path: Path) -> bool:
         if path.parent not in self._listed:
-            self._listed[path.parent] = _names_in(path.parent)
+            self._listed[path.parent] = _list_names(path.parent)
         return path.name in self._listed[path.parent]
 
 
 def files_below(root: Path) -> list[Path]:
-    """All files below a folder but hidden ones, in the order of their paths.
+    """Return all files below a folder except hidden ones, sorted by path.
 
     Raises:
       OSError: the folder, or one below it, cannot be listed.
     """
 
-    def refuse(error: OSError):
+    def refuse(error: OSError) -> None:
         raise error
 
-    found = []
-    for folder, below, names in os.walk(root, onerror=refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [Path(folder) / name for name in names if not name.startswith(".")]
-    return sorted(found)
+    files = []
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        files += [Path(folder) / name for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
-def _names_in(folder: Path) -> frozenset[str]:
+def _list_names(folder: Path) -> frozenset[str]:
     try:
-        # Links that lead nowhere are no files.
         with os.scandir(folder) as entries:
+            # A broken link is not a file.
             return frozenset(
                 entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)
             )

@@ -1,102 +1,98 @@
-"""Clips to training records: python -m data_prep.extract --table clips.tsv --out DIR
+"""Make training records from clips: python -m data_prep.extract --table clips.tsv --out DIR
 
-Runs on this machine, or on any Beam runner by its name; flags behind a lone -- are the runner's own:
+The same command resumes an interrupted run, and reads only new clips if the table has grown.
+
+It runs on this machine, or on any Beam runner. Everything after a lone -- is passed to the runner:
 
     python -m data_prep.extract --table clips.tsv --out DIR --runner=FlinkRunner -- --flink_master=HOST:8081
 """
 
+import functools
 import os
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
+from data_prep.settings import RecordSettings
 from flowley_jax.cli import run_main
-from flowley_jax.config import typed_from
+from flowley_jax.config_flag import ConfigFlag
 
 _TABLE = flags.DEFINE_string("table", None, "Clip table (TSV).", required=True)
 _OUT = flags.DEFINE_string(
-    "out", None, "Folder for records, and for features; all workers see it.", required=True
+    "out", None, "Folder for the records and the features; all workers must see it.", required=True
 )
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "What the records are made with, configs/records.py by default; behind a colon `published` for published "
-    "weights.",
+_CONFIG = ConfigFlag(
+    RecordSettings,
+    "Settings of the records: a file that comes with the package (records.py, or records.py:published for "
+    "published weights) or your own. Every value listed below is a flag, such as --config.seconds=8.",
+    default="records.py",
 )
 _CAPTIONS = flags.DEFINE_multi_string(
     "captions",
     [],
-    "NAME=FILE: captions of another source, a TSV with the columns id and caption; repeatable.",
+    "NAME=FILE: captions from another source, a TSV with the columns id and caption; repeatable.",
 )
-_RUNNER = flags.DEFINE_string("runner", "DirectRunner", "Beam's runner; see docs/records.md.")
+_RUNNER = flags.DEFINE_string("runner", "DirectRunner", "Beam runner; docs/records.md lists some.")
 _FEATURES = flags.DEFINE_string(
     "features",
     "",
-    "Folder for the features, if not in --out; gs:// and the like where workers mount no disk.",
+    "Folder of the features, by default in --out; may be remote (gs://…) if workers mount no disk.",
 )
 _DECODERS = flags.DEFINE_integer(
-    "decoders", os.cpu_count() or 1, "Processes that decode, for each worker of the runner.", lower_bound=1
+    "decoders", os.cpu_count() or 1, "Processes that read clips, per worker of the runner.", lower_bound=1
 )
 _TIME_LIMIT = flags.DEFINE_float(
-    "time_limit", 120.0, "Seconds after which the decoding of one clip is given up.", lower_bound=0.1
+    "time_limit", 120.0, "Time limit for reading one clip, in seconds.", lower_bound=0.1
 )
-_STRICT = flags.DEFINE_bool("strict", False, "Stop at the first clip that cannot be used.")
-_RETRY = flags.DEFINE_bool("retry", False, "Try clips again that could not be used before.")
-_SEPARATOR = "--"
+_STRICT = flags.DEFINE_bool("strict", False, "Stop at the first unusable clip.")
+_RETRY = flags.DEFINE_bool("retry", False, "Retry clips that could not be used before.")
 
 
-def main() -> int:
-    """Command line."""
-    from data_prep.prepare import Running, prepare_records
-    from data_prep.rows import named_files
-    from data_prep.settings import RecordSettings
+def main(runner_flags: Sequence[str]) -> None:
+    """Run the command line.
+
+    Args:
+      runner_flags: flags for the Beam runner.
+    """
+    from data_prep.caption_files import parse_caption_flags
+    from data_prep.records import RunOptions, prepare_records
 
     prepare_records(
         _TABLE.value,
         _OUT.value,
-        typed_from(RecordSettings, _CONFIG.value.to_dict(), "config"),
-        Running(
-            options=_options(),
+        _CONFIG.value,
+        RunOptions(
+            beam_options=_beam_options(_RUNNER.value, runner_flags),
             decoders=_DECODERS.value,
             time_limit=_TIME_LIMIT.value,
             strict=_STRICT.value,
             retry=_RETRY.value,
             features=_FEATURES.value,
         ),
-        captions=named_files(_CAPTIONS.value),
+        captions=parse_caption_flags(_CAPTIONS.value),
     )
-    return 0
 
 
-def _options():
+def _beam_options(runner: str, runner_flags: Sequence[str]):
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from data_prep.pipeline import IN_THREADS, check_options
+    from data_prep.beam_runner import DEFAULT_OPTIONS, check_options
 
-    own = _OF_THE_RUNNER or (IN_THREADS if _RUNNER.value == "DirectRunner" else [])
-    options = PipelineOptions([f"--runner={_RUNNER.value}", *own])
+    if runner == "DirectRunner" and not runner_flags:
+        runner_flags = DEFAULT_OPTIONS
+    options = PipelineOptions([f"--runner={runner}", *runner_flags])
     check_options(options)
     return options
 
 
-def _flags_behind(separator: str) -> list[str]:
-    """Takes what stands behind it from the command line."""
-    if separator not in sys.argv:
-        return []
-    place = sys.argv.index(separator)
-    behind, sys.argv[place:] = sys.argv[place + 1 :], []
-    return behind
-
-
-def _take_default_config() -> None:
-    """As a flag: as the default of one, its values could not be set by others before errors are caught."""
-    if not any(word.split("=")[0] in ("--config", "-config") for word in sys.argv):
-        sys.argv.insert(1, f"--config={Path(__file__).parents[1] / 'configs/records.py'}")
+def _split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before a lone --, which are this program's, and those after it."""
+    argv = list(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    return argv[:end], argv[end + 1 :]
 
 
 if __name__ == "__main__":
-    _OF_THE_RUNNER = _flags_behind(_SEPARATOR)
-    _take_default_config()
-    run_main(main)
+    own_arguments, runner_arguments = _split_arguments(sys.argv)
+    run_main(functools.partial(main, runner_arguments), _CONFIG, own_arguments)

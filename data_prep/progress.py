@@ -1,4 +1,4 @@
-"""Progress of a pipeline, whatever engine it runs on: its results are files."""
+"""Progress bars. A pipeline's progress is the number of its result files, whatever engine runs it."""
 
 import contextlib
 import sys
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from data_prep.store import FeatureStore, Kind
+from data_prep.feature_store import FeatureKind, FeatureStore
 
-_LEAST_PAUSE = 2.0
-# Looking takes at most this share of the time.
-_SHARE = 0.05
+_MIN_PAUSE_SECONDS = 2.0
+# Counting files takes at most this share of the time.
+_MAX_SHARE = 0.05
 
 
 @contextlib.contextmanager
-def shown(store: FeatureStore, kind: Kind, keys: set[str], label: str) -> Iterator[None]:
-    """Shows how many of some keys are there, for as long as the block lasts."""
+def show_progress(store: FeatureStore, kind: FeatureKind, keys: set[str], label: str) -> Iterator[None]:
+    """Show how many of the keys are in the store while the block runs."""
     if not keys:
         yield
         return
@@ -30,23 +30,25 @@ def shown(store: FeatureStore, kind: Kind, keys: set[str], label: str) -> Iterat
         finally:
             finished.set()
             thread.join()
-            _look(store, kind, keys, bar)
+            _update(store, kind, keys, bar)
 
 
 def progress_bar(label: str, *, total: int) -> tqdm:
-    """A bar that writes a line now and then where nobody watches: a log keeps every one."""
-    pause = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, desc=label, unit="", mininterval=pause)
+    """Return a progress bar that outside a terminal updates only every 30 seconds."""
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, desc=label, unit="", mininterval=interval)
 
 
-def _watch(store: FeatureStore, kind: Kind, keys: set[str], bar: tqdm, finished: threading.Event) -> None:
-    pause = _LEAST_PAUSE
+def _watch(
+    store: FeatureStore, kind: FeatureKind, keys: set[str], bar: tqdm, finished: threading.Event
+) -> None:
+    pause = _MIN_PAUSE_SECONDS
     while not finished.wait(pause):
         started = time.monotonic()
-        _look(store, kind, keys, bar)
-        pause = max(_LEAST_PAUSE, (time.monotonic() - started) / _SHARE)
+        _update(store, kind, keys, bar)
+        pause = max(_MIN_PAUSE_SECONDS, (time.monotonic() - started) / _MAX_SHARE)
 
 
-def _look(store: FeatureStore, kind: Kind, keys: set[str], bar: tqdm) -> None:
-    made, refused = store.keys(kind)
-    bar.update(len(keys & (made | refused)) - bar.n)
+def _update(store: FeatureStore, kind: FeatureKind, keys: set[str], bar: tqdm) -> None:
+    stored, rejected = store.keys(kind)
+    bar.update(len(keys & (stored | rejected)) - bar.n)

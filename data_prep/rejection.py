@@ -1,37 +1,70 @@
-"""Why a clip cannot be used."""
+"""Reasons why clips cannot be used, and a function that turns reading errors into them."""
 
 import dataclasses
 import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from data_prep.storage import local_copy
+from flowley_jax.errors import FlowleyError
+from flowley_jax.media.read import MediaError
+
+T = TypeVar("T")
 
 
 class Reason(enum.StrEnum):
     """The codes of `rejected.tsv`."""
 
     MISSING = "missing"  # no such file
-    UNREADABLE = "unreadable"  # no media file, or one that is damaged
-    TRUNCATED = "truncated"  # ends before the length that its header states
+    UNREADABLE = "unreadable"  # not a media file, or a damaged one
+    TRUNCATED = "truncated"  # ends before the length stated in its header
     NO_VIDEO = "no_video"
     NO_AUDIO = "no_audio"
-    PICTURE = "picture"  # a picture, or a video that shows the same picture throughout
+    PICTURE = "picture"  # an image, or a video that shows the same image throughout
     TOO_SHORT = "too_short"
     TOO_LONG = "too_long"
     FRAME_RATE = "frame_rate"
     SILENT = "silent"
     TIMEOUT = "timeout"  # not read within the time limit
     CRASH = "crash"  # the process that read it died
-    NOT_FINITE = "not_finite"  # its features are not finite numbers of the stored type
-    CAPTION = "caption"  # the text encoder refuses it
-    MORE_CAPTION = "more_caption"  # it refuses one of another source; the clip is kept
+    NOT_FINITE = "not_finite"  # its features are not finite, or overflow the stored type
+    CAPTION = "caption"  # the text encoder refuses its caption
+    MORE_CAPTION = "more_caption"  # the text encoder refuses a caption from another source; the clip is kept
 
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-    """A code of `Reason`, and one line that says more."""
+    """A reason code and one line of detail."""
 
     reason: str
     detail: str
 
 
+class RejectedError(FlowleyError):
+    """A clip that can be read but not used."""
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+def read_or_reject(path: str, read: Callable[[Path], T]) -> T | Rejection:
+    """Return what `read` makes of a file, or the reason why the file cannot be used. Never raise.
+
+    Args:
+      path: the file; a remote file is copied to this machine first.
+      read: function of the local path.
+    """
+    try:
+        with local_copy(path) as local:
+            return read(local)
+    except (MediaError, RejectedError) as error:
+        return Rejection(str(error.reason), one_line(error).removeprefix(f"{path}: "))
+    except Exception as error:  # A file that breaks a decoder in a new way must not end the run.
+        return Rejection(Reason.UNREADABLE, one_line(error))
+
+
 def one_line(error: Exception) -> str:
-    """What an exception says."""
+    """Return an exception's message on one line, or its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,127 +1,184 @@
-"""How every command line starts and fails: one clear line on stderr, exit code 2, no traceback."""
+"""Entry point of every command: flags, logging, errors and exit codes."""
 
-import dataclasses
+import contextlib
+import functools
 import logging
 import os
 import re
 import sys
 import traceback
-import typing
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_dict
 
+from flowley_jax.config_flag import ConfigFlag
 from flowley_jax.errors import FlowleyError
 
-FAULT = 1
+# --help of a command shows --verbose as its own.
+flags.disclaim_key_flags()
+
+INTERNAL_ERROR = 1
 USER_ERROR = 2
+# A signal stopped a run, which has stored its state. Job schedulers read it as "run me again".
+STOPPED_EARLY = 75
 INTERRUPTED = 130
 
+_OWN_PACKAGES = ("flowley_jax", "data_prep", "benchmarks", "launch")
+_HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
+# Everything that flags and configuration files raise for wrong input.
+_FLAG_ERRORS = (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError)
+_EXPECTED = {
+    "invalid literal for int()": "an int",
+    "could not convert string to float": "a number",
+    "Non-boolean argument to boolean flag": "true or false",
+}
 
-def run_main(main: Callable[[], int | None]) -> None:
-    """Parses the flags, runs `main` and exits with its result.
 
-    Bad flags, unknown configuration keys, FlowleyError and errors of the operating system (a full disk, a
-    folder that cannot be written) end the program with one line and exit code 2; Ctrl-C with 130. Anything
-    else is a fault of the program: its traceback, and exit code 1.
+def run_main(
+    main: Callable[[], int | None],
+    config: ConfigFlag | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parse the flags, run `main` and exit with its result.
+
+    Invalid flags, unknown configuration keys, FlowleyError, missing packages and errors of the operating
+    system (a full disk, a folder that cannot be written) end the program with one line and exit code 2;
+    Ctrl-C ends it with 130. Anything else is a bug in the program: its traceback, and exit code 1.
+
+    Args:
+      main: the command; returns its exit code, None for 0.
+      config: the command's `--config` flag, if it has one.
+      argv: command line; `sys.argv` by default.
     """
+    argv = sys.argv if argv is None else argv
+    flags.DEFINE_bool("verbose", False, "Show the log lines of libraries too.")
+
+    def run(_: Sequence[str]) -> int | None:
+        _configure_logging()
+        return main()
+
     try:
-        app.run(lambda argv: _quietly(main), flags_parser=parse_flags)
+        if any(word in _HELP for word in argv[1:]):
+            _print_help(argv, config)
+        app.run(
+            run,
+            argv=list(argv),
+            flags_parser=functools.partial(parse_flags, config=config),
+        )
     except KeyboardInterrupt:
-        _leave("interrupted; run the same command again to go on", INTERRUPTED)
+        _exit("interrupted; run the same command again to continue", INTERRUPTED)
     except FlowleyError as error:
-        _leave(f"error: {error}", USER_ERROR)
+        _exit(f"error: {error}", USER_ERROR)
     except OSError as error:
-        named = f"{error.strerror}: {error.filename}" if error.filename else _reason(error)
-        _leave(f"error: {named}", USER_ERROR)
-    except SystemExit:
-        if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in sys.argv):
-            sys.exit(0)
-        raise
-    except Exception:
+        reason = f"{error.strerror}: {error.filename}" if error.filename else _one_line(error)
+        _exit(f"error: {reason}", USER_ERROR)
+    except Exception as error:
+        package = _missing_package(error)
+        if package:
+            _exit(f"error: {package} is not installed: pip install {package}", USER_ERROR)
         traceback.print_exc()
-        _leave("error: a fault of this program, not of its input; please report the lines above", FAULT)
+        _exit(
+            "internal error: this is a bug in the program, not in its input; "
+            "please report the traceback above",
+            INTERNAL_ERROR,
+        )
 
 
-def config_dict_of(config: Any) -> ConfigDict:
-    """A configuration dataclass as flags see it; fields that are None now can still be set by a flag."""
-    tree = ConfigDict()
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            value = config_dict_of(value)
-        elif value is None:
-            value = config_dict.placeholder(typing.get_args(hints[field.name])[0])
-        tree[field.name] = value
-    return tree
-
-
-def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Sets flags from a command line, whose first word is the program, and returns that word.
+def parse_flags(
+    argv: Sequence[str], values: flags.FlagValues = flags.FLAGS, config: ConfigFlag | None = None
+) -> list[str]:
+    """Set flags from a command line, whose first word is the program, and return that word.
 
     Raises:
-      FlowleyError: a flag or configuration key is unknown, missing or of another type, or a word is no flag.
+      FlowleyError: a flag or configuration key is unknown, missing or of the wrong type, or a word is not a
+        flag.
     """
     try:
-        remaining = values([_underscored(argument, values) for argument in argv])
-    except (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
-        raise FlowleyError(f"{_reason(error)} (--help lists the options)") from error
+        words = [_with_underscores(word, values) for word in argv]
+        remaining = values(config.complete(words) if config else words)
+    except _FLAG_ERRORS as error:
+        raise FlowleyError(f"{_one_line(error)} (--help lists the options)") from error
     if len(remaining) > 1:
         raise FlowleyError(f"unexpected argument {remaining[1]!r} (--help lists the options)")
     return remaining
 
 
-def _quietly(main: Callable[[], int | None]) -> int | None:
-    """Runs `main` with this project's log lines on stderr as they are, and nothing of the libraries."""
-    # What libraries log as errors they raise as well.
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    plain = logging.StreamHandler(sys.stderr)
-    for package in ("flowley_jax", "data_prep", "benchmarks", "launch"):
+def _print_help(argv: Sequence[str], config: ConfigFlag | None) -> None:
+    try:
+        values = config.values_text(argv) if config else ""
+    except _FLAG_ERRORS as error:
+        raise FlowleyError(_one_line(error)) from error
+    try:
+        app.usage(shorthelp="--helpfull" not in argv, writeto_stdout=True)
+        print(f"\n{values}" if values else "", end="", flush=True)
+    except BrokenPipeError:
+        # A pager was closed; Python would complain about the pipe again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+
+
+def _missing_package(error: Exception) -> str | None:
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    package = error.name.partition(".")[0]
+    return None if package in _OWN_PACKAGES else package.replace("_", "-")
+
+
+def _configure_logging() -> None:
+    """Send this project's log lines to stderr without a prefix, and those of libraries only if --verbose."""
+    # Libraries raise what they log as errors.
+    absl_logging.set_verbosity(absl_logging.INFO if flags.FLAGS.verbose else absl_logging.FATAL)
+    handler = logging.StreamHandler(sys.stderr)
+    for package in _OWN_PACKAGES:
         logger = logging.getLogger(package)
-        logger.addHandler(plain)
+        logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-    return main()
 
 
-def _underscored(argument: str, values: flags.FlagValues) -> str:
-    """A flag's name with underscores, which is how absl knows it; people type hyphens as well."""
-    name, equals, value = argument.partition("=")
+def _with_underscores(word: str, values: flags.FlagValues) -> str:
+    """Return a flag's name as absl knows it: people type hyphens too."""
+    name, equals, value = word.partition("=")
     known = name.lstrip("-").replace("-", "_")
     if not name.startswith("-"):
-        return argument
+        return word
     if known in values:
         return f"--{known}{equals}{value}"
     opposite = known.removeprefix("no_")
     if opposite != known and opposite in values and values[opposite].boolean:
         return f"--no{opposite}{equals}{value}"
-    return argument
+    return word
 
 
-def _reason(error: Exception) -> str:
-    """One line; of a configuration file's own error, which ml_collections wraps in a traceback, its last."""
+def _one_line(error: Exception) -> str:
+    """Return the reason of an error; of one in a configuration file, the last line of its traceback."""
     if isinstance(error, AttributeError | KeyError):
-        inner = error.args[0]
-        key, *hint = str(inner.args[0] if isinstance(inner, KeyError) else inner).splitlines()
-        return f"unknown configuration key {key}{''.join(f'. {line}' for line in hint)}"
+        return f"the configuration failed with {type(error).__name__}: {error}"
     text = str(error)
-    gone = re.search(r"No such file or directory: '(.+)'", text)
-    if gone:
-        return f"{gone[1]}: no such file"
-    missing = re.findall(r"Flag (--\w+) must have a value other than None", text)
-    if missing:
-        return f"{', '.join(missing)} must be given"
+    if isinstance(error, FlowleyError) and "\n" not in text:
+        return text
+    missing_file = re.search(r"No such file or directory: '(.+)'", text)
+    if missing_file:
+        return f"{missing_file[1]}: no such file"
+    missing_flags = re.findall(r"Flag (--\w+) must have a value other than None", text)
+    if missing_flags:
+        return f"{', '.join(missing_flags)} must be given"
+    wrong_type = re.match(r"flag (--[^=]+)=(.*?): (.*)", text, re.DOTALL)
+    if wrong_type:
+        name = wrong_type[1].removeprefix("--config.")
+        for reason, expected in _EXPECTED.items():
+            if reason in wrong_type[3]:
+                return f"{name}={wrong_type[2]!r} must be {expected}"
     if "Traceback" in text or "Failed loading config" in text:
         text = text.strip().splitlines()[-1].strip()
-    return " ".join(text.removeprefix("ValueError: ").removeprefix("[Errno 2] ").split())
+    return " ".join(re.sub(r"^([\w.]*Error: |\[Errno 2\] )", "", text).split())
 
 
-def _leave(line: str, code: int) -> None:
+def _exit(line: str, code: int) -> None:
     print(line, file=sys.stderr, flush=True)
     # Reader threads of the data pipeline must not keep a failed program alive.
     logging.shutdown()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     os._exit(code)

@@ -1,12 +1,12 @@
-"""Everything a run is made of, as typed values; ml_collections stops at `experiment_from`."""
+"""Configuration of a training run as typed values."""
 
 import dataclasses
 import math
 import re
-import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from flowley_jax.common.typed import check_choices, free_on_resume, is_free_on_resume, typed_from
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow.losses import LossConfig
 from flowley_jax.flow.solver import SolverConfig
@@ -15,41 +15,49 @@ from flowley_jax.model.config import ModelConfig
 
 
 def _check_sigma_rel(name: str, value: float) -> None:
-    # At 1/√12 the power function is the plain average of the whole run; there is nothing longer.
+    # At 1/√12 the power function is the plain average of the whole run, the longest possible.
     if not 0.0 < value < 12**-0.5:
         raise FlowleyError(f"{name}={value} must be between 0 and 0.288, relative to the length of the run")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the records are and how batches are drawn.
+    """Training records and how batches are drawn from them.
 
     Attributes:
-      records: folder of the records (`data_prep.extract`), with a train split and, to
-        validate on, a valid one.
-      generate: number of random records of the model's sizes to train on instead, for trying a
-        configuration out; they are written into the run's folder. 0 for real data.
-      generate_seconds, generate_text_length: length of generated records, and of the clips for which
-        `flowley_jax.compile` compiles, in seconds and text tokens.
-      generate_sample_rate, latent_rate: of their sound in Hz, and of their latents per second.
+      records: folder of the records from data_prep.extract, with a train split, and a valid split if the run
+        is to validate.
+      generate: number of random records to train on instead, to try a configuration out; they are written
+        into the run's folder. 0 trains on real records.
+      generate_seconds: length of generated records, and of the clips that flowley_jax.compile assumes, in
+        seconds.
+      generate_text_length: text tokens of generated records, and of the clips that flowley_jax.compile
+        assumes.
+      generate_sample_rate: sample rate of generated records in Hz.
+      latent_rate: audio latents per second of generated records, and of the clips that flowley_jax.compile
+        assumes.
       batch_size: examples per step over all devices.
-      num_workers: processes that read ahead; 0 reads in the training process.
-      captions, caption_weights: sources of captions, the clip table's (`table`) and others that the records
-        have, and how often each is drawn; a clip without a caption of any of them has the table's.
+      num_workers: processes that read records ahead; 0 reads them in the training process.
+      captions: sources of captions to draw from: "table" for the clip table's, and others in the records.
+        A clip without a caption from any of them uses the table's.
+      caption_weights: relative weight of each source of captions.
     """
 
-    records: str = ""
-    generate: int = 0
-    generate_seconds: float = 8.0
-    generate_text_length: int = 77
-    generate_sample_rate: int = 16_000
-    latent_rate: float = 31.25
+    records: str = free_on_resume("")
+    generate: int = free_on_resume(0)
+    generate_seconds: float = free_on_resume(8.0)
+    generate_text_length: int = free_on_resume(77)
+    generate_sample_rate: int = free_on_resume(16_000)
+    latent_rate: float = free_on_resume(31.25)
     batch_size: int = 512
-    num_workers: int = 0
+    num_workers: int = free_on_resume(0)
     captions: tuple[str, ...] = ("table",)
     caption_weights: tuple[float, ...] = (1.0,)
 
     def __post_init__(self):
+        for name, least in (("batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise FlowleyError(f"data.{name}={getattr(self, name)} must be at least {least}")
         if len(self.captions) != len(self.caption_weights) or not self.captions:
             raise FlowleyError(
                 f"data.captions={self.captions} needs as many weights, found {self.caption_weights}"
@@ -58,12 +66,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """Training target: distribution of t, losses, coupling, condition dropout.
+    """Training target: times, losses, coupling and condition dropout.
 
     Attributes:
-      immiscible: pairs latents and noises of a batch so that their distances are least in sum.
-      coupling_group: examples that are paired among each other, neighbours in the batch, on whatever devices
-        they are; a batch that is smaller is one group. The published run paired 256.
+      immiscible: assign noise samples to latents so that the sum of their distances in a group is minimal
+        (immiscible diffusion).
+      coupling_group: consecutive examples of a batch that are coupled with each other; a smaller batch is one
+        group. The published run used 256.
+      condition_dropout: probability with which video and text are dropped, independently, as guidance needs.
     """
 
     time: TimeConfig = TimeConfig()
@@ -81,12 +91,20 @@ class FlowConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with global-norm clipping and a stepwise schedule (spec/model.md, optimiser).
+    """AdamW with global-norm clipping and a learning-rate schedule.
 
     Attributes:
-      warmup_steps: linear warm-up, factor (step + 1)/(warmup_steps + 1).
-      schedule: "steps" multiplies by `decay_factor` at each of `decay_steps` counted from the end of
-        warm-up; "cosine" falls to zero at the last training step.
+      learning_rate: learning rate at the end of warm-up.
+      beta1: decay rate of the first moment.
+      beta2: decay rate of the second moment.
+      weight_decay: decoupled weight decay.
+      clip_norm: global norm to which gradients are clipped.
+      warmup_steps: steps of linear warm-up, by the factor (step + 1) / (warmup_steps + 1).
+      schedule: "steps" multiplies by decay_factor at each of decay_steps; "cosine" falls to zero at the last
+        training step.
+      decay_steps: steps at which "steps" lowers the learning rate, counted from the end of warm-up. With the
+        default train.steps, the run ends before the second one.
+      decay_factor: factor by which "steps" lowers the learning rate each time.
     """
 
     learning_rate: float = 1.5e-4
@@ -100,17 +118,21 @@ class OptimConfig:
     decay_factor: float = 0.1
 
     def __post_init__(self):
+        check_choices(self, "optim")
         if self.learning_rate <= 0.0:
             raise FlowleyError(f"optim.learning_rate={self.learning_rate} must be positive")
         if self.clip_norm <= 0.0:
             raise FlowleyError(f"optim.clip_norm={self.clip_norm} must be positive")
-        if self.schedule not in ("steps", "cosine"):
-            raise FlowleyError(f"optim.schedule={self.schedule!r} must be steps or cosine")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmaConfig:
-    """Post-hoc EMA tracks (Karras et al. 2024): their σ_rel, and steps between stored snapshots."""
+    """Averages of the weights: tracks for post-hoc EMA (Karras et al. 2024, arXiv 2312.02696).
+
+    Attributes:
+      sigma_rels: length σ_rel of each track, relative to the run; other lengths are computed from them later.
+      snapshot_every: steps between stored snapshots of the tracks.
+    """
 
     sigma_rels: tuple[float, ...] = (0.05, 0.10)
     snapshot_every: int = 5000
@@ -126,16 +148,22 @@ class EmaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Length of the run and what happens how often, in steps.
+    """Length of the run, and how often it logs, validates and stores its state.
 
     Attributes:
-      accumulation: parts of a batch whose gradients are computed one after the other and added up, for a
-        batch that does not fit into memory; the result is that of the whole batch.
-      checkpoint_every, checkpoint_minutes: a checkpoint is stored after so many steps, and at a log line
-        where the last one is so old.
-      max_skipped: steps in a row without a finite loss and gradient, none of which changes anything, that end
-        the run.
-      profile_from, profile_steps: first of so many steps to trace; 0 traces none.
+      steps: training steps in total.
+      accumulation: microbatches that a batch is split into to save memory; the result is the same as for the
+        whole batch.
+      log_every: steps between log lines.
+      valid_every: steps between validations.
+      preview_every: steps between previews, which sample validation clips.
+      checkpoint_every: steps between checkpoints.
+      checkpoint_minutes: once the last checkpoint is this old, in minutes, the next log line stores another
+        one.
+      keep_checkpoints: number of checkpoints to keep.
+      max_skipped: abort after this many consecutive skipped (non-finite) steps.
+      profile_from: first step to profile; 0 profiles none.
+      profile_steps: number of steps to profile.
     """
 
     steps: int = 300_000
@@ -162,12 +190,12 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StartConfig:
-    """What a run begins with.
+    """Initial weights of a run.
 
     Attributes:
-      weights: folder of another run, or a file under the published names (.safetensors, .pth);
-        empty for random weights. Its latent statistics and empty features are kept, too.
-      sigma_rel: EMA length of a folder's weights.
+      weights: folder of another run, or a weight file under the published names (.safetensors, .pth); its
+        latent statistics and empty features are kept too. Empty for random weights.
+      sigma_rel: EMA length of the weights if they come from a run's folder.
     """
 
     weights: str = ""
@@ -179,13 +207,13 @@ class StartConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adaptation instead of training all weights; see `training.lora`.
+    """Low-rank adaptation (LoRA) instead of training all weights.
 
     Attributes:
-      rank: of the adapters; 0 trains all weights.
-      alpha: the adapters count alpha / rank times.
-      layers: regular expressions, searched for in names such as single_stream.0.reader.video.kv; by
-        default all maps of attention.
+      rank: rank of the adapters; 0 trains all weights.
+      alpha: scale of the adapters; their product is multiplied by alpha / rank.
+      layers: regular expressions that are searched for in layer names such as
+        single_stream.0.reader.video.kv; the default matches all attention projections.
     """
 
     rank: int = 0
@@ -201,18 +229,24 @@ class LoraConfig:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise FlowleyError(f"lora.layers: {pattern!r} is no regular expression ({error})") from error
+                raise FlowleyError(
+                    f"lora.layers={pattern!r} must be a regular expression ({error})"
+                ) from error
 
     @property
     def strength(self) -> float:
-        """By which the adapters' product is multiplied."""
+        """Factor of the adapters' product, alpha / rank."""
         return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along the axes of the mesh: `data` copies of the weights, each split over `fsdp` devices, and
-    over `tensor`, which also split heads and hidden channels. -1 takes all devices that the others leave.
+    """Devices along each axis of the mesh.
+
+    Attributes:
+      data: copies of the model, each with its own part of the batch; -1 uses all remaining devices.
+      fsdp: devices that share the weights of a copy, and its part of the batch.
+      tensor: devices that share the weights and split attention heads and hidden channels.
     """
 
     data: int = -1
@@ -228,11 +262,11 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """What the sampler does unless told otherwise.
+    """Defaults of the sampler.
 
     Attributes:
-      guidance: classifier-free guidance scale; below 1 the condition alone.
-      sigma_rel: EMA length of the sampled weights.
+      guidance: classifier-free guidance scale; below 1, samples use only the conditional velocity.
+      sigma_rel: EMA length of the weights to sample with.
     """
 
     solver: SolverConfig = SolverConfig()
@@ -247,7 +281,11 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """One training run; `seed` decides initial values, data order and every draw of the training."""
+    """One training run.
+
+    Attributes:
+      seed: decides initial weights, data order and every random draw of the training.
+    """
 
     seed: int = 0
     model: ModelConfig = ModelConfig()
@@ -255,11 +293,11 @@ class ExperimentConfig:
     flow: FlowConfig = FlowConfig()
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig = free_on_resume(TrainConfig())
     start: StartConfig = StartConfig()
     lora: LoraConfig = LoraConfig()
-    mesh: MeshConfig = MeshConfig()
-    sample: SampleConfig = SampleConfig()
+    mesh: MeshConfig = free_on_resume(MeshConfig())
+    sample: SampleConfig = free_on_resume(SampleConfig())
 
     def __post_init__(self):
         batch, group, parts = self.data.batch_size, self.flow.coupling_group, self.train.accumulation
@@ -268,45 +306,33 @@ class ExperimentConfig:
         if batch % parts:
             raise FlowleyError(f"data.batch_size={batch} must be a multiple of train.accumulation={parts}")
         if self.lora.rank and not self.start.weights:
-            raise FlowleyError(f"lora.rank={self.lora.rank} needs start.weights: what is to be adapted")
+            raise FlowleyError(f"lora.rank={self.lora.rank} needs start.weights, the weights to adapt")
         if parts > 1 and self.flow.loss.kind == "pseudo_huber":
             raise FlowleyError(
-                f"train.accumulation={parts} needs flow.loss.kind=mse: pseudo_huber is no sum over parts"
+                f"train.accumulation={parts} needs flow.loss.kind=mse: pseudo_huber is not a sum over "
+                "micro-batches"
             )
 
 
 def experiment_from(tree: Mapping[str, Any]) -> ExperimentConfig:
-    """Builds the typed configuration from nested mappings (a ConfigDict, or parsed JSON).
+    """Build the typed configuration from nested mappings, such as a ConfigDict or parsed JSON.
 
     Raises:
-      FlowleyError: for a key that does not exist, naming it and the keys that do.
+      FlowleyError: a key does not exist, or a value is invalid.
     """
-    return typed_from(ExperimentConfig, tree, "config")
+    return typed_from(ExperimentConfig, tree)
 
 
-def typed_from(kind, tree: Mapping[str, Any], path: str):
-    """A dataclass, and those within it, from nested mappings.
+def binding_values(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values that a run must keep when it resumes, by dotted name in alphabetical order.
 
-    Args:
-      path: what the mapping is called, for messages.
-
-    Raises:
-      FlowleyError: for a key that does not exist, naming it and the keys that do.
+    These are all values of a configuration except those declared with `free_on_resume`.
     """
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(tree) - set(hints))
-    if unknown:
-        raise FlowleyError(f"unknown key {path}.{unknown[0]}; {path} has {', '.join(sorted(hints))}")
-    return kind(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in tree.items()})
-
-
-def _convert(hint, value, path: str):
-    if dataclasses.is_dataclass(hint):
-        return typed_from(hint, value, path)
-    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-        raise FlowleyError(f"{path}={value!r} must be one of {', '.join(typing.get_args(hint))}")
-    if typing.get_origin(hint) is tuple:
-        return tuple(value)
-    if hint is float and isinstance(value, int):
-        return float(value)
-    return value
+    values = {}
+    for field in dataclasses.fields(config):
+        if is_free_on_resume(field):
+            continue
+        name, value = f"{prefix}{field.name}", getattr(config, field.name)
+        nested = dataclasses.is_dataclass(value)
+        values.update(binding_values(value, f"{name}.") if nested else {name: value})
+    return dict(sorted(values.items()))

@@ -1,9 +1,8 @@
-"""Published weights into bundles of this project, and back: python -m flowley_jax.convert --source FILE
---out DIR
+"""Convert published weights to bundles, and back: python -m flowley_jax.convert --source FILE --out DIR
 
-A source is a file (.safetensors, .pth, .pt, .bin, .ckpt, ….index.json), a folder with one, or the name of a
-repository on the Hugging Face hub. What it holds is told by its weights; the bundle is DIR/flowley, DIR/clip,
-DIR/t5, DIR/audio_vae or DIR/bigvgan.
+A source is a file (.safetensors, .pth, .pt, .bin, .ckpt or ….index.json), a folder with such a file, or the
+name of a repository on the Hugging Face hub. The names of the weights show which model it is. Its bundle is
+written to DIR/flowley, DIR/clip, DIR/t5, DIR/audio_vae or DIR/bigvgan.
 """
 
 from pathlib import Path
@@ -14,32 +13,34 @@ from flowley_jax.cli import run_main
 from flowley_jax.errors import FlowleyError
 
 _SOURCE = flags.DEFINE_multi_string(
-    "source", None, "File, folder or hub repository; may be given several times."
+    "source",
+    None,
+    "File, folder or hub repository to convert; may be repeated. Without --out, it is only described.",
 )
-_OUT = flags.DEFINE_string("out", None, "Folder for the bundles.")
-_BUNDLE = flags.DEFINE_string("bundle", None, "Bundle to write back to --to.")
+_OUT = flags.DEFINE_string("out", None, "Folder in which the bundles are written.")
+_BUNDLE = flags.DEFINE_string("bundle", None, "Bundle whose weights are written to the file --to.")
 _TO = flags.DEFINE_string(
-    "to", None, "File for the published form (.safetensors; .pth, .pt, .bin with PyTorch)."
+    "to", None, "File for the weights of --bundle: .safetensors, or with PyTorch .pth, .pt, .bin or .ckpt."
 )
 _EXPECT = flags.DEFINE_enum(
     "expect",
     None,
     ["flowley", "clip", "t5", "audio_vae", "bigvgan"],
-    "Refuse a source that is something else.",
+    "Fail if the source holds a different model.",
 )
 
 
 def main() -> int:
-    """Command line; without --out it says what the sources are."""
+    """Run the command line. Without --out, describe the sources."""
     from flowley_jax.interop.convert import convert, inspect, write_back
 
     sources = _SOURCE.value or []
-    backwards = bool(_BUNDLE.value)
-    if bool(sources) == backwards or backwards != bool(_TO.value) or (backwards and _OUT.value):
-        raise FlowleyError("give either --source, with --out, or --bundle and --to")
-    if _BUNDLE.value and _TO.value:
+    if _BUNDLE.value and _TO.value and not sources and not _OUT.value:
         write_back(Path(_BUNDLE.value), Path(_TO.value))
         print(_TO.value)
+        return 0
+    if not sources or _BUNDLE.value or _TO.value:
+        raise FlowleyError("give either --source (with --out to convert it), or --bundle and --to")
     for source in sources:
         if _OUT.value:
             print(convert(source, Path(_OUT.value), expect=_EXPECT.value).folder)

@@ -1,4 +1,4 @@
-"""Scores the synchrony of sounds: python -m flowley_jax.evaluate --sounds DIR --events events.jsonl"""
+"""Score the synchrony of sounds: python -m flowley_jax.evaluate --sounds DIR --events events.jsonl"""
 
 import json
 from pathlib import Path
@@ -9,39 +9,48 @@ from flowley_jax.cli import run_main
 from flowley_jax.errors import FlowleyError
 
 _SOUNDS = flags.DEFINE_string(
-    "sounds", None, "Folder of sounds or videos with sound, named by clip id.", required=True
+    "sounds", None, "Folder of sounds, or of videos with sound, named by clip id.", required=True
 )
-_EVENTS = flags.DEFINE_string("events", None, "events.jsonl with the true event times.", required=True)
-_REAL = flags.DEFINE_string("real", None, "Folder of the clips with their real sound, to be scored beside.")
+_EVENTS = flags.DEFINE_string("events", None, "File events.jsonl with the true event times.", required=True)
+_REAL = flags.DEFINE_string("real", None, "Folder of the clips with their real sound, to score as well.")
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of a training run, whose codec makes the ceiling out of --real."
+    "workdir",
+    None,
+    "Folder of a training run; --real, encoded and decoded by its codec, is scored as the ceiling.",
 )
 _TOLERANCE = flags.DEFINE_float(
-    "tolerance", 0.1, "Largest distance of a matched onset, in seconds.", lower_bound=0.0
+    "tolerance", 0.1, "Largest distance of an onset from its event, in seconds.", lower_bound=0.0
 )
-_OUT = flags.DEFINE_string("out", None, "Also write the figures to this JSON file.")
+_OUT = flags.DEFINE_string("out", None, "JSON file to write the figures to as well.")
 SAMPLE_RATE = 16000
 
 
 def main() -> int:
-    """Prints the scores as JSON; unreadable files are named, counted and left out."""
-    from flowley_jax.data.parts import Parts
+    """Print the scores and the names of unreadable files, which are not scored, as JSON."""
+    from flowley_jax.common.files import write_text
+    from flowley_jax.data.components import Components
     from flowley_jax.evaluation.sounds import read_sounds
     from flowley_jax.evaluation.synchrony import compare, read_events
-    from flowley_jax.training.workdir import PARTS
-    from flowley_jax.whole_files import write_text
+    from flowley_jax.runs.workdir import components_folder
 
     if _WORKDIR.value and not _REAL.value:
-        raise FlowleyError("--workdir gives the ceiling of the real sounds, which --real must name")
+        raise FlowleyError(
+            "--workdir needs --real, the folder of the sounds that its codec encodes and decodes"
+        )
     events = read_events(Path(_EVENTS.value))
-    parts = Parts.load(Path(_WORKDIR.value) / PARTS) if _WORKDIR.value else None
-    sample_rate = parts.sample_rate if parts else SAMPLE_RATE
+    components = Components.load(components_folder(Path(_WORKDIR.value))) if _WORKDIR.value else None
+    sample_rate = components.sample_rate if components else SAMPLE_RATE
     generated, unreadable = read_sounds(Path(_SOUNDS.value), sample_rate=sample_rate)
     real, unreadable_real = (
         read_sounds(Path(_REAL.value), sample_rate=sample_rate) if _REAL.value else (None, [])
     )
     rows = compare(
-        generated, events, sample_rate=sample_rate, real=real, parts=parts, tolerance=_TOLERANCE.value
+        generated,
+        events,
+        sample_rate=sample_rate,
+        real=real,
+        components=components,
+        tolerance=_TOLERANCE.value,
     )
     report = {
         "clips": len(rows["generated"].clips),

@@ -1,23 +1,21 @@
-"""Trains a model, or goes on: python -m flowley_jax.train --config configs/impacts.py --workdir DIR"""
+"""Train a model, or resume a run: python -m flowley_jax.train --config configs/impacts.py --workdir DIR"""
 
 import dataclasses
+import sys
+import types
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import config_flags
 
-from flowley_jax.cli import run_main
-from flowley_jax.config import ExperimentConfig, experiment_from
+from flowley_jax.cli import STOPPED_EARLY, run_main
+from flowley_jax.config import ExperimentConfig
+from flowley_jax.config_flag import experiment_flag
 
-# What job schedulers take as "run me again".
-STOPPED_EARLY = 75
+if TYPE_CHECKING:
+    from flowley_jax.training.loop import Outcome
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Configuration file, with its options behind a colon (`:debug` for a few steps on generated records). "
-    "Every value (flowley_jax/config.py) is a flag: --config.data.records=DIR --config.train.steps=1000.",
-)
+_CONFIG = experiment_flag("Configuration of the run.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -26,21 +24,21 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer(
     "processes", None, "Number of processes, with --coordinator.", lower_bound=1
 )
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.", lower_bound=0)
+_PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0.", lower_bound=0)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; a run that is there already is resumed.", required=True
+    "workdir", None, "Folder of the run; a run that it holds is resumed.", required=True
 )
 
 
 def main() -> int:
-    """Command line; returns 0 at the end of the training and 75 when a signal stopped it earlier."""
-    from flowley_jax.training import processes
+    """Train; return 0 after the last step, and 75 if a signal stopped the run before it."""
+    from flowley_jax.common import distributed
 
-    processes.join(coordinator=_COORDINATOR.value, count=_PROCESSES.value, index=_PROCESS.value)
+    distributed.initialize(coordinator=_COORDINATOR.value, count=_PROCESSES.value, index=_PROCESS.value)
     from flowley_jax.training.loop import train
 
     workdir = Path(_WORKDIR.value)
-    config = experiment_from(_CONFIG.value.to_dict())
+    config = _CONFIG.value
     if config.data.generate:
         config = _with_generated_records(config, workdir / "generated_records")
     outcome = train(config, workdir)
@@ -48,28 +46,41 @@ def main() -> int:
 
 
 def _with_generated_records(config: ExperimentConfig, records: Path) -> ExperimentConfig:
+    from flowley_jax.common import distributed
     from flowley_jax.data.generated import write_generated_records
     from flowley_jax.data.record import has_records
-    from flowley_jax.training import processes
 
-    model, seconds = config.model, config.data.generate_seconds
-    if processes.is_first() and not has_records(records):
+    data, model = config.data, config.model
+    if distributed.is_first() and not has_records(records):
         write_generated_records(
             records,
-            audio_length=round(seconds * config.data.latent_rate),
+            audio_length=round(data.generate_seconds * data.latent_rate),
             audio_dim=model.audio_dim,
             video_fps=model.video_fps,
             video_dim=model.video_dim,
-            text_length=config.data.generate_text_length,
+            text_length=data.generate_text_length,
             text_dim=model.text_dim,
-            count=config.data.generate,
+            count=data.generate,
             seed=config.seed,
-            sample_rate=config.data.generate_sample_rate,
+            sample_rate=data.generate_sample_rate,
         )
-    processes.wait_for_all("generated records")
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, records=str(records)))
+    distributed.wait_for_all("generated records")
+    return dataclasses.replace(config, data=dataclasses.replace(data, records=str(records)))
 
+
+class _CallableModule(types.ModuleType):
+    """This module as the function `train`.
+
+    Once it is imported, it is what `from flowley_jax import train` finds: submodules hide the lazy names.
+    """
+
+    def __call__(self, config: ExperimentConfig, workdir: Path) -> "Outcome":
+        from flowley_jax.training.loop import train
+
+        return train(config, workdir)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    run_main(main)
+    run_main(main, _CONFIG)

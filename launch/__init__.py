@@ -1,1 +1,1 @@
-"""Starting training on clouds and clusters."""
+"""Launchers that start and supervise training runs on clouds and clusters."""

@@ -1,42 +1,50 @@
-"""Whether a job would start where it is sent: its configuration is read here as it will be there."""
+"""Check that a job would start on its machines, before anything is sent."""
 
 from absl import flags
-from ml_collections import config_flags
 
 from flowley_jax.cli import parse_flags
-from flowley_jax.config import ExperimentConfig, experiment_from
+from flowley_jax.config import ExperimentConfig
+from flowley_jax.config_flag import experiment_flag
 from flowley_jax.errors import FlowleyError
 from flowley_jax.training.sharding import check_sizes, mesh_sizes
 from launch.job import Job
 
 
-def configuration(job: Job) -> ExperimentConfig:
-    """The configuration of the job with its overrides.
+def read_config(job: Job) -> ExperimentConfig:
+    """Return the job's configuration with its overrides.
 
     Raises:
-      FlowleyError: the file is not there, or an override is no value of it.
+      FlowleyError: the file does not exist, or an override is not a valid value.
     """
     command = ["launch", f"--config={job.config}", *job.overrides]
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
-    parse_flags(command, values)
-    return experiment_from(config.value.to_dict())
+    config = experiment_flag("Training configuration.", values=values)
+    parse_flags(command, values, config)
+    return config.value
 
 
 def check_devices(config: ExperimentConfig, devices: int, *, slices: int = 1) -> None:
-    """Raises FlowleyError where mesh, batch or heads do not fit so many accelerators."""
-    check_sizes(config, mesh_sizes(config.mesh, devices, slices=slices))
+    """Check that mesh, batch and heads divide evenly over the devices.
+
+    Raises:
+      FlowleyError: they do not.
+    """
+    check_sizes(config.model, config.data.batch_size, mesh_sizes(config.mesh, devices, slices=slices))
 
 
 def check_mounted(job: Job, config: ExperimentConfig, mount: str) -> None:
-    """Raises FlowleyError for a run or records outside a folder: machines of a cloud have nothing else."""
-    places = {"workdir": job.workdir}
+    """Check that the run and its records are below the mounted bucket, the only folder that machines share.
+
+    Raises:
+      FlowleyError: one of them is elsewhere.
+    """
+    folders = {"workdir": job.workdir}
     if not config.data.generate:
-        places["--set=--config.data.records"] = config.data.records
-    chosen = any("data.records" in override for override in job.overrides)
-    for name, place in places.items():
-        if not place.startswith(mount.rstrip("/") + "/"):
-            whose = "" if chosen or name == "workdir" else " (the configuration's own)"
+        folders["--set=--config.data.records"] = config.data.records
+    is_overridden = any("data.records" in override for override in job.overrides)
+    for name, folder in folders.items():
+        if not folder.startswith(mount.rstrip("/") + "/"):
+            origin = "" if is_overridden or name == "workdir" else " (from the configuration file)"
             raise FlowleyError(
-                f"{name}={place}{whose} must be below mount={mount}: machines share nothing else"
+                f"{name}={folder}{origin} must be below mount={mount}, the only folder that machines share"
             )

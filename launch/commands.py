@@ -1,4 +1,4 @@
-"""Running other programs, or telling what would be run."""
+"""Run external commands, or only print them."""
 
 import shlex
 import subprocess
@@ -6,31 +6,31 @@ from collections.abc import Callable, Sequence
 
 from flowley_jax.errors import FlowleyError
 
-# Takes the words of a command and returns what it prints.
-Run = Callable[[Sequence[str]], str]
+# Takes a command's words and returns its standard output.
+Runner = Callable[[Sequence[str]], str]
 
 
 class CommandError(FlowleyError):
-    """A program is missing, or has failed; carries the end of what it said."""
+    """Error for a program that is missing or failed; the message ends with the last part of its output."""
 
 
 def run(command: Sequence[str]) -> str:
-    """Runs a command to its end and returns its standard output.
+    """Run a command to its end and return its standard output.
 
     Raises:
-      CommandError: it is not installed, or its exit code is not 0.
+      CommandError: the program is not installed, or its exit code is not 0.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise CommandError(f"{command[0]} is not installed") from error
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())[-400:]
-        raise CommandError(f"{shlex.join(command[:5])} … failed with code {done.returncode}: {said}")
-    return done.stdout
+    if result.returncode:
+        output = " ".join((result.stderr or result.stdout).split())[-400:]
+        raise CommandError(f"{shlex.join(command[:5])} … failed with code {result.returncode}: {output}")
+    return result.stdout
 
 
 def show(command: Sequence[str]) -> str:
-    """Prints a command as a shell takes it, and runs nothing."""
+    """Print a command, quoted for a shell, without running it; return an empty output."""
     print(shlex.join(command))
     return ""

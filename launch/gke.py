@@ -1,27 +1,27 @@
-"""A JobSet for TPU slices on GKE: python -m launch.gke --name=… --image=… --bucket=… --workdir=/data/run
+"""Write a JobSet for TPU slices on GKE.
 
-The manifest is for `kubectl apply -f -`.
+python -m launch.gke --name=… --image=… --bucket=… --workdir=/data/run | kubectl apply -f -
 """
 
 from typing import Any
 
 from absl import flags
 
-from flowley_jax.cli import run_main
-from launch.check import check_devices, check_mounted, configuration
-from launch.job import RUN_AGAIN, Job, check_name, define_job_flags, job_from_flags
-from launch.output import as_yaml, define_output_flag, deliver
+from flowley_jax.cli import STOPPED_EARLY, run_main
+from launch.check import check_devices, check_mounted, read_config
+from launch.job import Job, check_name, define_job_flags, job_from_flags
+from launch.output import define_output_flag, to_yaml, write_output
 from launch.slices import Slice, find_slice
 
-# Seconds between SIGTERM and the end: a step, and a checkpoint.
+# Seconds between SIGTERM and SIGKILL: enough for a step and a checkpoint.
 _GRACE = 180
 
 
 def main() -> int:
-    """Command line; prints the manifest, or writes it to --out."""
+    """Run the command line: print the manifest, or write it to --out."""
     values = flags.FLAGS
     job, slice_ = job_from_flags(), find_slice(values.accelerator)
-    config = configuration(job)
+    config = read_config(job)
     check_devices(config, values.slices * slice_.chips, slices=values.slices)
     check_mounted(job, config, values.mount)
     manifest = jobset(
@@ -35,7 +35,7 @@ def main() -> int:
         service_account=values.service_account,
         spot=values.spot,
     )
-    deliver(as_yaml(manifest))
+    write_output(to_yaml(manifest))
     return 0
 
 
@@ -52,10 +52,22 @@ def jobset(
     spot: bool,
     failures: int = 3,
 ) -> dict[str, Any]:
-    """The manifest: one Kubernetes job for each slice, one pod for each of its machines.
+    """Return a manifest with one Kubernetes job per slice and one pod per machine.
 
-    A pod that was told to stop (exit code 75) or was taken away restarts all of them, and does not count as
-    one of the `failures` that are allowed.
+    A pod that is preempted, or exits with code 75, restarts all pods. Such restarts are not limited: they
+    do not count towards `failures`.
+
+    Args:
+      job: the training.
+      name: name of the JobSet.
+      slice_: the TPU slice.
+      slices: number of slices.
+      image: container image with this project installed.
+      bucket: gs://… to mount.
+      mount: folder at which pods see the bucket.
+      service_account: Kubernetes account that may read and write the bucket.
+      spot: whether to use spot nodes.
+      failures: restarts after other failures before the JobSet fails.
     """
     pod = {
         "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
@@ -70,7 +82,7 @@ def jobset(
                 {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
                 {
                     "action": "FailJob",
-                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [RUN_AGAIN]},
+                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [STOPPED_EARLY]},
                 },
             ]
         },
@@ -105,7 +117,6 @@ def _pod(
         "cloud.google.com/gke-tpu-accelerator": slice_.generation.gke,
         "cloud.google.com/gke-tpu-topology": slice_.topology,
     }
-    chips = slice_.chips // slice_.hosts
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": _GRACE,
@@ -115,9 +126,9 @@ def _pod(
             {
                 "name": "train",
                 "image": image,
-                # The training must be process 1 of its pod, or it would not see SIGTERM.
+                # With exec, the training is process 1 of its pod: only that process gets SIGTERM.
                 "command": ["bash", "-c", f"exec {job.command()}"],
-                "resources": {"limits": {"google.com/tpu": chips}},
+                "resources": {"limits": {"google.com/tpu": slice_.chips // slice_.hosts}},
                 "volumeMounts": [{"name": "bucket", "mountPath": mount}],
             }
         ],
@@ -139,14 +150,14 @@ def _pod(
 def _define_flags() -> None:
     define_job_flags()
     flags.DEFINE_string("image", None, "Container image with this project installed.", required=True)
-    flags.DEFINE_string("accelerator", "v5litepod-16", "Kind and size of a slice.")
+    flags.DEFINE_string("accelerator", "v5litepod-16", "Generation and size of a slice.")
     flags.DEFINE_integer("slices", 1, "Number of slices.", lower_bound=1)
-    flags.DEFINE_string("bucket", None, "gs://… with records and the run's folder.", required=True)
-    flags.DEFINE_string("mount", "/data", "Where pods see the bucket.")
+    flags.DEFINE_string("bucket", None, "gs://… with the records and the run.", required=True)
+    flags.DEFINE_string("mount", "/data", "Folder at which pods see the bucket.")
     flags.DEFINE_string(
         "service_account", "default", "Kubernetes account that may read and write the bucket."
     )
-    flags.DEFINE_bool("spot", False, "On spot nodes.")
+    flags.DEFINE_bool("spot", False, "Use spot nodes: cheaper, but they can be preempted at any time.")
     define_output_flag()
 
 

@@ -1,4 +1,4 @@
-"""What is to be trained, wherever it runs."""
+"""A training job: its configuration and folder, wherever it runs."""
 
 import dataclasses
 import re
@@ -11,20 +11,19 @@ from flowley_jax.errors import FlowleyError
 
 # --help of a launcher shows these flags as its own.
 flags.disclaim_key_flags()
-# Of flowley_jax.train: stored and stopped early, run me again.
-RUN_AGAIN = 75
 _EXAMPLE = "--set=--config.train.steps=1000"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """A training: the same command on every machine that takes part.
+    """A training run, with the same command on every machine.
 
     Attributes:
       config: configuration file with its options, relative to the project.
-      workdir: folder of the run, the same for all machines (a mounted bucket or a shared disk).
-      overrides: values of the configuration, such as --config.train.steps=1000.
-      repository, revision: what is checked out on machines that have nothing yet.
+      workdir: folder of the run, the same path on all machines (in a mounted bucket or on a shared disk).
+      overrides: changed values of the configuration, such as --config.train.steps=1000.
+      repository: Git address of the project, for machines that do not have it yet.
+      revision: branch, tag or commit to check out.
     """
 
     config: str
@@ -36,38 +35,50 @@ class Job:
     def __post_init__(self):
         if not self.workdir.startswith("/"):
             raise FlowleyError(
-                f"workdir={self.workdir!r} must be an absolute path that all machines share: mount buckets, "
+                f"workdir={self.workdir!r} must be an absolute path that all machines share; mount a bucket, "
                 "with --bucket or otherwise"
             )
-        for flag in self.overrides:
-            if not re.match(r"--config\.\w+", flag):
-                raise FlowleyError(f"--set={flag} must set a value of the configuration: {_EXAMPLE}")
+        for override in self.overrides:
+            if not re.match(r"--config\.\w+", override):
+                raise FlowleyError(f"--set={override} must set a value of the configuration: {_EXAMPLE}")
 
-    def command(self, *more: str) -> str:
-        """The shell's words for the training, quoted."""
+    def command(self, *arguments: str) -> str:
+        """Return the training command, quoted for a shell, with further arguments at its end."""
         words = ["python", "-m", "flowley_jax.train", f"--config={self.config}", f"--workdir={self.workdir}"]
-        return shlex.join([*words, *self.overrides, *more])
+        return shlex.join([*words, *self.overrides, *arguments])
 
 
 def check_name(name: str) -> str:
-    """Returns a name that clouds and clusters take for a job; raises FlowleyError for others."""
+    """Return the name of a job if clouds and clusters accept it.
+
+    Raises:
+      FlowleyError: they do not.
+    """
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
-        raise FlowleyError(f"name={name!r} must be lower-case letters, digits and hyphens, 40 at most")
+        raise FlowleyError(
+            f"name={name!r} must be at most 40 lower-case letters, digits and hyphens, a letter first"
+        )
     return name
 
 
 def define_job_flags() -> None:
-    """Flags that all launchers have in common."""
-    flags.DEFINE_string("name", None, "Name of the job and of what is made for it.", required=True)
+    """Define the flags that all launchers have in common."""
+    flags.DEFINE_string("name", None, "Name of the job and of the resources created for it.", required=True)
     flags.DEFINE_string("config", "configs/vggsound.py", "Configuration file with its options.")
-    flags.DEFINE_string("workdir", None, "Folder of the run, absolute, shared by all machines.")
-    flags.DEFINE_multi_string("set", [], f"A value of the configuration, such as {_EXAMPLE}.")
-    flags.DEFINE_string("repository", "", "Git address of this project, for machines that have nothing yet.")
-    flags.DEFINE_string("revision", "main", "What to check out of it.")
+    flags.DEFINE_string("workdir", None, "Folder of the run: an absolute path that all machines share.")
+    flags.DEFINE_multi_string("set", [], f"Change a value of the configuration, such as {_EXAMPLE}.")
+    flags.DEFINE_string(
+        "repository", "", "Git address of this project, for machines that do not have it yet."
+    )
+    flags.DEFINE_string("revision", "main", "Branch, tag or commit to check out.")
 
 
 def job_from_flags() -> Job:
-    """The job that the flags describe; raises FlowleyError where they describe none."""
+    """Return the job that the flags describe.
+
+    Raises:
+      FlowleyError: --workdir is missing, or a value is invalid.
+    """
     values = flags.FLAGS
     if not values.workdir:
         raise FlowleyError("--workdir must name the folder of the run (--help lists the options)")
@@ -81,12 +92,13 @@ def job_from_flags() -> Job:
 
 
 def install_lines(environment: str, project: str, extra: str) -> list[str]:
-    """Shell lines that make a Python environment with the project and the locked versions of its packages.
+    """Return shell lines that install the project and its locked dependencies in a new Python environment.
 
-    Images have Pythons that are too old.
+    Images of TPU VMs and clusters have a Python that is too old, so uv installs another one.
 
     Args:
-      environment, project: folders; may have shell variables.
+      environment: folder of the virtual environment; may contain shell variables.
+      project: folder of the project; may contain shell variables.
       extra: tpu or cuda.
     """
     install = f'"{environment}/bin/pip" install --quiet'
@@ -96,11 +108,11 @@ def install_lines(environment: str, project: str, extra: str) -> list[str]:
         f'  "$HOME/.local/bin/uv" venv --quiet --seed --python 3.12 "{environment}"',
         "fi",
         f'{install} --require-hashes -r "{project}/requirements.lock"',
-        # The accelerator's packages are those of the version of JAX that is there now.
+        # Last, so that the accelerator's packages match the version of JAX just installed.
         f'{install} -e "{project}[{extra}]"',
     ]
 
 
 def shell_script(lines: Sequence[str]) -> str:
-    """Lines as a text that ends with a newline."""
+    """Return the lines as one text that ends with a newline."""
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Commands for one Cloud TPU queued resource, as words for a shell; nothing here runs anything."""
+"""Commands for a Cloud TPU queued resource, and shell scripts for its machines. Nothing here runs them."""
 
 import dataclasses
 import shlex
@@ -8,20 +8,23 @@ from launch.job import Job, install_lines, shell_script
 from launch.slices import Slice, find_slice
 
 _HOME = "$HOME/flowley"
-# What `status_script` prints before its words.
+# First word of the line that `status_script` prints.
 STATUS = "flowley-status"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """A slice to ask for.
+class SliceRequest:
+    """A request for a TPU slice.
 
     Attributes:
-      name: of the queued resource and of its node.
-      spot: cheaper, and taken away at any time.
-      reserved: from a reservation of the project.
-      bucket: gs://… to mount where `workdir` and records are; empty where they are shared otherwise.
-      mount: folder on every machine that shows the bucket.
+      name: name of the queued resource and of its node.
+      project: Google Cloud project.
+      zone: zone that has such slices.
+      accelerator: generation and size, such as v5litepod-16.
+      spot: request a spot slice, which is cheaper but can be preempted at any time.
+      reserved: use a reservation of the project.
+      bucket: gs://… to mount, with the run and the records; empty if machines share them in a different way.
+      mount: folder at which machines see the bucket.
     """
 
     name: str
@@ -36,56 +39,56 @@ class Request:
     def __post_init__(self):
         find_slice(self.accelerator)
         if self.spot and self.reserved:
-            raise FlowleyError("a slice is --spot or --reserved, not both")
+            raise FlowleyError("--spot and --reserved exclude each other")
         if self.bucket and not self.bucket.startswith("gs://"):
             raise FlowleyError(f"bucket={self.bucket!r} must begin with gs://")
 
     @property
     def slice(self) -> Slice:
-        """The slice that is asked for."""
+        """The requested slice."""
         return find_slice(self.accelerator)
 
-    def create(self) -> list[str]:
-        """Puts the request into the queue."""
+    def create_command(self) -> list[str]:
+        """Return the command that queues the request."""
         kind = ["--spot"] if self.spot else ["--reserved"] if self.reserved else []
         return [
-            *self._queued("create"),
+            *self._queued_resources("create"),
             f"--node-id={self.name}",
             f"--accelerator-type={self.accelerator}",
             f"--runtime-version={self.slice.generation.runtime}",
             *kind,
         ]
 
-    def describe(self) -> list[str]:
-        """Prints the state of the request."""
-        return [*self._queued("describe"), "--format=value(state.state)"]
+    def describe_command(self) -> list[str]:
+        """Return the command that prints the state of the request."""
+        return [*self._queued_resources("describe"), "--format=value(state.state)"]
 
-    def delete(self) -> list[str]:
-        """Removes the request and its machines."""
-        return [*self._queued("delete"), "--force", "--quiet"]
+    def delete_command(self) -> list[str]:
+        """Return the command that deletes the request and its machines."""
+        return [*self._queued_resources("delete"), "--force", "--quiet"]
 
     def on_all_machines(self, script: str) -> list[str]:
-        """Runs a script on every machine of the slice, and prints what they print."""
+        """Return the command that runs a script on every machine of the slice and prints their output."""
         return [
             *("gcloud", "compute", "tpus", "tpu-vm", "ssh", self.name),
             *(f"--project={self.project}", f"--zone={self.zone}", "--worker=all", f"--command={script}"),
         ]
 
-    def _queued(self, verb: str) -> list[str]:
+    def _queued_resources(self, verb: str) -> list[str]:
         return [
             *("gcloud", "compute", "tpus", "queued-resources", verb, self.name),
             *(f"--project={self.project}", f"--zone={self.zone}"),
         ]
 
 
-def setup_script(job: Job, request: Request) -> str:
-    """Installs the project and mounts the bucket; does nothing that is done already.
+def setup_script(job: Job, request: SliceRequest) -> str:
+    """Return a script that installs the project and mounts the bucket, unless that has already been done.
 
     Raises:
-      FlowleyError: the job does not say where the project is.
+      FlowleyError: the job names no repository.
     """
     if not job.repository:
-        raise FlowleyError("--repository must name the Git address that new machines get this project from")
+        raise FlowleyError("--repository must name the Git address from which machines clone this project")
     code = f"{_HOME}/code"
     lines = [
         "set -eu",
@@ -95,28 +98,34 @@ def setup_script(job: Job, request: Request) -> str:
         f'git -C "{code}" checkout --quiet FETCH_HEAD',
         *install_lines(f"{_HOME}/venv", code, "tpu"),
     ]
-    return shell_script([*lines, *(_mount(request) if request.bucket else [])])
+    return shell_script([*lines, *(_mount_lines(request) if request.bucket else [])])
 
 
 def start_script(job: Job) -> str:
-    """Starts the training in the background; its end leaves its exit code in a file."""
-    inner = f"{job.command()}; echo $? > {_HOME}/exit"
+    """Return a script that starts the training in the background.
+
+    When the training ends, its exit code is in the file `exit`.
+    """
+    command = f"{job.command()}; echo $? > {_HOME}/exit"
     return shell_script(
         [
             "set -eu",
             f'cd "{_HOME}/code"',
             f'rm -f "{_HOME}/exit"',
             f'export PATH="{_HOME}/venv/bin:$PATH"',
-            # The inner shell expands it, when the training has ended.
+            # The single-quoted $? and $HOME are for the inner shell.
             "# shellcheck disable=SC2016",
-            f'nohup bash -c {shlex.quote(inner)} >> "{_HOME}/log" 2>&1 < /dev/null &',
+            f'nohup bash -c {shlex.quote(command)} >> "{_HOME}/log" 2>&1 < /dev/null &',
             f'echo $! > "{_HOME}/pid"',
         ]
     )
 
 
 def status_script(job: Job) -> str:
-    """Prints "none", "running" or an exit code, and the newest checkpoint's step or 0."""
+    """Return a script that prints a line with the training's state and the step of its newest checkpoint.
+
+    The state is "none", "running" or an exit code; the step is 0 before the first checkpoint.
+    """
     checkpoints = shlex.quote(f"{job.workdir}/checkpoints")
     return shell_script(
         [
@@ -133,12 +142,12 @@ def status_script(job: Job) -> str:
 
 
 def tail_script(lines: int) -> str:
-    """Prints the end of a machine's log."""
+    """Return a script that prints the last lines of a machine's log."""
     return shell_script([f'tail -n {lines} "{_HOME}/log"'])
 
 
-def _mount(request: Request) -> list[str]:
-    """gcsfuse is not part of the TPU images."""
+def _mount_lines(request: SliceRequest) -> list[str]:
+    """Return shell lines that mount the bucket and, since TPU images lack gcsfuse, install it first."""
     name, mount = shlex.quote(request.bucket.removeprefix("gs://").rstrip("/")), shlex.quote(request.mount)
     source = "https://packages.cloud.google.com/apt"
     key = "/usr/share/keyrings/cloud.google.asc"

@@ -1,23 +1,18 @@
-"""A managed job for SkyPilot: python -m launch.skypilot --name=… --bucket=… --workdir=/data/run"""
+"""Write a managed job for SkyPilot.
+
+python -m launch.skypilot --name=… --bucket=… --workdir=/data/run --out=job.yaml
+"""
 
 import re
 from typing import Any
 
 from absl import flags
 
-from flowley_jax.cli import run_main
+from flowley_jax.cli import STOPPED_EARLY, run_main
 from flowley_jax.errors import FlowleyError
-from launch.check import check_devices, check_mounted, configuration
-from launch.job import (
-    RUN_AGAIN,
-    Job,
-    check_name,
-    define_job_flags,
-    install_lines,
-    job_from_flags,
-    shell_script,
-)
-from launch.output import as_yaml, define_output_flag, deliver
+from launch.check import check_devices, check_mounted, read_config
+from launch.job import Job, check_name, define_job_flags, install_lines, job_from_flags, shell_script
+from launch.output import define_output_flag, to_yaml, write_output
 from launch.slices import find_slice
 
 _PORT = 8476
@@ -25,11 +20,11 @@ _TPU = "tpu-"
 
 
 def main() -> int:
-    """Command line; prints the task, or writes it to --out."""
+    """Run the command line: print the task, or write it to --out."""
     values = flags.FLAGS
     job = job_from_flags()
-    config = configuration(job)
-    check_devices(config, devices(values.accelerators, values.nodes))
+    config = read_config(job)
+    check_devices(config, count_devices(values.accelerators, values.nodes))
     check_mounted(job, config, values.mount)
     task = sky_task(
         job,
@@ -40,21 +35,28 @@ def main() -> int:
         mount=values.mount,
         spot=values.spot,
     )
-    deliver(as_yaml(task))
+    write_output(to_yaml(task))
     return 0
 
 
 def sky_task(
     job: Job, *, name: str, accelerators: str, nodes: int, bucket: str, mount: str, spot: bool
 ) -> dict[str, Any]:
-    """The task; the machines get this folder as their project, and the bucket at `mount`.
+    """Return a SkyPilot task that copies the current folder to its machines as the project.
 
-    Exit code 75 starts the command again on the same machines; SkyPilot finds new ones when they are lost.
+    After exit code 75 the task starts the command again on the same machines. SkyPilot replaces machines that
+    are lost.
 
     Args:
-      accelerators: of each node, such as H100:8 or tpu-v5litepod-16.
+      job: the training.
+      name: name of the task.
+      accelerators: accelerators of each node, such as H100:8 or tpu-v5litepod-16.
+      nodes: number of nodes.
+      bucket: gs://… or s3://… to mount.
+      mount: folder at which nodes see the bucket.
+      spot: whether to use spot machines.
     """
-    tpu = accelerators.startswith(_TPU)
+    is_tpu = accelerators.startswith(_TPU)
     return {
         "name": name,
         "workdir": ".",
@@ -65,27 +67,31 @@ def sky_task(
             "job_recovery": {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 3},
         },
         "file_mounts": {mount: {"source": bucket, "mode": "MOUNT"}},
-        "setup": shell_script(["set -eu", *install_lines(".venv", ".", "tpu" if tpu else "cuda")]),
+        "setup": shell_script(["set -eu", *install_lines(".venv", ".", "tpu" if is_tpu else "cuda")]),
         "run": _run_script(job, nodes),
     }
 
 
-def devices(accelerators: str, nodes: int) -> int:
-    """Accelerators of all nodes together; raises FlowleyError for what SkyPilot does not have."""
+def count_devices(accelerators: str, nodes: int) -> int:
+    """Return the number of accelerators of all nodes.
+
+    Raises:
+      FlowleyError: `accelerators` is not a SkyPilot name, or names a TPU slice for several nodes.
+    """
     if accelerators.startswith(_TPU):
         if nodes > 1:
-            raise FlowleyError(f"nodes={nodes} must be 1: {accelerators} names a whole slice")
+            raise FlowleyError(f"nodes={nodes} must be 1: {accelerators} is a whole slice")
         return find_slice(accelerators.removeprefix(_TPU)).chips
     match = re.fullmatch(r"[A-Za-z][\w.-]*(:(\d+))?", accelerators)
     if match is None:
-        raise FlowleyError(f"accelerators={accelerators!r} must be as H100:8 or tpu-v5litepod-16")
+        raise FlowleyError(f"accelerators={accelerators!r} must be a name such as H100:8 or tpu-v5litepod-16")
     return int(match[2] or 1) * nodes
 
 
 def _run_script(job: Job, nodes: int) -> str:
     command = job.command()
     if nodes > 1:
-        # Processes on GPU machines of a cloud are not told of each other by anybody else.
+        # On GPU machines of a cloud, JAX cannot find the other processes by itself.
         command += (
             f' --coordinator="$(echo "$SKYPILOT_NODE_IPS" | head -n 1):{_PORT}"'
             ' --processes="$SKYPILOT_NUM_NODES" --process="$SKYPILOT_NODE_RANK"'
@@ -94,8 +100,8 @@ def _run_script(job: Job, nodes: int) -> str:
         [
             "set -u",
             'export PATH="$PWD/.venv/bin:$PATH"',
-            f"code={RUN_AGAIN}",
-            f'while [ "$code" -eq {RUN_AGAIN} ]; do',
+            f"code={STOPPED_EARLY}",
+            f'while [ "$code" -eq {STOPPED_EARLY} ]; do',
             "  code=0",
             f"  {command} || code=$?",
             "done",
@@ -106,11 +112,13 @@ def _run_script(job: Job, nodes: int) -> str:
 
 def _define_flags() -> None:
     define_job_flags()
-    flags.DEFINE_string("accelerators", "H100:8", "Accelerators of each node.")
-    flags.DEFINE_integer("nodes", 1, "Nodes.", lower_bound=1)
-    flags.DEFINE_string("bucket", None, "gs://… or s3://… with records and the run's folder.", required=True)
-    flags.DEFINE_string("mount", "/data", "Where nodes see the bucket.")
-    flags.DEFINE_bool("spot", True, "Cheaper, and taken away at any time.")
+    flags.DEFINE_string(
+        "accelerators", "H100:8", "Accelerators of each node, such as H100:8 or tpu-v5litepod-16."
+    )
+    flags.DEFINE_integer("nodes", 1, "Number of nodes.", lower_bound=1)
+    flags.DEFINE_string("bucket", None, "gs://… or s3://… with the records and the run.", required=True)
+    flags.DEFINE_string("mount", "/data", "Folder at which nodes see the bucket.")
+    flags.DEFINE_bool("spot", True, "Use spot machines: cheaper, but they can be preempted at any time.")
     define_output_flag()
 
 

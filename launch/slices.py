@@ -1,4 +1,4 @@
-"""TPU slices by the names that Google Cloud gives them."""
+"""TPU slices by their Google Cloud names."""
 
 import dataclasses
 import re
@@ -10,26 +10,28 @@ _CHIPS_PER_HOST = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A kind of TPU: its software for TPU VMs, and its name on GKE.
+    """A TPU generation.
 
     Attributes:
-      cores: which the numbers in slice names count for each chip.
-      planes: 2 or 3 directions in which chips are connected.
+      runtime: software version for TPU VMs.
+      gke: name of the accelerator on GKE.
+      cores: cores per chip that the numbers in slice names count.
+      dimensions: dimensions of the chip topology, 2 or 3.
     """
 
     runtime: str
     gke: str
     cores: int
-    planes: int
+    dimensions: int
 
 
 GENERATIONS = {
-    "v4": Generation(runtime="tpu-ubuntu2204-base", gke="tpu-v4-podslice", cores=2, planes=3),
-    "v5litepod": Generation(runtime="v2-alpha-tpuv5-lite", gke="tpu-v5-lite-podslice", cores=1, planes=2),
-    "v5p": Generation(runtime="v2-alpha-tpuv5", gke="tpu-v5p-slice", cores=2, planes=3),
-    "v6e": Generation(runtime="v2-alpha-tpuv6e", gke="tpu-v6e-slice", cores=1, planes=2),
+    "v4": Generation(runtime="tpu-ubuntu2204-base", gke="tpu-v4-podslice", cores=2, dimensions=3),
+    "v5litepod": Generation(runtime="v2-alpha-tpuv5-lite", gke="tpu-v5-lite-podslice", cores=1, dimensions=2),
+    "v5p": Generation(runtime="v2-alpha-tpuv5", gke="tpu-v5p-slice", cores=2, dimensions=3),
+    "v6e": Generation(runtime="v2-alpha-tpuv6e", gke="tpu-v6e-slice", cores=1, dimensions=2),
 }
-# Chips in each direction, of slices that fill their hosts.
+# Topologies of slices that fill their hosts, by dimensions and number of chips.
 _TOPOLOGIES = {
     2: {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"},
     3: {
@@ -47,7 +49,13 @@ _TOPOLOGIES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-    """A slice such as v5litepod-16: its generation and number of chips."""
+    """A TPU slice such as v5litepod-16.
+
+    Attributes:
+      accelerator: its name.
+      generation: its generation.
+      chips: its number of chips.
+    """
 
     accelerator: str
     generation: Generation
@@ -55,27 +63,32 @@ class Slice:
 
     @property
     def hosts(self) -> int:
-        """Machines that it consists of."""
+        """Number of machines."""
         return self.chips // _CHIPS_PER_HOST
 
     @property
     def topology(self) -> str:
-        """Chips in each direction, such as 4x4."""
-        return _TOPOLOGIES[self.generation.planes][self.chips]
+        """Chips along each dimension, such as 4x4."""
+        return _TOPOLOGIES[self.generation.dimensions][self.chips]
 
 
 def find_slice(accelerator: str) -> Slice:
-    """The slice of a name; raises FlowleyError for one that does not exist."""
+    """Return the slice of a name such as v5litepod-16.
+
+    Raises:
+      FlowleyError: there is no such slice.
+    """
     match = re.fullmatch(r"(\w+)-(\d+)", accelerator)
     generation = GENERATIONS.get(match[1]) if match else None
     if match is None or generation is None:
-        meant = f"; {accelerator} is v5litepod-{accelerator[4:]}" if accelerator.startswith("v5e-") else ""
+        hint = f"; {accelerator} is v5litepod-{accelerator[4:]}" if accelerator.startswith("v5e-") else ""
         raise FlowleyError(
-            f"accelerator={accelerator!r} must be one of {', '.join(GENERATIONS)}, as v5litepod-16{meant}"
+            f"accelerator={accelerator!r} must be one of {', '.join(GENERATIONS)} and a size, "
+            f"such as v5litepod-16{hint}"
         )
-    chips, rest = divmod(int(match[2]), generation.cores)
-    known = _TOPOLOGIES[generation.planes]
-    if rest or chips not in known:
-        sizes = ", ".join(f"{match[1]}-{count * generation.cores}" for count in known)
-        raise FlowleyError(f"accelerator={accelerator!r} is no slice of whole hosts; there are {sizes}")
+    chips, remainder = divmod(int(match[2]), generation.cores)
+    topologies = _TOPOLOGIES[generation.dimensions]
+    if remainder or chips not in topologies:
+        sizes = ", ".join(f"{match[1]}-{count * generation.cores}" for count in topologies)
+        raise FlowleyError(f"accelerator={accelerator!r} must be a slice of whole hosts: {sizes}")
     return Slice(accelerator=accelerator, generation=generation, chips=chips)

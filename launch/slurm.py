@@ -1,19 +1,22 @@
-"""A batch script for GPU nodes under Slurm: python -m launch.slurm --name=… --workdir=… --nodes=4 | sbatch"""
+"""Write a batch script for GPU nodes under Slurm.
+
+python -m launch.slurm --name=… --workdir=/shared/run --nodes=4 | sbatch
+"""
 
 from absl import flags
 
-from flowley_jax.cli import run_main
-from launch.check import check_devices, configuration
-from launch.job import RUN_AGAIN, Job, check_name, define_job_flags, job_from_flags, shell_script
-from launch.output import define_output_flag, deliver
+from flowley_jax.cli import STOPPED_EARLY, run_main
+from launch.check import check_devices, read_config
+from launch.job import Job, check_name, define_job_flags, job_from_flags, shell_script
+from launch.output import define_output_flag, write_output
 
 
 def main() -> int:
-    """Command line; prints the script, or writes it to --out."""
+    """Run the command line: print the script, or write it to --out."""
     values = flags.FLAGS
     job = job_from_flags()
-    check_devices(configuration(job), values.nodes * values.gpus)
-    text = batch_script(
+    check_devices(read_config(job), values.nodes * values.gpus)
+    script = batch_script(
         job,
         name=check_name(values.name),
         nodes=values.nodes,
@@ -23,7 +26,7 @@ def main() -> int:
         partition=values.partition,
         setup=tuple(values.setup),
     )
-    deliver(text)
+    write_output(script)
     return 0
 
 
@@ -38,14 +41,20 @@ def batch_script(
     partition: str,
     setup: tuple[str, ...],
 ) -> str:
-    """The script: one process on each node, which JAX tells of each other.
+    """Return a script that runs one process per node; under Slurm, JAX finds the other processes by itself.
 
-    Slurm sends SIGTERM `grace` seconds before the time is up; the training stores its state and exits with
-    75, and the job puts itself into the queue again. So does Slurm after a node failure or a preemption.
+    Slurm sends SIGTERM `grace` seconds before the time limit. The training then stores its state and exits
+    with code 75, and the job requeues itself. After a node failure or a preemption, Slurm requeues it.
 
     Args:
-      gpus: of each node.
-      setup: lines that make `python` the right one, such as `module load` or the activation of a venv.
+      job: the training.
+      name: name of the job.
+      nodes: number of nodes.
+      gpus: GPUs per node.
+      hours: time limit of one start.
+      grace: seconds to store the state in.
+      partition: Slurm partition; empty for the default one.
+      setup: shell lines that put the right `python` on the path, such as `module load` or activating a venv.
     """
     minutes = round(60 * hours)
     options = [
@@ -68,7 +77,7 @@ def batch_script(
             *setup,
             "code=0",
             f"srun --kill-on-bad-exit=1 {job.command()} || code=$?",
-            f'if [ "$code" -eq {RUN_AGAIN} ]; then',
+            f'if [ "$code" -eq {STOPPED_EARLY} ]; then',
             '  scontrol requeue "$SLURM_JOB_ID"',
             "fi",
             'exit "$code"',
@@ -78,12 +87,14 @@ def batch_script(
 
 def _define_flags() -> None:
     define_job_flags()
-    flags.DEFINE_integer("nodes", 1, "Nodes.", lower_bound=1)
-    flags.DEFINE_integer("gpus", 8, "GPUs of each node.", lower_bound=1)
-    flags.DEFINE_float("hours", 24.0, "Longest time of one start.", lower_bound=0.1)
-    flags.DEFINE_integer("grace", 180, "Seconds before the end in which to store the state.", lower_bound=10)
-    flags.DEFINE_string("partition", "", "Partition, if not the default one.")
-    flags.DEFINE_multi_string("setup", [], "A line to run first, such as '. venv/bin/activate'.")
+    flags.DEFINE_integer("nodes", 1, "Number of nodes.", lower_bound=1)
+    flags.DEFINE_integer("gpus", 8, "GPUs per node.", lower_bound=1)
+    flags.DEFINE_float("hours", 24.0, "Time limit of one start, in hours.", lower_bound=0.1)
+    flags.DEFINE_integer(
+        "grace", 180, "Time reserved for storing the state before the time limit, in seconds.", lower_bound=10
+    )
+    flags.DEFINE_string("partition", "", "Partition; the default one if not given.")
+    flags.DEFINE_multi_string("setup", [], "Shell line to run first, such as '. venv/bin/activate'.")
     define_output_flag()
 
 

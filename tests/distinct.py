@@ -1,4 +1,4 @@
-"""Clips that differ in picture and sound as those of a camera do, and copies of them."""
+"""Clips with distinct video and audio, like a camera's, and re-encoded copies of them."""
 
 import fractions
 
@@ -14,23 +14,23 @@ RATE, FPS, SECONDS = 16_000, 12, 2.0
 
 
 def texture(rng, height=120, width=200):
-    """A picture with the spectrum of photographs, (height, width, 3) uint8."""
+    """Return an image with the spectrum of photographs, (height, width, 3) uint8."""
     rows, columns = np.meshgrid(
         np.fft.fftfreq(height) * height, np.fft.rfftfreq(width) * width, indexing="ij"
     )
     spectrum = (rng.normal(size=rows.shape) + 1j * rng.normal(size=rows.shape)) / np.maximum(
         np.hypot(rows, columns), 1.0
     ) ** 1.3
-    picture = np.fft.irfft2(spectrum, s=(height, width))
-    grey = np.clip(120 + 40 * (picture - picture.mean()) / picture.std(), 0, 255).astype(np.uint8)
+    image = np.fft.irfft2(spectrum, s=(height, width))
+    grey = np.clip(120 + 40 * (image - image.mean()) / image.std(), 0, 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def draw(seed):
-    """Frames (T, 120, 160, 3) that pan, and a sound (N,) of noises that come and go."""
+    """Return frames (T, 120, 160, 3) of a panning view, and a wave (N,) of decaying noises."""
     rng = np.random.default_rng(seed)
-    wide = texture(rng)
-    frames = np.stack([wide[:, time : time + 160] for time in range(round(FPS * SECONDS))])
+    view = texture(rng)
+    frames = np.stack([view[:, time : time + 160] for time in range(round(FPS * SECONDS))])
     samples = round(RATE * SECONDS)
     wave = np.zeros(samples)
     for start in rng.uniform(0, 0.8, 8) * samples:
@@ -40,14 +40,18 @@ def draw(seed):
 
 
 def write(path, seed, *, sound=None):
-    """A clip; its sound is that of another one if asked."""
+    """Write a clip.
+
+    Args:
+      sound: seed of the audio, if it differs from that of the video.
+    """
     frames, wave = draw(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, frames, FPS, audio=wave if sound is None else draw(sound)[1], sample_rate=RATE)
 
 
 def write_copy(path, seed, *, size=(240, 200), gain=0.3, crf=30, rate=22_050):
-    """The clip encoded again: another size, loudness, sample rate, and fewer bits."""
+    """Write the clip re-encoded with a different size, loudness, sample rate and bit rate."""
     frames, wave = draw(seed)
     resized = np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in frames])
     sound = soxr.resample(wave, RATE, rate)
@@ -55,7 +59,7 @@ def write_copy(path, seed, *, size=(240, 200), gain=0.3, crf=30, rate=22_050):
 
 
 def write_keyed(path, seconds):
-    """A picture that grows brighter every second, with a key frame in each."""
+    """Write a video that grows brighter every second, with one key frame per second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fractions.Fraction(4))
         stream.width = stream.height = 64

@@ -1,9 +1,11 @@
-"""Inputs, weights and outputs of the published PyTorch model in small sizes (tests/golden/README.md)."""
+"""Inputs, weights and outputs of the published PyTorch model in small sizes (see tests/golden/README.md)."""
 
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,39 +27,51 @@ VARIANTS = (
 
 @functools.cache
 def load(name: str) -> dict[str, np.ndarray]:
-    """All arrays of one file."""
+    """Return all arrays of one file."""
     with np.load(FOLDER / f"{name}.npz") as file:
         return {key: file[key] for key in file.files}
 
 
 def settings(name: str) -> dict:
-    """The file's own description, parsed."""
+    """Return the settings stored in a file, parsed from JSON."""
     return json.loads(str(load(name)["config"]))
 
 
 def state_dict(name: str) -> dict[str, np.ndarray]:
-    """Weights under their torch names."""
+    """Return the weights by PyTorch name."""
     return {
         key.removeprefix("param/"): value for key, value in load(name).items() if key.startswith("param/")
     }
 
 
+def time_first(array: np.ndarray) -> jax.Array:
+    """Return (B, C, T), PyTorch's layout, as (B, T, C)."""
+    return jnp.asarray(array).transpose(0, 2, 1)
+
+
+def config(name: str) -> ModelConfig:
+    """Return the configuration of a file's model."""
+    stored = settings(name)
+    return ModelConfig.from_torch_config({**stored["model"], "unshared": stored["unshared"]})
+
+
 @functools.cache
 def model(name: str) -> Flowley:
-    """The model with the file's weights."""
-    described = settings(name)
-    config = ModelConfig.from_torch_config({**described["model"], "unshared": described["unshared"]})
-    return flowley_from_torch(state_dict(name), config)
+    """Return the model with a file's weights."""
+    return flowley_from_torch(state_dict(name), config(name))
 
 
-def conditions(name: str):
-    """video, text, text_len of a file."""
+def conditions(name: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return video (B, Tv, video_dim), text (B, Tt, text_dim) and text_len (B,) of a file."""
     data = load(name)
-    return tuple(jnp.asarray(data[f"in/{key}"]) for key in ("visual_feature", "text_feature", "text_len"))
+    video, text, text_len = (
+        jnp.asarray(data[f"in/{key}"]) for key in ("visual_feature", "text_feature", "text_len")
+    )
+    return video, text, text_len
 
 
-def relative_error(value, golden) -> float:
-    """max |value − golden| / max |golden|."""
+def relative_error(value: Any, golden: Any) -> float:
+    """Return max |value − golden| / max |golden|."""
     value, golden = np.asarray(value, np.float64), np.asarray(golden, np.float64)
     assert value.shape == golden.shape
     return float(np.abs(value - golden).max() / np.abs(golden).max())

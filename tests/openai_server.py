@@ -1,4 +1,7 @@
-"""A server that speaks OpenAI's protocol, as a program: a file for its requests, how often it is busy."""
+"""A small server with an OpenAI-compatible API, for tests of `data_prep.soundcap`.
+
+As a program it takes two arguments: the file to log requests to, and how many requests to answer with 503.
+"""
 
 import base64
 import contextlib
@@ -8,19 +11,17 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import children
+
 MODEL = "listener"
 
 
 @contextlib.contextmanager
 def running(log, *, busy=0):
-    """A server for as long as the block lasts; gives its address."""
-    command = [sys.executable, __file__, str(log), str(busy)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
+    """Run the server for the duration of the block; yield its address."""
+    command = [sys.executable, __file__, log, busy]
+    with children.started(command, stdout=subprocess.PIPE, text=True) as process:
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
-    finally:
-        process.kill()
-        process.communicate()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -35,16 +36,15 @@ class _Handler(BaseHTTPRequestHandler):
             server.busy -= 1
             return self._answer(503, {"error": {"message": "busy"}})
         parts = request["messages"][0]["content"]
-        pictures = [part for part in parts if part["type"] == "image_url"]
-        sounds = [part for part in parts if part["type"] == "input_audio"]
-        for part in pictures:
-            content = base64.b64decode(part["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
-            assert content[:2] == b"\xff\xd8"
-        for part in sounds:
-            assert base64.b64decode(part["input_audio"]["data"])[:4] == b"RIFF"
-        if len(pictures) == 1:
+        images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        sounds = [part["input_audio"]["data"] for part in parts if part["type"] == "input_audio"]
+        for image in images:
+            assert base64.b64decode(image.removeprefix("data:image/jpeg;base64,"))[:2] == b"\xff\xd8"
+        for sound in sounds:
+            assert base64.b64decode(sound)[:4] == b"RIFF"
+        if len(images) == 1:
             return self._answer(400, {"error": {"message": "one picture is not enough"}})
-        text = f"A thud over {len(pictures)} pictures, {len(sounds)} sounds."
+        text = f"A thud over {len(images)} pictures, {len(sounds)} sounds."
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         self._answer(
             200, {"id": "x", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice]}

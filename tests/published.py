@@ -1,4 +1,4 @@
-"""A published system in miniature: files of random weights as the hubs have them, and bundles of them."""
+"""A miniature of the published system: random weights in the published formats, and their bundles."""
 
 import dataclasses
 import json
@@ -10,11 +10,11 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from flowley_jax.encoders.clip import ClipConfig
-from flowley_jax.encoders.t5 import T5Config
 from flowley_jax.interop import flowley_to_torch
 from flowley_jax.interop.convert import convert
 from flowley_jax.model import Flowley, ModelConfig
+from flowley_jax.networks.clip import ClipConfig
+from flowley_jax.networks.t5 import T5Config
 
 CAPTIONS = (
     "a dog barks at the gate",
@@ -41,14 +41,14 @@ MODELS = {"16k": MODEL, "44k": dataclasses.replace(MODEL, audio_dim=40)}
 
 
 def write_bundles(folder: Path, rate: str = "16k") -> Path:
-    """Files of all five kinds in `folder`/files, and their bundles in the folder that is returned."""
+    """Write and convert files of all five formats, and return the folder of the bundles."""
     for source in write_files(folder / "files", rate):
         convert(str(source), folder / "bundles")
     return folder / "bundles"
 
 
 def write_files(folder: Path, rate: str = "16k") -> list[Path]:
-    """One folder or file for each kind."""
+    """Write one folder or file per format and return their paths."""
     vocoder = f"h_bigvgan{rate}"
     (folder / "bigvgan").mkdir(parents=True)
     save_file(golden_data.state_dict(vocoder), folder / "bigvgan" / "bigvgan_generator.safetensors")
@@ -64,7 +64,7 @@ def write_files(folder: Path, rate: str = "16k") -> list[Path]:
 
 
 def write_clip(folder: Path, config: ClipConfig) -> Path:
-    """As open_clip has it: the image encoder, and a weight of the text encoder that is to be ignored."""
+    """Write open_clip's files, with a weight of the text encoder that must be ignored."""
     folder.mkdir()
     save_file(_random(_clip_shapes(config)), folder / "open_clip_model.safetensors")
     settings = {
@@ -83,7 +83,7 @@ def write_clip(folder: Path, config: ClipConfig) -> Path:
 
 
 def write_t5(folder: Path, config: T5Config) -> Path:
-    """A FLAN-T5 encoder, its settings and its tokenizer."""
+    """Write a FLAN-T5 encoder, its settings and its tokenizer."""
     folder.mkdir()
     save_file(_random(_t5_shapes(config)), folder / "model.safetensors")
     names = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads")
@@ -96,7 +96,7 @@ def write_t5(folder: Path, config: T5Config) -> Path:
 
 
 def write_network(path: Path, config: ModelConfig) -> Path:
-    """Flowley's checkpoint."""
+    """Write a checkpoint of Flowley's network."""
     network = flowley_to_torch(Flowley(config, rngs=nnx.Rngs(0)))
     save_file({f"model.{name}": array for name, array in network.items()}, path)
     return path
@@ -150,7 +150,7 @@ def _t5_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer of T5's kind, made from a few captions."""
+    """Write a tokenizer of T5's type, trained on a few captions."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
@@ -177,7 +177,7 @@ def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
 
 
 def _random(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Layers keep the size of what goes through them, as trained ones do."""
+    """Return random weights with which layers preserve magnitudes, as trained ones do."""
     rng = np.random.default_rng(0)
     return {
         name: min(0.2, shape[-1] ** -0.5) * rng.standard_normal(shape, np.float32)

@@ -1,4 +1,4 @@
-"""The programs as a shell starts them, and how they end."""
+"""Run the commands as a shell does, and check how they end."""
 
 import multiprocessing
 import os
@@ -8,46 +8,48 @@ import sys
 import tempfile
 from pathlib import Path
 
+import children
+
 ROOT = Path(__file__).parents[1]
 IMPACTS = str(ROOT / "configs/impacts.py")
 DEBUG = f"{IMPACTS}:debug"
-# Its network with fewer blocks, whose step compiles in seconds.
+# The network of the demonstration with fewer blocks, whose step compiles in seconds.
 SMALL = (
     "--config.model.width=32",
     "--config.model.multi_depth=1",
     "--config.model.single_depth=2",
-    # A schedule that does not know how long a run is: runs of all lengths share one program.
+    # A schedule that does not depend on the length of a run: runs of all lengths share one compiled step.
     "--config.optim.schedule=steps",
 )
-TIMEOUT = 600
-# Programs are forked from a process that has imported the libraries: that takes longer than most of them run.
+TIMEOUT = 600.0
+# Commands are forked from a process that has imported the libraries: most commands take less time than that.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     ["flowley_jax.cli", "flowley_jax.sampling.published", "flowley_jax.training.loop"]
 )
 
 
-def command(module, *flags):
-    """What a shell would start."""
+def command(module: str, *flags: object) -> list[str]:
+    """Return the words that start a command."""
     return [sys.executable, "-m", module, *map(str, flags)]
 
 
-def run(module, *flags):
-    """Runs a program to its end."""
+def run(module: str, *flags: object) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; it is killed after TIMEOUT seconds."""
     arguments = [str(flag) for flag in flags]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _FORKS.Process(target=_program, args=(module, arguments, *outputs))
+        process = _FORKS.Process(target=_run_module, args=(module, arguments, *outputs))
         process.start()
         process.join(TIMEOUT)
         if process.is_alive():
             process.kill()
             raise subprocess.TimeoutExpired([module, *arguments], TIMEOUT)
         written = [path.read_text() for path in outputs]
-    return subprocess.CompletedProcess([module, *arguments], process.exitcode, *written)
+    return subprocess.CompletedProcess([module, *arguments], process.exitcode or 0, *written)
 
 
-def _program(module, arguments, stdout, stderr):
+def _run_module(module: str, arguments: list[str], stdout: Path, stderr: Path) -> None:
     for path, descriptor in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.chdir(ROOT)
@@ -56,19 +58,19 @@ def _program(module, arguments, stdout, stderr):
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def train(workdir, *flags, config=DEBUG):
-    """Trains; the debug configuration in small."""
+def train(workdir: Path, *flags: object, config: str = DEBUG) -> subprocess.CompletedProcess[str]:
+    """Train, by default a smaller version of the debug configuration."""
     small = SMALL if config == DEBUG else ()
     return run("flowley_jax.train", "--config", config, "--workdir", workdir, *small, *flags)
 
 
-def sample(workdir, video, out, *flags, **options):
-    """Samples."""
-    return run("flowley_jax.sample", "--workdir", workdir, "--video", video, "--out", out, *flags, **options)
+def sample(workdir: Path, video: Path, out: Path, *flags: object) -> subprocess.CompletedProcess[str]:
+    """Sample sound for a video, a folder or a table."""
+    return run("flowley_jax.sample", "--workdir", workdir, "--video", video, "--out", out, *flags)
 
 
-def fails_in_one_line(result, *expected):
-    """Exit code 2, no traceback, and a last line that has all that is expected; returns it."""
+def fails_in_one_line(result: subprocess.CompletedProcess[str], *expected: object) -> str:
+    """Check for exit code 2 without a traceback, and return the last line, which must contain `expected`."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     line = result.stderr.splitlines()[-1]
@@ -78,14 +80,14 @@ def fails_in_one_line(result, *expected):
     return line
 
 
-def tree(folder):
-    """Every file with its content."""
+def tree(folder: Path) -> dict[Path, bytes]:
+    """Return the content of every file in a folder."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def with_file_limit(kilobytes, module, *flags):
-    """Runs a program for which the disk is full after that much of a file."""
+def with_file_limit(kilobytes: int, module: str, *flags: object) -> subprocess.CompletedProcess[str]:
+    """Run a command that cannot write more than `kilobytes` to a file, as if the disk were full."""
     limited = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$0" "$@"', *command(module, *flags)]
-    # Reads the compilation cache and adds nothing: half-written entries would outlive the test.
+    # The command reads the compilation cache and adds nothing: a half-written entry would outlive the test.
     environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
-    return subprocess.run(limited, capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment)
+    return children.run(limited, cwd=ROOT, env=environment)

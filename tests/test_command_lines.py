@@ -1,11 +1,13 @@
-"""The programs as a shell sees them: output, exit codes, one clear line for bad input, and nothing lost."""
+"""Commands as a shell runs them: output, exit codes, one line for wrong input, and nothing lost."""
 
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
+import children
 import numpy as np
 import openai_server
 import pytest
@@ -30,15 +32,18 @@ def video(tmp_path):
     return tmp_path / "a.mp4"
 
 
-def test_debug_training_shows_progress_and_says_where_its_output_is(debug_run):
+def test_debug_training_reports_its_progress_and_its_folder(debug_run):
     workdir, result = debug_run
     for step in range(1, 5):
         assert f"step {step}/4" in result.stderr
-    assert f"finished at step 4 of 4; checkpoints in {workdir}" in result.stderr
+    assert (
+        "finished step 4 of 4" in result.stderr
+        and f"checkpoints are in {workdir}/checkpoints" in result.stderr
+    )
     assert (workdir / "config.json").exists() and list((workdir / "tensorboard").iterdir())
 
 
-def test_a_finished_run_is_found_finished(debug_run):
+def test_training_a_finished_run_again_changes_nothing(debug_run):
     workdir, _ = debug_run
     history = (workdir / "metrics.jsonl").read_text()
     result = shell.train(workdir)
@@ -47,7 +52,7 @@ def test_a_finished_run_is_found_finished(debug_run):
     assert (workdir / "metrics.jsonl").read_text() == history
 
 
-def test_sampling_a_video(debug_run, video, tmp_path):
+def test_sample_writes_a_video_with_sound(debug_run, video, tmp_path):
     out = tmp_path / "new" / "a_sound.mp4"
     result = shell.sample(
         debug_run[0], video, out, "--prompt", "a glass ball", "--solver", "heun", "--steps", 2, "--seed", 5
@@ -59,7 +64,7 @@ def test_sampling_a_video(debug_run, video, tmp_path):
 
 
 @pytest.mark.scale
-def test_sampling_a_table_keeps_what_is_good_and_names_what_is_not(debug_run, video, tmp_path):
+def test_sampling_a_table_names_unreadable_clips_and_skips_existing_sounds(debug_run, video, tmp_path):
     (tmp_path / "b.mp4").write_text("no video")
     table = tmp_path / "clips.tsv"
     table.write_text("video_path\ttext_description\na.mp4\ta ball\nb.mp4\ta bell\nc.mp4\ta bell\n")
@@ -77,35 +82,35 @@ def test_sampling_a_table_keeps_what_is_good_and_names_what_is_not(debug_run, vi
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.wav")} == ages
 
 
-def _no_frames(path):
-    """The headers of a video, and nothing behind them."""
+def _write_without_frames(path):
+    """Write the headers of a video, and nothing after them."""
     write_video(path, np.zeros((24, 64, 64, 3), np.uint8), 24.0)
     content = path.read_bytes()
     path.write_bytes(content[: content.index(b"mdat") + 4])
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "reason"),
+    ("name", "write", "reason"),
     [
         ("missing.mp4", lambda path: None, "no such file"),
         ("text.mp4", lambda path: path.write_text("no video"), "not readable"),
         ("empty.mp4", lambda path: path.write_bytes(b""), "not readable"),
         ("sound.wav", lambda path: write_audio(path, np.zeros(999), 16_000), "no video stream"),
-        ("no_frames.mp4", _no_frames, "no frame"),
+        ("no_frames.mp4", _write_without_frames, "no frame"),
         ("empty.tsv", lambda path: path.write_text(""), "empty"),
         ("no_rows.tsv", lambda path: path.write_text("video_path\ttext_description\n"), "no"),
         ("folder", lambda path: path.mkdir(), "no video"),
     ],
 )
-def test_videos_that_cannot_have_a_sound(tiny_run, tmp_path, name, make, reason):
-    make(tmp_path / name)
+def test_sample_names_the_input_that_it_cannot_read(tiny_run, tmp_path, name, write, reason):
+    write(tmp_path / name)
     before = sorted(tmp_path.rglob("*"))
     result = shell.sample(tiny_run, tmp_path / name, tmp_path / "out.mp4")
     shell.fails_in_one_line(result, tmp_path / name, reason)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_absurdly_long_prompt(tiny_run, video, tmp_path):
+def test_sample_refuses_a_prompt_that_is_too_long(tiny_run, video, tmp_path):
     result = shell.sample(tiny_run, video, tmp_path / "out.mp4", "--prompt", "bang " * 20_000)
     assert len(shell.fails_in_one_line(result, "prompt")) < 300
     assert not (tmp_path / "out.mp4").exists()
@@ -120,11 +125,11 @@ def test_an_absurdly_long_prompt(tiny_run, video, tmp_path):
         (("more",), ["more"]),
     ],
 )
-def test_sampling_flags_that_mean_nothing(tiny_run, video, tmp_path, flags, expected):
+def test_sample_names_a_wrong_flag(tiny_run, video, tmp_path, flags, expected):
     shell.fails_in_one_line(shell.sample(tiny_run, video, tmp_path / "out.mp4", *flags), *expected)
 
 
-def test_sampling_without_a_run(video, tmp_path):
+def test_sample_names_a_folder_without_a_run(video, tmp_path):
     shell.fails_in_one_line(
         shell.sample(tmp_path / "none", video, tmp_path / "out.mp4"),
         tmp_path / "none",
@@ -138,26 +143,26 @@ def test_sampling_without_a_run(video, tmp_path):
         (
             shell.IMPACTS,
             "--config.optim.learning_rte=1",
-            ["'learning_rte'", 'Did you mean "learning_rate"'],
+            ["unknown configuration key optim.learning_rte; did you mean optim.learning_rate?"],
         ),
         (
             shell.IMPACTS,
             "--config.model.fade=square",
-            ["config.model.fade='square'", "cosine, linear"],
+            ["model.fade='square' must be one of cosine, linear"],
         ),
-        (shell.IMPACTS, "--config.train.steps=many", ["train.steps", "many"]),
-        (shell.IMPACTS, "--config.data.records=none", ["none/parts.json", "no such file"]),
+        (shell.IMPACTS, "--config.train.steps=many", ["train.steps='many' must be an int"]),
+        (shell.IMPACTS, "--config.data.records=none", ["none/components.json", "no such file"]),
         (shell.IMPACTS + ":huge", "--config.seed=1", ["'huge'", "debug"]),
-        ("none.py", "--config.seed=1", ["no such file", "none.py"]),
+        ("none.py", "--config.seed=1", ["none.py: no such file", "impacts.py"]),
     ],
 )
-def test_configurations_that_mean_nothing(tmp_path, config, flag, expected):
+def test_train_names_what_is_wrong_with_a_configuration(tmp_path, config, flag, expected):
     shell.fails_in_one_line(shell.train(tmp_path / "run", flag, config=config), *expected)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.scale
-def test_averages_of_several_lengths_are_compared_and_one_is_written(tiny_run, tmp_path):
+def test_ema_compares_several_lengths_and_writes_one(tiny_run, tmp_path):
     flags = ("--workdir", tiny_run, "--sigma-rel=0.15")
     result = shell.run("flowley_jax.ema", *flags, "--sigma-rel", "0.04")
     assert result.returncode == 0, result.stderr
@@ -176,14 +181,14 @@ def test_averages_of_several_lengths_are_compared_and_one_is_written(tiny_run, t
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--config.secnds=3",), ("unknown configuration key 'secnds'", 'Did you mean "seconds"')),
+        (("--config.secnds=3",), ("unknown configuration key secnds; did you mean seconds?",)),
         (("--runner=Nope",), ("--runner=Nope: Unexpected pipeline runner",)),
         (("--captions=soundcap",), ("--captions=soundcap must be NAME=FILE",)),
-        (("--captions=a=b", "--captions=a=c"), ("--captions=a=c: a is b already",)),
+        (("--captions=a=b", "--captions=a=c"), ("--captions=a=c: a is already b",)),
         (("--config=configs/records.py:tiny",), ("has no option 'tiny'; it has embedded, published",)),
     ],
 )
-def test_flags_of_extraction_that_mean_nothing(video, tmp_path, flags, expected):
+def test_extract_names_a_wrong_flag(video, tmp_path, flags, expected):
     (tmp_path / "clips.tsv").write_text("video_path\ttext_description\tsplit\tlabel\na.mp4\tx\ttrain\tx\n")
     result = shell.run(
         "data_prep.extract", "--table", tmp_path / "clips.tsv", "--out", tmp_path / "r", *flags
@@ -191,38 +196,38 @@ def test_flags_of_extraction_that_mean_nothing(video, tmp_path, flags, expected)
     shell.fails_in_one_line(result, *expected)
 
 
-def test_captioning_says_what_it_takes_and_what_a_table_has(video, tmp_path):
+def test_soundcap_lists_its_flags_and_names_a_wrong_one(video, tmp_path):
     assert "--model" in shell.run("data_prep.soundcap", "--help").stdout
     (tmp_path / "clips.tsv").write_text("video_path\ttext_description\tsplit\tlabel\na.mp4\tx\ttrain\tx\n")
     flags = ("--table", tmp_path / "clips.tsv", "--out", tmp_path / "caps", "--model=x")
     wrong = shell.run("data_prep.soundcap", *flags, "--split=vlaid", "--server=http://127.0.0.1:9/v1")
-    shell.fails_in_one_line(wrong, "no row of the split 'vlaid'; it has train")
+    shell.fails_in_one_line(wrong, "no row in split 'vlaid'; the splits are train")
     shell.fails_in_one_line(
         shell.run("data_prep.soundcap", *flags, "--server=127.0.0.1:9"), "must begin with http:// or https://"
     )
 
 
-def test_an_interrupted_extraction_says_how_to_go_on(tmp_path):
+def test_an_interrupted_extraction_says_how_to_continue(tmp_path):
     header = "id\tvideo_path\ttext_description\tsplit\tlabel\n"
     rows = [f"{index}\t{index}.mp4\tx\ttrain\tx\n" for index in range(40)]
     for index in range(40):
         os.mkfifo(tmp_path / f"{index}.mp4")
     (tmp_path / "clips.tsv").write_text(header + "".join(rows))
     command = shell.command("data_prep.extract", "--table", tmp_path / "clips.tsv", "--out", tmp_path / "r")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=shell.ROOT) as process:
-        while "reading clips" not in process.stderr.read(20):
-            pass
+    options = {"stderr": subprocess.PIPE, "text": True, "cwd": shell.ROOT}
+    # Reading a clip would be given up only after two minutes.
+    with children.started(command, limit=100.0, **options) as process:
+        assert any("reading clips" in line for line in process.stderr)
         time.sleep(2.0)
         process.send_signal(signal.SIGINT)
-        # Decoding would be given up after two minutes.
-        _, rest = process.communicate(timeout=60)
+        _, rest = process.communicate()
     assert not list((tmp_path / "r/features").rglob("*.json"))
     assert process.returncode == 130 and "Traceback" not in rest
-    assert rest.splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert rest.splitlines()[-1] == "interrupted; run the same command again to continue"
 
 
 @pytest.mark.scale
-def test_a_clip_is_captioned_before_it_gets_its_sound(tiny_run, video, tmp_path):
+def test_sample_captions_a_clip_with_soundcap_first(tiny_run, video, tmp_path):
     with openai_server.running(tmp_path / "requests.jsonl") as url:
         flags = (f"--soundcap={openai_server.MODEL}", f"--soundcap-server={url}")
         result = shell.sample(tiny_run, video, tmp_path / "out.mp4", *flags)
@@ -230,10 +235,11 @@ def test_a_clip_is_captioned_before_it_gets_its_sound(tiny_run, video, tmp_path)
         assert "A thud over" in result.stderr
         assert result.stdout.splitlines() == [str(tmp_path / "out.mp4")]
         both = shell.sample(tiny_run, video, tmp_path / "out.mp4", *flags, "--prompt=x")
-        shell.fails_in_one_line(both, "give one of --prompt and --soundcap")
+        shell.fails_in_one_line(both, "give either --prompt or --soundcap")
         result = shell.sample(tiny_run, video.parent, tmp_path / "sounds", *flags)
-    made = [json.loads(line) for line in (tmp_path / "sounds/samples.jsonl").read_text().splitlines()]
-    assert made and all("A thud over" in row["prompt"] for row in made)
+    rows = [json.loads(line) for line in (tmp_path / "sounds/samples.jsonl").read_text().splitlines()]
+    prompts = [row["prompt"] for row in rows if "id" in row]
+    assert prompts and all("A thud over" in prompt for prompt in prompts)
     assert (tmp_path / "sounds/soundcap/captions.jsonl").exists()
 
 
@@ -241,19 +247,47 @@ def test_a_clip_is_captioned_before_it_gets_its_sound(tiny_run, video, tmp_path)
     ("flags", "expected"),
     [
         (("--sigma-rel=0.5",), "sigma_rel=0.5 must be between 0 and 0.288"),
-        (("--out=a.safetensors", "--sigma-rel=0.05", "--sigma-rel=0.1"), "take one --sigma-rel, not 2"),
+        (
+            ("--out=a.safetensors", "--sigma-rel=0.05", "--sigma-rel=0.1"),
+            "exactly one --sigma-rel; 2 are given",
+        ),
         (("--adapter=a.safetensors", "--sigma-rel=0.05"), "was trained without LoRA"),
-        (("--records=nowhere",), "nowhere: no records with a valid split"),
+        (("--records=nowhere",), "nowhere: no such folder; name other records by --records"),
         (("--out=a.npz", "--novalidate", "--sigma-rel=0.05"), "a.npz: must end in .safetensors"),
     ],
 )
-def test_averaging_flags_that_mean_nothing(tiny_run, flags, expected):
+def test_ema_names_a_wrong_flag(tiny_run, flags, expected):
     shell.fails_in_one_line(shell.run("flowley_jax.ema", "--workdir", tiny_run, *flags), expected)
 
 
-def test_a_folder_of_another_configuration_is_left_alone(debug_run):
+def test_train_leaves_a_folder_with_a_different_configuration_unchanged(debug_run):
     workdir, _ = debug_run
     before = shell.tree(workdir)
     result = shell.train(workdir, "--config.optim.learning_rate=0.5", "--config.model.window=9")
-    shell.fails_in_one_line(result, workdir, "optim.learning_rate is", "0.5 here", "model.window")
+    shell.fails_in_one_line(
+        result, workdir, "optim.learning_rate was 0.002, is now 0.5", "model.window was 0, is now 9"
+    )
     assert shell.tree(workdir) == before
+
+
+def test_verbose_shows_the_log_lines_of_libraries(tmp_path):
+    module = tmp_path / "shows_logs.py"
+    module.write_text(
+        "import logging\n"
+        "from flowley_jax.cli import run_main\n"
+        "from flowley_jax.errors import FlowleyError\n"
+        "def main():\n"
+        "    logging.getLogger('flowley_jax.training').info('ours')\n"
+        "    logging.getLogger('library').info('theirs')\n"
+        "    logging.getLogger('library').error('their error')\n"
+        "    raise FlowleyError('wrong')\n"
+        "if __name__ == '__main__':\n"
+        "    run_main(main)\n"
+    )
+    quiet, verbose = (
+        children.run([sys.executable, module, *flags], cwd=shell.ROOT) for flags in ((), ("--verbose",))
+    )
+    assert quiet.stderr == "ours\nerror: wrong\n"
+    shell.fails_in_one_line(verbose, "error: wrong")
+    assert len(verbose.stderr.splitlines()) == 4
+    assert "ours\n" in verbose.stderr and "theirs\n" in verbose.stderr and "their error\n" in verbose.stderr

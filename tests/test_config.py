@@ -1,21 +1,21 @@
-"""Configurations: typed, complete, and refused with a name when wrong."""
+"""Configurations: the published values, options that combine, and errors that name the value."""
 
 import dataclasses
 import json
 
 import jax
 import pytest
-from flax import nnx
 
 from configs import impacts, vggsound
-from flowley_jax.cli import config_dict_of
-from flowley_jax.config import ExperimentConfig, experiment_from
+from flowley_jax.config import ExperimentConfig, binding_values, experiment_from
+from flowley_jax.config_flag import config_dict_of
 from flowley_jax.errors import FlowleyError
-from flowley_jax.model import Flowley
-from flowley_jax.training.ahead import lengths
+from flowley_jax.model import ModelConfig
+from flowley_jax.model.flowley import abstract_model
+from flowley_jax.training.flops import configured_lengths
 
 
-def test_vggsound_is_the_published_run():
+def test_vggsound_has_the_values_of_the_published_run():
     config = experiment_from(vggsound.get_config().to_dict())
     assert (config.model.width, config.model.multi_depth, config.model.single_depth) == (512, 5, 10)
     assert (config.model.window, config.model.fade_range, config.model.fade) == (0, 4, "cosine")
@@ -32,51 +32,56 @@ def test_vggsound_is_the_published_run():
     assert config.flow.immiscible and config.flow.time.kind == "cosmap" and config.flow.loss.kind == "mse"
 
 
-def test_vggsound_mixes_captions():
+def test_vggsound_draws_captions_from_two_sources():
     data = experiment_from(vggsound.get_config("soundcap,44k").to_dict()).data
     assert (data.captions, data.caption_weights) == (("table", "soundcap"), (0.5, 0.5))
     with pytest.raises(FlowleyError, match="needs as many weights"):
         dataclasses.replace(data, captions=("table",))
 
 
-def test_vggsound_debug_keeps_the_network():
-    full, debug = (experiment_from(vggsound.get_config(variant).to_dict()) for variant in ("", "debug"))
-    assert debug.model == full.model and debug.data.generate > 0
+def test_vggsound_debug_is_small_unless_a_size_or_slice_is_named():
+    full, debug, small, on_slice = (
+        experiment_from(vggsound.get_config(options).to_dict())
+        for options in ("", "base,debug", "debug", "v6e-16,debug")
+    )
+    assert debug.model == full.model and debug.data.generate > 0 and debug.train.keep_checkpoints == 1
+    assert small.model == vggsound.SIZES["small"] and small.data == debug.data
+    assert dataclasses.replace(on_slice.model, dtype="float32") == full.model
 
 
-def test_an_unknown_variant_is_named():
-    with pytest.raises(ValueError, match=r"no variant 'huge'; it has debug"):
+def test_an_unknown_option_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"no option 'huge'; it has debug"):
         impacts.get_config("huge")
-    with pytest.raises(ValueError, match=r"no option 'huge'; it has base, large, xl, 16k, 44k, v5e-16"):
+    with pytest.raises(ValueError, match=r"no option 'huge'; it has small, base, large, xl, 16k, 44k, v5e"):
         vggsound.get_config("44k,huge")
-    with pytest.raises(ValueError, match="no settings of xl for v5e-16"):
+    with pytest.raises(ValueError, match="no settings for xl on v5e-16"):
         vggsound.get_config("xl,v5e-16")
 
 
 @pytest.mark.parametrize(("size", "billions"), [("base", 0.171), ("large", 0.642), ("xl", 1.775)])
-def test_sizes_have_the_parameters_that_they_are_named_for(size, billions):
+def test_sizes_have_their_number_of_parameters(size, billions):
     config = experiment_from(vggsound.get_config(size).to_dict())
-    model = nnx.eval_shape(lambda: Flowley(config.model, rngs=nnx.Rngs(0)))
-    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    _, parameters, _ = abstract_model(config.model)
+    count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
     assert count / 1e9 == pytest.approx(billions, rel=2e-3)
 
 
-def test_options_go_together_in_any_order():
+def test_options_combine_in_any_order():
     config = experiment_from(vggsound.get_config("v6e-16,44k,large").to_dict())
     assert (config.model.audio_dim, config.model.width, config.model.dtype) == (40, 1024, "bfloat16")
-    assert lengths(config) == (345, 64, 77)
+    assert configured_lengths(config) == (345, 64, 77)
     assert config.mesh.fsdp == 16 and config.data.records == "data/vggsound/records_44k"
     for place, sizes in vggsound.SLICES.items():
         for options in sizes:
             experiment_from(vggsound.get_config(f"{options},{place}").to_dict())
 
 
-def test_survives_json_exactly():
+def test_a_configuration_survives_json():
     config = experiment_from(impacts.get_config().to_dict())
     assert experiment_from(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
-def test_fields_that_are_none_can_be_set():
+def test_values_that_are_none_can_be_set():
     tree = config_dict_of(ExperimentConfig())
     assert experiment_from(tree.to_dict()) == ExperimentConfig()
     tree.model.balance = 0.25
@@ -90,9 +95,9 @@ def test_fields_that_are_none_can_be_set():
     [
         (
             {"optim": {"learning_rte": 1.0}},
-            r"unknown key config\.optim\.learning_rte; config\.optim has beta1",
+            r"unknown key optim\.learning_rte; optim has beta1",
         ),
-        ({"colour": 1}, r"unknown key config\.colour"),
+        ({"colour": 1}, r"unknown key colour; the configuration has data"),
         ({"model": {"width": 30, "num_heads": 4}}, r"model\.width=30 must be a multiple of 2·num_heads=8"),
         ({"model": {"fade": "square"}}, r"model\.fade='square' must be one of cosine"),
         ({"model": {"dropout": 1.0}}, r"model\.dropout=1\.0 must be in"),
@@ -102,7 +107,7 @@ def test_fields_that_are_none_can_be_set():
         ({"flow": {"time": {"kind": "late"}}}, r"flow\.time\.kind='late'"),
         ({"flow": {"loss": {"kind": "l3"}}}, r"flow\.loss\.kind='l3'"),
         ({"flow": {"condition_dropout": 2.0}}, r"flow\.condition_dropout=2\.0"),
-        ({"sample": {"solver": {"name": "rk5"}}}, r"config\.sample\.solver\.name='rk5' must be one of euler"),
+        ({"sample": {"solver": {"name": "rk5"}}}, r"sample\.solver\.name='rk5' must be one of euler"),
         ({"optim": {"clip_norm": -1.0}}, r"optim\.clip_norm=-1\.0 must be positive"),
         ({"ema": {"sigma_rels": []}}, r"ema\.sigma_rels=\(\) must name at least one track"),
         ({"ema": {"sigma_rels": [0.05, 0.3]}}, r"ema\.sigma_rels=0\.3 must be between 0 and 0\.288"),
@@ -112,6 +117,19 @@ def test_fields_that_are_none_can_be_set():
         ({"train": {"log_every": 0}}, r"train\.log_every=0 must be at least 1"),
     ],
 )
-def test_bad_values_are_named(tree, message):
+def test_invalid_values_are_named(tree, message):
     with pytest.raises(FlowleyError, match=message):
         experiment_from(tree)
+
+
+def test_values_that_may_change_on_resume_are_not_binding():
+    binding = binding_values(ExperimentConfig())
+    assert list(binding) == sorted(binding)
+    assert not [name for name in binding if name.startswith(("mesh.", "train.", "sample."))]
+    data = {"batch_size", "captions", "caption_weights"}
+    assert {name for name in binding if name.startswith("data.")} == {f"data.{name}" for name in data}
+    fields = {f"model.{field.name}" for field in dataclasses.fields(ModelConfig)}
+    free = {"psca_implementation", "attention_implementation", "layers", "remat"}
+    assert fields - binding.keys() == {f"model.{name}" for name in free}
+    for name in ("seed", "flow.time.kind", "optim.learning_rate", "ema.sigma_rels", "start.weights"):
+        assert name in binding

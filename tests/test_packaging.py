@@ -1,4 +1,4 @@
-"""What a fresh clone relies on: declared packages, lock file, make targets, a light import."""
+"""Installing: declared packages, lock file, make targets, the wheel and what it imports."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import children
 import pytest
 
 import flowley_jax
@@ -33,48 +34,144 @@ def test_lock_covers_every_requirement():
     assert {normalised(requirement) for requirement in wanted} <= locked().keys()
 
 
-def test_lock_is_pinned_hashed_and_free_of_places():
+def test_lock_has_versions_and_hashes_and_no_addresses():
     entries = [entry for entry in re.split(r"\n(?=\S)", LOCK) if entry.strip()]
     for entry in entries:
         assert re.match(r"[a-z0-9-]+==\S+", entry) and "--hash=sha256:" in entry, entry.splitlines()[0]
     assert "://" not in LOCK and "--index" not in LOCK and " @ " not in LOCK
 
 
-def test_lock_holds_no_second_framework():
+def test_lock_has_no_other_deep_learning_framework():
     assert not {"torch", "tensorflow", "tensorflow-cpu", "torchaudio"} & locked().keys()
 
 
-def test_lock_keeps_a_jax_that_every_supported_python_has():
+def test_lock_has_a_jax_for_every_supported_python():
     assert PROJECT["requires-python"] == ">=3.11"
     major, minor, _ = locked()["jax"].split(".")
     assert (int(major), int(minor)) == (0, 10)
 
 
 def test_import_is_light():
-    command = (
-        "import sys, flowley_jax; print(sorted({'jax', 'numpy', 'flax', 'matplotlib'} & sys.modules.keys()))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"
+    heavy = {"jax", "numpy", "flax", "matplotlib", "absl"}
+    assert python(f"import sys, flowley_jax; print(sorted({heavy} & sys.modules.keys()))") == "[]"
 
 
-def test_wheel_holds_code_and_data(tmp_path):
-    (tmp_path / "src").mkdir()
-    for name in ("flowley_jax", "data_prep", "pyproject.toml", "setup.py", "LICENSE", "README.md"):
-        if (ROOT / name).exists():
-            (tmp_path / "src" / name).symlink_to(ROOT / name)
-    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")]
-    subprocess.run(command, cwd=tmp_path / "src", check=True, capture_output=True)
-    built = {str(path.relative_to(tmp_path / "lib")) for path in (tmp_path / "lib").rglob("*")}
-    assert {f"flowley_jax/{name}" for name in ("py.typed", "report/page.css", "report/page.js")} <= built
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "flowley_jax").rglob("*.py")}
-    assert sources <= built
+def test_public_names_are_imported_on_first_use():
+    for name in flowley_jax.__all__:
+        assert getattr(flowley_jax, name).__module__.startswith("flowley_jax."), name
+    assert set(flowley_jax.__all__) <= set(dir(flowley_jax))
+    with pytest.raises(AttributeError, match="module 'flowley_jax' has no attribute 'nothing'"):
+        _ = flowley_jax.nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_train_is_a_function_and_a_module():
+    code = (
+        "import flowley_jax.training.loop as loop\n"
+        "from flowley_jax import train; assert train is loop.train\n"
+        # Once the module is imported, Python finds it under this name: it can be called like the function.
+        "import flowley_jax.train; assert flowley_jax.train.main.__name__ == 'main'\n"
+        "loop.train = lambda *arguments: arguments\n"
+        "from flowley_jax import train; print(train('config', 'workdir'))"
+    )
+    assert python(code) == "('config', 'workdir')"
+
+
+def python(code: str) -> str:
+    return children.run([sys.executable, "-c", code], check=True, cwd=ROOT).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Folder with the package installed from a wheel, and nothing else of the repository."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (folder / "src").mkdir()
+    for name in ("flowley_jax", "data_prep", "configs", "pyproject.toml", "setup.py", "LICENSE", "README.md"):
+        (folder / "src" / name).symlink_to(ROOT / name)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    children.run([*install, "--no-build-isolation", "--target", folder / "lib", folder / "src"], check=True)
+    return folder / "lib"
+
+
+def run_installed(installed: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu"}
+    return children.run([sys.executable, *arguments], cwd=cwd, env=environment)
+
+
+def test_wheel_holds_code_and_data(installed):
+    files = {str(path.relative_to(installed)) for path in installed.rglob("*")}
+    assert {
+        f"flowley_jax/{name}" for name in ("py.typed", "demo/report/page.css", "demo/report/page.js")
+    } <= files
+    assert {f"flowley_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")} <= files
+    for folder in ("flowley_jax", "data_prep"):
+        for suffix in (".py", ".txt", ".css", ".js"):
+            sources = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(f"*{suffix}")}
+            assert sources <= files
+    assert not {name for name in files if name.startswith(("launch", "benchmarks", "tests", "configs"))}
+
+
+CONFIGURED = ("data_prep.extract", "flowley_jax.demo", "flowley_jax.train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("data_prep.extract",), "  seconds: float = 4.0"),
+        (("data_prep.extract", "--config=configs/records.py:published"), "  seconds: float = 8.0"),
+        (("flowley_jax.demo",), "  data.records: str = runs/demo/records"),
+        (("flowley_jax.train", "--config", "vggsound.py:debug"), "  train.steps: int = 2"),
+        (("flowley_jax.train",), "  data.batch_size: int = 512"),
+    ],
+)
+def test_installed_commands_find_their_configuration(installed, tmp_path, arguments, line):
+    result = run_installed(installed, "-m", *arguments, "--help", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert line in result.stdout.splitlines()
+    assert str(installed) in result.stdout and str(ROOT) not in result.stdout
+
+
+def test_installed_commands_show_help(installed, tmp_path):
+    sources = [path for folder in ("flowley_jax", "data_prep") for path in (installed / folder).rglob("*.py")]
+    commands = [
+        ".".join(path.relative_to(installed).with_suffix("").parts).removesuffix(".__main__")
+        for path in sources
+        if "run_main(main" in path.read_text(encoding="utf-8")
+    ]
+    assert len(commands) >= 14
+    # The other test has their help.
+    commands = [command for command in commands if command not in CONFIGURED]
+    # One process that forks: most of these commands take less time than the start of Python.
+    script = (
+        "import os, runpy, sys\n"
+        "for module in sys.argv[1:]:\n"
+        "    if not os.fork():\n"
+        "        sys.argv = [module, '--help']\n"
+        "        runpy.run_module(module, run_name='__main__', alter_sys=True)\n"
+        "        os._exit(9)\n"
+        "    print(module, os.waitstatus_to_exitcode(os.wait()[1]), file=sys.stderr, flush=True)\n"
+    )
+    result = run_installed(installed, "-c", script, *commands, cwd=tmp_path)
+    assert result.stderr.splitlines() == [f"{command} 0" for command in commands]
+    assert result.stdout.count("--[no]verbose") == len(commands)
+
+
+def test_an_installed_extraction_needs_no_configuration_file(installed, tmp_path):
+    flags = ("-m", "data_prep.extract", "--table=none.tsv", "--out=records")
+    result = run_installed(installed, *flags, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: none.tsv: ")
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path):
+    (tmp_path / "apache_beam.py").write_text("raise ModuleNotFoundError('none', name='apache_beam')")
+    flags = ("-m", "data_prep.extract", "--table=none.tsv", "--out=records")
+    result = run_installed(tmp_path, *flags, cwd=ROOT)
+    assert result.returncode == 2
+    assert result.stderr == "error: apache-beam is not installed: pip install apache-beam\n"
 
 
 def make(folder: Path, *arguments: str, interpreters: str) -> subprocess.CompletedProcess[str]:
-    """Runs make in an empty copy where every Python on the path is the given script."""
+    """Run make in an empty copy where every Python on the path is the given script."""
     for name in ("Makefile", "pyproject.toml", "setup.py", "requirements.lock"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
     for name in ("python3", "python3.11", "python3.12", "python3.13"):
@@ -83,19 +180,17 @@ def make(folder: Path, *arguments: str, interpreters: str) -> subprocess.Complet
         script.write_text(interpreters, encoding="utf-8")
         script.chmod(0o755)
     environment = os.environ | {"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
-    # Under `make test` the outer make would pass its own options on.
+    # Under `make test`, the outer make would pass on its own options.
     for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         environment.pop(name, None)
-    return subprocess.run(
-        ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    return children.run(["make", *arguments], cwd=folder, env=environment)
 
 
 @pytest.mark.parametrize(
     ("interpreters", "line"),
     [(TOO_OLD, "Python 3.11 or later is needed"), (NO_ENSUREPIP, "apt-get install python3.13-venv")],
 )
-def test_make_says_in_one_line_what_the_machine_lacks(tmp_path, interpreters, line):
+def test_make_reports_in_one_line_what_the_machine_lacks(tmp_path, interpreters, line):
     result = make(tmp_path, "test", interpreters=interpreters)
     assert result.returncode != 0
     complaints = [text for text in result.stderr.splitlines() if not text.startswith("make")]
@@ -109,6 +204,6 @@ def test_make_help_lists_every_target(tmp_path):
         assert f"make {target} " in result.stdout
 
 
-def test_version_is_that_of_the_package():
+def test_version_comes_from_the_package():
     assert "version" in PROJECT["dynamic"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", flowley_jax.__version__)

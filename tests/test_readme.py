@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, and its commands name things that exist."""
+"""The README's Python code runs, and commands, flags, files and links on every page exist."""
 
 import re
 from pathlib import Path
@@ -13,17 +13,17 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def _python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def _python_block(text: str) -> str:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
 
 
-def test_array_interface_makes_a_video_with_sound(tiny_run, tmp_path, monkeypatch):
+def test_the_python_example_writes_a_video_with_sound(tiny_run, tmp_path, monkeypatch):
     (tmp_path / "runs/demo").mkdir(parents=True)
     (tmp_path / "runs/demo/train").symlink_to(tiny_run)
     monkeypatch.chdir(tmp_path)
     frames = np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), dtype=np.uint8)
     write_video("a.mp4", frames, 24.0)
-    block = _python_blocks()[0]
+    block = _python_block(README)
     assert len(block.splitlines()) <= 12
     names: dict = {}
     exec(block, names)
@@ -34,11 +34,11 @@ def test_array_interface_makes_a_video_with_sound(tiny_run, tmp_path, monkeypatc
 
 
 @pytest.mark.scale
-def test_published_weights_go_in_and_out():
+def test_published_weights_convert_both_ways():
     import golden_data
     import jax.numpy as jnp
 
-    block = _python_blocks()[1].replace("ModelConfig()", "config")
+    block = _python_block((ROOT / "docs/published.md").read_text()).replace("ModelConfig()", "config")
     video, text, text_len = golden_data.conditions("a_shared")
     data = golden_data.load("a_shared")
     original = golden_data.state_dict("a_shared")
@@ -74,6 +74,31 @@ def test_commands_and_files_exist(page):
 
 def test_flags_of_the_sampler_exist():
     sample = (ROOT / "flowley_jax/sample.py").read_text()
-    section = README[README.index("## Sound for your clips") : README.index("## Training")]
-    for flag in set(re.findall(r"--([a-z-]+)", section)):
+    section = README[README.index("## Sound for your clip") : README.index("## Train on your clips")]
+    for flag in set(re.findall(r"--([a-z-]+)", section)) - {"help"}:
         assert f'"{flag.replace("-", "_")}"' in sample, flag
+
+
+def test_the_readme_is_short():
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+    assert len(prose.split()) <= 900
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name
+)
+def test_sentences_are_short(page):
+    long = [
+        sentence for sentence in _sentences(page.read_text(encoding="utf-8")) if len(sentence.split()) > 30
+    ]
+    assert not long, "\n".join(long)
+
+
+def _sentences(text: str) -> list[str]:
+    """Return the sentences of a page, without code; list items and table cells count by themselves."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
+    blocks = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.)\s)|\|", text)
+    return [
+        " ".join(sentence.split()) for block in blocks for sentence in re.split(r"(?<=[.!?:;])\s+", block)
+    ]

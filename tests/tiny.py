@@ -1,12 +1,15 @@
-"""A run of seconds: a tiny model on generated records."""
+"""A run that takes seconds: a tiny model on generated records."""
 
 import dataclasses
 from pathlib import Path
 
 from flowley_jax.config import DataConfig, EmaConfig, ExperimentConfig, OptimConfig, SampleConfig, TrainConfig
 from flowley_jax.data.generated import write_generated_records
+from flowley_jax.data.record import TEXT_FIELDS, Example
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.model.config import ModelConfig
+from flowley_jax.training import state
+from flowley_jax.training.sharding import Layout, make_layout
 
 FPS = 12.0
 MODEL = ModelConfig(
@@ -21,8 +24,13 @@ MODEL = ModelConfig(
 )
 
 
+def texts_of(example: Example) -> dict[str, str]:
+    """Return the fields id, caption and label of a stored example as text."""
+    return {field: example[field].decode() for field in TEXT_FIELDS}
+
+
 def write_records(folder: Path, *, count: int = 10) -> Path:
-    """Records of `count` training clips of 0.8 seconds: 25 latents, 10 frames."""
+    """Write records of `count` training clips of 0.8 seconds: 25 latents, 10 frames."""
     write_generated_records(
         folder,
         audio_length=25,
@@ -38,7 +46,7 @@ def write_records(folder: Path, *, count: int = 10) -> Path:
 
 
 def experiment(records: Path, *, steps: int = 6, **changes) -> ExperimentConfig:
-    """A run of `steps` steps that logs and keeps every step."""
+    """Return a run of `steps` steps that logs every step."""
     config = ExperimentConfig(
         model=MODEL,
         data=DataConfig(records=str(records), batch_size=4),
@@ -55,3 +63,13 @@ def experiment(records: Path, *, steps: int = 6, **changes) -> ExperimentConfig:
         sample=SampleConfig(solver=SolverConfig(steps=2), guidance=1.5),
     )
     return dataclasses.replace(config, **changes)
+
+
+def layout(config: ExperimentConfig) -> Layout:
+    """Return the layout of a run over all devices of this process."""
+    return make_layout(config.mesh, config.model, batch_size=config.data.batch_size)
+
+
+def abstract_state(config: ExperimentConfig) -> state.TrainState:
+    """Return the shapes of a run's state."""
+    return state.abstract_state(state.StepConfig.from_experiment(config), layout(config))

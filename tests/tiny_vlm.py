@@ -1,4 +1,4 @@
-"""Vision-language models of the real classes with small random weights, in the real file layout."""
+"""Vision-language models with the real classes and file layout, but small random weights."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _SPECIAL = [
         "<|audio_eos|>",
     ),
 ]
-# How the published models write a conversation, for what is asked here.
+# The chat format of the published models, reduced to one video and one text.
 _TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -40,7 +40,7 @@ _LANGUAGE = dict(
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
-    # Wide enough for adapters alone to change the answers.
+    # Wide enough that adapters by themselves change the answers.
     initializer_range=0.15,
     max_position_embeddings=2048,
     rope_parameters={"rope_type": "default", "mrope_section": [2, 2, 4], "rope_theta": 1e6},
@@ -49,7 +49,7 @@ _PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 84 * 84}
 
 
 def write_silent(folder: Path) -> Path:
-    """A Qwen2.5-VL, which sees."""
+    """Write a Qwen2.5-VL, which only sees."""
     import torch
     from transformers import (
         Qwen2_5_VLConfig,
@@ -64,7 +64,7 @@ def write_silent(folder: Path) -> Path:
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     torch.manual_seed(0)
     config = Qwen2_5_VLConfig(
-        text_config={**_LANGUAGE, "vocab_size": len(tokenizer), **_ends(tokenizer)},
+        text_config={**_LANGUAGE, "vocab_size": len(tokenizer), **_special_ids(tokenizer)},
         vision_config=_VISION,
         image_token_id=ids["image_pad"],
         video_token_id=ids["video_pad"],
@@ -82,7 +82,7 @@ def write_silent(folder: Path) -> Path:
 
 
 def write_audio_visual(folder: Path) -> Path:
-    """The thinker of a Qwen2.5-Omni, which sees and hears."""
+    """Write the thinker of a Qwen2.5-Omni, which sees and hears."""
     import torch
     from transformers import (
         Qwen2_5OmniProcessor,
@@ -107,7 +107,7 @@ def write_audio_visual(folder: Path) -> Path:
     ids = {key: tokenizer.convert_tokens_to_ids(value) for key, value in names.items()}
     torch.manual_seed(0)
     config = Qwen2_5OmniThinkerConfig(
-        text_config={**_LANGUAGE, "vocab_size": len(tokenizer), **_ends(tokenizer)},
+        text_config={**_LANGUAGE, "vocab_size": len(tokenizer), **_special_ids(tokenizer)},
         vision_config=_VISION,
         audio_config=dict(
             d_model=32,
@@ -143,16 +143,16 @@ def write_audio_visual(folder: Path) -> Path:
 def _tokenizer(template, **tokens):
     from transformers import PreTrainedTokenizerFast
 
-    plain = Tokenizer(models.BPE())
-    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    plain.train_from_iterator(
+    tokenizer.train_from_iterator(
         ["a dog barks at the gate while rain falls on a tin roof"],
         trainers.BpeTrainer(vocab_size=320, special_tokens=_SPECIAL, initial_alphabet=alphabet),
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=plain,
+        tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         chat_template=template,
@@ -160,7 +160,7 @@ def _tokenizer(template, **tokens):
     )
 
 
-def _ends(tokenizer):
+def _special_ids(tokenizer):
     return {
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

@@ -1,4 +1,4 @@
-"""Clips that can be used, and files that cannot: one at least for every reason code."""
+"""Write clips that can be used, and files that cannot: at least one for every reason code."""
 
 import fractions
 import os
@@ -24,11 +24,11 @@ SETTINGS = RecordSettings(
 )
 SECONDS_OF_MEDIA = 1.2
 RATE = 16_000
-# A decoder that opens it is killed by the module below.
+# A decoder that opens this file is killed by the module below.
 CRASHING = "crash.mp4"
 _SITE = f"""
 import os, signal, sys
-if "data_prep.decoder" in sys.orig_argv:
+if "data_prep.worker_pool" in sys.orig_argv:
     import av
     opened = av.open
     def opening(path, *arguments, **options):
@@ -40,14 +40,14 @@ if "data_prep.decoder" in sys.orig_argv:
 
 
 def write_crashing_codec(folder):
-    """A folder for PYTHONPATH that makes decoders die on one file, as a fault in a codec would."""
+    """Write a folder for PYTHONPATH with which decoders crash on one file, like a bug in a codec."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_SITE)
     return folder
 
 
 def write_clip(path, seed, seconds=SECONDS_OF_MEDIA, *, fps=24, audio=True):
-    """A block that moves, and a noise that fades."""
+    """Write a video of a moving block with a fading noise."""
     rng = np.random.default_rng(seed)
     frames = np.full((round(fps * seconds), 64, 64, 3), 90, np.uint8)
     for time, frame in enumerate(frames):
@@ -57,14 +57,14 @@ def write_clip(path, seed, seconds=SECONDS_OF_MEDIA, *, fps=24, audio=True):
 
 
 def write_table(folder, rows):
-    """The clip table of rows (id, video_path, text_description, split, label)."""
+    """Write the clip table of rows (id, video_path, text_description, split, label); return its path."""
     lines = ["id\tvideo_path\ttext_description\tsplit\tlabel", *("\t".join(row) for row in rows)]
     (folder / "clips.tsv").write_text("\n".join(lines) + "\n")
     return folder / "clips.tsv"
 
 
 def write_unusable(folder):
-    """The files, but for those that hang a decoder. Returns rows of a table, and the reason for each id."""
+    """Write unusable files; return their table rows and the reason code for each id."""
     rng = np.random.default_rng(0)
     (folder / "unreadable.mp4").write_bytes(b"not a film" * 99)
     _write_truncated(folder / "truncated.mp4", rng)
@@ -97,11 +97,11 @@ def write_unusable(folder):
         "crash": Reason.CRASH,
         "talkative": Reason.CAPTION,
     }
-    endings = {"sound": "wav", "picture": "png", "not_finite": "mkv"}
+    extensions = {"sound": "wav", "picture": "png", "not_finite": "mkv"}
     rows = [
         (
             name,
-            f"{name}.{endings.get(name, 'mp4')}",
+            f"{name}.{extensions.get(name, 'mp4')}",
             "word " * 99 if name == "talkative" else "x",
             "train",
             "x",
@@ -112,7 +112,7 @@ def write_unusable(folder):
 
 
 def write_hanging(folder):
-    """A file that blocks whoever opens it. Returns its row."""
+    """Write a file that blocks its reader; return its table row."""
     os.mkfifo(folder / "hanging.mp4")
     return "hanging", "hanging.mp4", "x", "train", "x"
 
@@ -124,7 +124,7 @@ def _noise(rng, seconds):
 
 
 def _write_truncated(path, rng):
-    """The header, which comes first, states four times what is there."""
+    """Write a file whose header, at its start, states four times the length of the content."""
     frames = rng.integers(0, 255, (96, 64, 64, 3)).astype(np.uint8)
     whole = path.with_name("whole.mp4")
     write_video(whole, frames, 24, audio=_noise(rng, 4.0), sample_rate=RATE)
@@ -140,7 +140,7 @@ def _write_truncated(path, rng):
 
 
 def _write_not_finite(path, frames):
-    """A track of floating-point samples, one of which is no number."""
+    """Write a sound track of floating-point samples, one of which is NaN."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=24)
         video.width = video.height = 64

@@ -1,1 +1,1 @@
-"""Generated clips of visible events that make sounds, with the true event times: a benchmark of synchrony."""
+"""Generated clips of visible impacts with the true times of their sounds: a benchmark of synchrony."""

@@ -1,4 +1,4 @@
-"""Makes the clip set: python -m data_prep.impacts --out DIR"""
+"""Generate a set of clips with impacts: python -m data_prep.impacts --out DIR"""
 
 from pathlib import Path
 
@@ -8,20 +8,20 @@ from data_prep.impacts.generate import ClipSetConfig, generate
 from flowley_jax.cli import run_main
 
 _DEFAULTS = ClipSetConfig()
-_OUT = flags.DEFINE_string(
-    "out", None, "Folder of the set; clips that are there already are kept.", required=True
+_OUT = flags.DEFINE_string("out", None, "Folder of the set; existing clips are kept.", required=True)
+_TRAIN = flags.DEFINE_integer("train", _DEFAULTS.train, "Number of training clips.")
+_VALID = flags.DEFINE_integer("valid", _DEFAULTS.valid, "Number of validation clips.")
+_TEST = flags.DEFINE_integer("test", _DEFAULTS.test, "Number of test clips.")
+_SECONDS = flags.DEFINE_float("seconds", _DEFAULTS.seconds, "Length of a clip in seconds.")
+_SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "Random seed of the set.")
+_WORKERS = flags.DEFINE_integer("workers", 2, "Processes that generate clips.", lower_bound=1)
+_SHEET = flags.DEFINE_string(
+    "contact_sheet", None, "Also draw a few clips and their sound to this .png file."
 )
-_TRAIN = flags.DEFINE_integer("train", _DEFAULTS.train, "Training clips.")
-_VALID = flags.DEFINE_integer("valid", _DEFAULTS.valid, "Validation clips.")
-_TEST = flags.DEFINE_integer("test", _DEFAULTS.test, "Test clips.")
-_SECONDS = flags.DEFINE_float("seconds", _DEFAULTS.seconds, "Length of a clip.")
-_SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of the whole set.")
-_WORKERS = flags.DEFINE_integer("workers", 2, "Processes.", lower_bound=1)
-_SHEET = flags.DEFINE_string("contact_sheet", None, "Also draw a few clips with their sound to this .png.")
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line."""
     config = ClipSetConfig(
         train=_TRAIN.value, valid=_VALID.value, test=_TEST.value, seconds=_SECONDS.value, seed=_SEED.value
     )
@@ -30,7 +30,7 @@ def main() -> int:
         from data_prep.impacts.contact_sheet import draw_contact_sheet
 
         draw_contact_sheet(Path(_OUT.value), Path(_SHEET.value))
-    print(f"clips, clips.tsv and events.jsonl are in {_OUT.value}")
+    print(f"{_OUT.value}: clips, clips.tsv and events.jsonl")
     return 0
 
 

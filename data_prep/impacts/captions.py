@@ -1,4 +1,4 @@
-"""Captions that name objects, materials and what they do."""
+"""Captions that name the objects, their materials and their actions."""
 
 import numpy as np
 
@@ -17,17 +17,17 @@ _JOINTS = (" while ", " and ", ", ")
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One sentence fragment in lower case, its wording drawn at random."""
-    parts = [_actor(actor, rng) for actor in scene.actors]
+    """Return one sentence fragment in lower case, with random wording."""
+    phrases = [_describe_actor(actor, rng) for actor in scene.actors]
     if scene.drone is not None:
-        parts.append(_drone(scene.drone, rng))
-    return str(rng.choice(_JOINTS)).join(parts)
+        phrases.append(_describe_drone(scene.drone, rng))
+    return str(rng.choice(_JOINTS)).join(phrases)
 
 
-def _actor(actor: Actor, rng: np.random.Generator) -> str:
+def _describe_actor(actor: Actor, rng: np.random.Generator) -> str:
     noun = "mallet" if actor.motion == "strikes" else actor.shape
     return f"a {actor.material.name} {noun} {rng.choice(_ACTIONS[actor.motion])}"
 
 
-def _drone(drone: Drone, rng: np.random.Generator) -> str:
+def _describe_drone(drone: Drone, rng: np.random.Generator) -> str:
     return str(rng.choice(_DRONES[drone.kind]))

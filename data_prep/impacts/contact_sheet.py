@@ -1,6 +1,5 @@
-"""A picture of a few clips of a set: frames above the sound, true events marked."""
+"""Draw a few clips of a set: frames above the spectrogram, with the true events marked."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flowley_jax.audio.mel import MEL_16K, log_mel
-from flowley_jax.data.clip_table import Clip, read_clip_table
+from flowley_jax.common.jsonl import read_jsonl
+from flowley_jax.data.clip_table import TableClip, read_clip_table
 from flowley_jax.media.read import read_audio, read_frames
 
 CLIPS = 6
@@ -18,17 +18,17 @@ FRAMES = 16
 def draw_contact_sheet(
     folder: Path, path: Path, *, generated: Path | None = None, clips: int = CLIPS
 ) -> None:
-    """Draws the first clips of the test split (or of the whole set, without one) to a .png.
+    """Draw the first clips of the test split, or of the whole set if it has none, to a .png file.
 
     Args:
-      folder: the clip set, as `generate` leaves it.
-      generated: folder of the same clips with another sound, drawn below the real one.
-      clips: how many are drawn.
+      folder: the clip set, as `generate` writes it.
+      path: picture to write.
+      generated: folder of the same clips with other sound, which is drawn below the real one.
+      clips: number of clips to draw.
     """
     table = read_clip_table(folder / "clips.tsv")
     chosen = ([clip for clip in table if clip.split == "test"] or table)[:clips]
-    rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    events = {row["id"]: row for row in rows}
+    events = {row["id"]: row for row in read_jsonl(folder / "events.jsonl")}
     heights = [0.8, 1.0, 1.0] if generated else [0.8, 1.0]
     figure = Figure(figsize=(11, 1.0 * sum(heights) * len(chosen)), layout="constrained", dpi=110)
     axes = figure.subplots(len(heights) * len(chosen), 1, height_ratios=heights * len(chosen))
@@ -41,7 +41,7 @@ def draw_contact_sheet(
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def _draw_frames(axes, clip: Clip, events: dict) -> None:
+def _draw_frames(axes, clip: TableClip, events: dict) -> None:
     frames = read_frames(clip.video_path, fps=FRAMES / events["seconds"], seconds=events["seconds"])
     axes.imshow(np.concatenate(list(frames), axis=1), aspect="auto")
     axes.set_title(clip.caption, loc="left", fontsize=9)

@@ -1,37 +1,36 @@
-"""The clip set on disk: .mp4 files, clip table and event times, made in parallel and reproducible."""
+"""Write the clip set: .mp4 files, clip table and event times, in parallel and reproducibly."""
 
 import concurrent.futures
-import csv
 import dataclasses
-import io
 import json
 import multiprocessing
-import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.impacts.captions import caption
 from data_prep.impacts.render import FPS, render
 from data_prep.impacts.scene import Scene, draw_scene
 from data_prep.impacts.sound import SAMPLE_RATE, synthesise
+from data_prep.progress import progress_bar
+from data_prep.table_making import make_clip
+from flowley_jax.common.files import write_text
+from flowley_jax.data.clip_table import SPLITS, write_clip_table
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.write import write_video
-from flowley_jax.whole_files import write_text
 
-SPLITS = ("train", "valid", "test")
 GENERATOR_VERSION = 2
-COLUMNS = ("id", "video_path", "text_description", "split", "label")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipSetConfig:
-    """How many clips of each split, how long, and the seed of all of them.
+    """The number of clips in each split, their length in seconds, and the random seed.
 
-    A clip depends on the seed, its split, its number and the length alone: a larger set begins with the
-    clips of a smaller one. An object rests after six or seven impacts, so clips longer than about eight
-    seconds end quietly.
+    A clip depends only on the seed, its split, its number and its length, so a larger set begins with the
+    clips of a smaller one. Objects rest after six or seven impacts, so clips of more than about eight seconds
+    end quietly.
     """
 
     train: int = 640
@@ -43,7 +42,7 @@ class ClipSetConfig:
     def __post_init__(self):
         if min(self.train, self.valid, self.test) < 0 or self.train + self.valid + self.test == 0:
             raise FlowleyError(
-                f"clip counts {self.train}, {self.valid}, {self.test}: none may be negative, nor all zero"
+                f"train={self.train}, valid={self.valid}, test={self.test} must not be negative, nor all zero"
             )
         if not 3.0 <= self.seconds <= 60.0:
             raise FlowleyError(f"seconds={self.seconds} must be between 3 and 60")
@@ -51,7 +50,7 @@ class ClipSetConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneratedClip:
-    """One clip's place in the set."""
+    """The position of one clip in the set, which determines its content."""
 
     split: str
     index: int
@@ -60,15 +59,16 @@ class GeneratedClip:
 
     @property
     def id(self) -> str:
+        """Unique name of the clip."""
         return f"{self.split}_{self.index:05d}"
 
     @property
     def path(self) -> Path:
-        """Relative to the set's folder."""
+        """Path relative to the folder of the set."""
         return Path(self.split) / f"{self.id}.mp4"
 
     def draw(self) -> tuple[Scene, str, np.random.Generator]:
-        """Scene, caption, and the generator that the sound's noise goes on with."""
+        """Return the scene, the caption, and the random generator in the state for the noise of the sound."""
         entropy = [self.seed, SPLITS.index(self.split), self.index, round(1000 * self.seconds)]
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
         scene = draw_scene(rng, self.seconds)
@@ -76,19 +76,24 @@ class GeneratedClip:
 
 
 def generate(config: ClipSetConfig, out: Path, *, workers: int = 2) -> None:
-    """Makes the clips that are missing in `out`, then the table and the event times.
+    """Generate the clips that are missing in `out`, then write the table and the event times.
 
-    Writes: out/{split}/{id}.mp4, out/clips.tsv and out/events.jsonl. Files do not depend on `workers`.
+    The files are out/{split}/{id}.mp4, out/clips.tsv and out/events.jsonl.
+
+    Args:
+      config: the clip set.
+      out: folder of the set.
+      workers: number of processes; the files do not depend on it.
 
     Raises:
-      FlowleyError: the folder holds a set of another seed, length or version of the generator.
+      FlowleyError: the folder holds a set with a different seed, length or generator version.
     """
     clips = [
         GeneratedClip(split=split, index=index, seed=config.seed, seconds=config.seconds)
         for split in SPLITS
         for index in range(getattr(config, split))
     ]
-    _claim(config, out)
+    _check_same_set(config, out)
     for split in SPLITS:
         (out / split).mkdir(parents=True, exist_ok=True)
     missing = [clip for clip in clips if not (out / clip.path).exists()]
@@ -97,59 +102,52 @@ def generate(config: ClipSetConfig, out: Path, *, workers: int = 2) -> None:
         context = multiprocessing.get_context("spawn")
         with (
             concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
-            tqdm(
-                total=len(missing),
-                desc="generating",
-                unit="clip",
-                mininterval=1.0 if sys.stderr.isatty() else 30.0,
-            ) as progress,
+            progress_bar("generating", total=len(missing)) as progress,
         ):
-            for _ in pool.map(_make, missing, [out] * len(missing), chunksize=4):
+            for _ in pool.map(_write_clip, missing, [out] * len(missing), chunksize=4):
                 progress.update()
     _write_tables(clips, out)
 
 
-def _claim(config: ClipSetConfig, out: Path) -> None:
+def _check_same_set(config: ClipSetConfig, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "set.json"
     wanted = {"seed": config.seed, "seconds": config.seconds, "version": GENERATOR_VERSION}
     if path.exists():
         try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
+            existing = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
             raise FlowleyError(f"{path}: damaged ({error})") from error
-        if found != wanted:
+        if existing != wanted:
             raise FlowleyError(
-                f"{path}: the folder holds a clip set of {found}, not of {wanted}; choose another folder"
+                f"{path}: the folder holds a clip set with {_listed(existing)}, not {_listed(wanted)}; "
+                "choose another folder"
             )
     else:
         write_text(path, json.dumps(wanted) + "\n")
 
 
-def _make(clip: GeneratedClip, out: Path) -> None:
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _write_clip(clip: GeneratedClip, out: Path) -> None:
     scene, _, rng = clip.draw()
     write_video(out / clip.path, render(scene), FPS, audio=synthesise(scene, rng), sample_rate=SAMPLE_RATE)
 
 
 def _write_tables(clips: list[GeneratedClip], out: Path) -> None:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE)
-    writer.writeheader()
-    events = []
+    rows, events = [], []
     for clip in clips:
         scene, text, _ = clip.draw()
-        writer.writerow(
-            {
-                "id": clip.id,
-                "video_path": clip.path.as_posix(),
-                "text_description": text,
-                "split": clip.split,
-                "label": _label(scene),
-            }
+        rows.append(
+            make_clip(
+                clip_id=clip.id, file=out / clip.path, caption=text, split=clip.split, label=_label(scene)
+            )
         )
         events.append(json.dumps(_events(clip, scene)) + "\n")
     write_text(out / "events.jsonl", "".join(events))
-    write_text(out / "clips.tsv", table.getvalue())
+    write_clip_table(out / "clips.tsv", rows)
 
 
 def _label(scene: Scene) -> str:

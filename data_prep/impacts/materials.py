@@ -1,20 +1,21 @@
-"""What objects are made of: how they look and how they ring."""
+"""Materials of the objects: how they look and how they ring."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Material:
-    """Look and sound of a material.
+    """The look and sound of a material.
 
     Attributes:
-      colour: RGB in [0, 1] around which objects vary.
+      name: adjective for captions.
+      colour: mean colour of the objects, RGB in [0, 1].
       gloss: strength of the highlight.
-      pitch: lowest mode of an object of radius 8 px, in Hz; it falls with size.
-      modes: frequency ratios of the modes.
-      decay: seconds until the lowest mode falls by 60 dB / 6.9 (its time constant).
-      noise: share of the contact noise.
-      restitution: speed kept in a bounce.
+      pitch: frequency in Hz of the lowest mode of an object with a radius of 8 px; larger objects are lower.
+      modes: frequencies of the modes relative to the lowest one.
+      decay: time constant of the lowest mode in seconds.
+      noise: share of contact noise in the sound.
+      restitution: ratio of the speeds after and before a bounce.
     """
 
     name: str

@@ -1,11 +1,14 @@
-"""How objects move between contacts, and when the contacts happen."""
+"""The motion of objects between contacts, and the times of the contacts."""
 
 import dataclasses
 
 import numpy as np
 
+# Minimum time between two contacts, in seconds.
 MIN_GAP = 0.16
+# Time without contacts at both ends of a clip, in seconds.
 MARGIN = 0.12
+# Duration of a mallet's first lift, in seconds.
 LIFT = 0.7
 
 
@@ -14,11 +17,10 @@ class Hops:
     """Arcs between contacts with a surface.
 
     Attributes:
-      times: contact instants in seconds, ascending; the object rests after the last one.
-      heights: largest distance from the surface, in pixels, of the arc before each contact; the first arc
-        is only its falling half.
-      first_span: duration in seconds of the whole arc whose falling half comes before the first contact.
-      parabolic: free flight; otherwise the arc is a swing (a sine).
+      times: times of the contacts in seconds, ascending; the object rests after the last one.
+      heights: largest distance from the surface, in pixels, in the arc before each contact.
+      first_span: duration in seconds of the full first arc; only its falling half is seen.
+      parabolic: whether the arcs are parabolas (free flight) rather than half sines (swings).
     """
 
     times: np.ndarray
@@ -28,13 +30,13 @@ class Hops:
 
     @property
     def strengths(self) -> np.ndarray:
-        """Relative loudness of the contacts in (0, 1]: the speed of arrival over the largest one."""
+        """Relative loudness of the contacts in (0, 1]: impact speed divided by the largest one."""
         spans = np.diff(self.times, prepend=self.times[0] - self.first_span)
         speeds = self.heights / spans
         return np.clip(speeds / speeds.max(), 0.25, 1.0)
 
     def distance(self, t: np.ndarray) -> np.ndarray:
-        """Distance from the surface at times t, in pixels."""
+        """Return the distance from the surface in pixels at times t in seconds."""
         distance = np.zeros_like(t)
         begin = self.times[0] - self.first_span
         for end, height in zip(self.times, self.heights, strict=True):
@@ -43,13 +45,13 @@ class Hops:
             inside = (phase >= 0.0) & (phase < 1.0)
             distance = np.where(inside, height * arc, distance)
             begin = end
-        # Until half of the first arc the object is held at its top.
+        # The object is held at the top until the falling half of the first arc begins.
         top = self.times[0] - 0.5 * self.first_span
         return np.where(t < top, self.heights[0], distance)
 
 
 def bouncing(rng: np.random.Generator, seconds: float, *, height: float, restitution: float) -> Hops:
-    """A dropped object: each hop is shorter than the last by the restitution, until it rests."""
+    """Return the hops of a dropped object: each is shorter by the restitution, until the object rests."""
     span = rng.uniform(0.75, 1.15)
     first = rng.uniform(max(MARGIN, 0.5 * span), 1.4)
     keep = restitution * rng.uniform(0.93, 1.03)
@@ -65,7 +67,7 @@ def bouncing(rng: np.random.Generator, seconds: float, *, height: float, restitu
 
 
 def striking(rng: np.random.Generator, seconds: float, *, height: float) -> Hops:
-    """Blows at irregular intervals; a longer pause lifts the mallet higher."""
+    """Return blows of a mallet at irregular intervals; before longer ones, the mallet is lifted higher."""
     times = [rng.uniform(0.4, 1.2)]
     while True:
         following = times[-1] + rng.uniform(0.32, 1.25)
@@ -78,7 +80,7 @@ def striking(rng: np.random.Generator, seconds: float, *, height: float) -> Hops
 
 
 def swinging(rng: np.random.Generator, seconds: float, *, height: float) -> Hops:
-    """A pendulum that knocks against a post once a period and swings a little less each time."""
+    """Return the hits of a pendulum against a post, once per period and a little weaker each time."""
     period = rng.uniform(0.5, 1.0)
     count = int((seconds - MARGIN - 0.45 * period) / period)
     first = rng.uniform(0.55 * period, max(0.56 * period, seconds - MARGIN - count * period))

@@ -1,4 +1,6 @@
-"""The picture: antialiased shapes painted over a wall and a floor."""
+"""Render the video: antialiased shapes in front of a wall and a floor."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,7 +14,7 @@ _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Frames uint8 (T, SIZE, SIZE, 3) at FPS; frame n shows the instant n / FPS."""
+    """Return frames, uint8 (T, SIZE, SIZE, 3), at FPS; frame n shows the time n / FPS."""
     t = np.arange(round(scene.seconds * FPS)) / FPS
     canvas = _Canvas(scene, len(t))
     for shape in scene.distractors:
@@ -63,7 +65,7 @@ def _paint_drone(canvas: "_Canvas", drone: Drone, t: np.ndarray) -> None:
 
 
 class _Canvas:
-    """Frames under construction, float32 (T, SIZE, SIZE, 3)."""
+    """Frames that are being painted, float32 (T, SIZE, SIZE, 3)."""
 
     def __init__(self, scene: Scene, count: int):
         self.floor = scene.floor
@@ -75,9 +77,19 @@ class _Canvas:
         self._frames = np.repeat(picture[None].astype(np.float32), count, axis=0)
 
     def frames(self) -> np.ndarray:
+        """Return the frames as uint8."""
         return (np.clip(self._frames, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
-    def shape(self, kind: str, x, y, radius: float, colour, gloss: float) -> None:
+    def shape(
+        self,
+        kind: str,
+        x: np.ndarray,
+        y: np.ndarray,
+        radius: float,
+        colour: Sequence[float],
+        gloss: float,
+    ) -> None:
+        """Paint a moving ball or cube."""
         if kind == "ball":
             self.ball(x, y, radius, colour, gloss)
             return
@@ -86,14 +98,24 @@ class _Canvas:
             self._paint(
                 frame, cx, cy, radius + 2.0, colour, gloss, lambda dx, dy: half - np.maximum(abs(dx), abs(dy))
             )
-        return
 
-    def ball(self, x, y, radius: float, colour, gloss: float) -> None:
+    def ball(
+        self, x: np.ndarray, y: np.ndarray, radius: float, colour: Sequence[float], gloss: float
+    ) -> None:
+        """Paint a moving ball."""
         for frame, (cx, cy) in enumerate(zip(x, y, strict=True)):
             self._paint(frame, cx, cy, radius + 2.0, colour, gloss, lambda dx, dy: radius - np.hypot(dx, dy))
 
-    def bar(self, x, y, x1, y1, half_width: float, colour) -> None:
-        """A rod from the moving (x, y) to (x1, y1), which may move too."""
+    def bar(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        x1: np.ndarray | float,
+        y1: np.ndarray | float,
+        half_width: float,
+        colour: Sequence[float],
+    ) -> None:
+        """Paint a rod from a moving point (x, y) to (x1, y1), which may move too."""
         ends = np.broadcast_arrays(x, y, x1, y1)
         for frame, (ax, ay, bx, by) in enumerate(zip(*ends, strict=True)):
             ux, uy = bx - ax, by - ay
@@ -107,15 +129,24 @@ class _Canvas:
             reach = 0.5 * np.sqrt(length) + half_width + 2.0
             self._paint(frame, 0.5 * (ax + bx), 0.5 * (ay + by), reach, colour, 0.0, depth)
 
-    def box(self, left: float, top: float, right: float, bottom: float, colour) -> None:
-        """A rectangle that stays where it is."""
+    def box(self, left: float, top: float, right: float, bottom: float, colour: Sequence[float]) -> None:
+        """Paint a rectangle that does not move."""
         inside = np.clip(np.minimum(_X - left, right - _X) + 0.5, 0.0, 1.0)
         inside = inside * np.clip(np.minimum(_Y - top, bottom - _Y) + 0.5, 0.0, 1.0)
         alpha = inside[None, ..., None]
         self._frames += alpha * (np.asarray(colour, np.float32) - self._frames)
 
-    def _paint(self, frame: int, cx: float, cy: float, reach: float, colour, gloss: float, depth) -> None:
-        """Blends `colour` where depth(dx, dy), the signed distance inside in pixels, is positive."""
+    def _paint(
+        self,
+        frame: int,
+        cx: float,
+        cy: float,
+        reach: float,
+        colour: Sequence[float],
+        gloss: float,
+        depth: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ) -> None:
+        """Blend in `colour` where depth(dx, dy), the distance in pixels from the edge, is positive."""
         left, right = max(0, int(cx - reach)), min(SIZE, int(cx + reach) + 2)
         top, bottom = max(0, int(cy - reach)), min(SIZE, int(cy + reach) + 2)
         if left >= right or top >= bottom:

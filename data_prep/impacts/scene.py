@@ -1,4 +1,4 @@
-"""What happens in a clip: drawn from its seed alone."""
+"""The scene of a clip, drawn at random from the seed of the clip."""
 
 import dataclasses
 
@@ -8,25 +8,31 @@ from data_prep.impacts.materials import MATERIALS, Material
 from data_prep.impacts.motions import MIN_GAP, Hops, bouncing, striking, swinging
 
 SIZE = 96
+# Share of scenes with a second object.
 SECOND_OBJECT_SHARE = 0.3
+# Share of scenes with a continuous sound, and how many of these have no other sound.
 CONTINUOUS_SHARE = 0.2
-CONTINUOUS_ALONE_SHARE = 0.3
+CONTINUOUS_ONLY_SHARE = 0.3
+# Share of scenes with silent shapes.
 DISTRACTOR_SHARE = 0.35
 MAX_IMPACTS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Actor:
-    """An object whose contacts are heard.
+    """An object whose contacts make a sound.
 
     Attributes:
       motion: "bounces" (on the floor), "strikes" (a mallet on a block) or "swings" (against a post).
       shape: "ball" or "cube".
-      x, y: contact point in pixels; the object touches there at its hops' times.
+      material: its material.
+      hops: its motion.
+      x, y: contact point in pixels, which the object touches at the times of its hops.
+      radius: radius in pixels.
       drift: sideways speed of a bouncing object in px/s.
-      side: which side of its post a pendulum hangs on, −1 or 1.
-      tint: RGB offset of the material's colour.
-      tuning: factor on the pitch.
+      side: side of the post on which a pendulum hangs, −1 or 1.
+      tint: RGB offset from the material's colour.
+      tuning: factor on the material's pitch.
     """
 
     motion: str
@@ -44,11 +50,15 @@ class Actor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drone:
-    """A continuous sound with its visible motion.
+    """A continuous sound with a visible motion.
 
     Attributes:
       kind: "wheel" (the pitch of a hum follows the rotation) or "saw" (the loudness follows the stroke).
-      rate: mean rotations or strokes per second; it varies by ±`depth` with period `period` and `phase`.
+      x, y: centre in pixels.
+      radius: radius of the wheel, or amplitude of the saw, in pixels.
+      rate: mean rotations or strokes per second.
+      depth, period, phase: relative depth, period in seconds and phase of the rate's variation.
+      pitch: frequency of the hum in Hz at the mean rate.
     """
 
     kind: str
@@ -62,11 +72,11 @@ class Drone:
     pitch: float
 
     def speed(self, t: np.ndarray) -> np.ndarray:
-        """Rotations (wheel) or strokes (saw) per second at times t."""
+        """Return the rotations (wheel) or strokes (saw) per second at times t."""
         return self.rate * (1.0 + self.depth * np.sin(2.0 * np.pi * t / self.period + self.phase))
 
     def turns(self, t: np.ndarray) -> np.ndarray:
-        """Rotations or strokes since t = 0, the integral of `speed`."""
+        """Return the rotations or strokes since t = 0, the integral of `speed`."""
         swing = self.depth * self.period / (2.0 * np.pi)
         start = np.cos(self.phase)
         return self.rate * (t + swing * (start - np.cos(2.0 * np.pi * t / self.period + self.phase)))
@@ -74,7 +84,7 @@ class Drone:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distractor:
-    """A shape that drifts in the background without a sound."""
+    """A silent shape that drifts in the background, in pixels and px/s."""
 
     x: float
     y: float
@@ -86,7 +96,7 @@ class Distractor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything that picture and sound of one clip are made from."""
+    """Everything that determines the picture and sound of one clip."""
 
     seconds: float
     actors: tuple[Actor, ...]
@@ -99,21 +109,21 @@ class Scene:
 
     @property
     def impacts(self) -> list[tuple[float, float, Actor]]:
-        """(time in seconds, strength in (0, 1], actor), in order of time."""
-        found = [
+        """Impacts in order of time: time in seconds, strength in (0, 1], actor."""
+        impacts = [
             (float(time), float(strength), actor)
             for actor in self.actors
             for time, strength in zip(actor.hops.times, actor.hops.strengths, strict=True)
         ]
-        return sorted(found, key=lambda impact: impact[0])
+        return sorted(impacts, key=lambda impact: impact[0])
 
 
 def draw_scene(rng: np.random.Generator, seconds: float) -> Scene:
-    """Draws a scene whose impacts are at least MIN_GAP apart."""
+    """Draw a scene whose impacts are at least MIN_GAP apart."""
     floor = rng.uniform(72.0, 84.0)
     drone_on = rng.random() < CONTINUOUS_SHARE
-    alone = drone_on and rng.random() < CONTINUOUS_ALONE_SHARE
-    count = 0 if alone else 2 if rng.random() < SECOND_OBJECT_SHARE else 1
+    drone_only = drone_on and rng.random() < CONTINUOUS_ONLY_SHARE
+    count = 0 if drone_only else 2 if rng.random() < SECOND_OBJECT_SHARE else 1
     slots = rng.permutation([22.0, 48.0, 74.0])
     actors = _actors(rng, seconds, floor, slots[:count])
     drone = _drone(rng, slots[2]) if drone_on else None
@@ -133,7 +143,10 @@ def draw_scene(rng: np.random.Generator, seconds: float) -> Scene:
 
 
 def _actors(rng: np.random.Generator, seconds: float, floor: float, slots: np.ndarray) -> tuple[Actor, ...]:
-    """One for each slot; only they are drawn again, which leaves the shares of the kinds of scenes alone."""
+    """Draw one actor per slot, redrawing until their impacts fit.
+
+    Only the actors are drawn again, which does not change the shares of the kinds of scenes.
+    """
     limit = MAX_IMPACTS * max(1.0, seconds / 4.0)
     while True:
         actors = tuple(_actor(rng, seconds, floor, x, len(slots)) for x in slots)

@@ -1,4 +1,4 @@
-"""The sound: decaying modes at every impact, and a softer drone where something keeps moving."""
+"""Synthesise the sound: decaying modes at every impact, and a softer drone for continuous motion."""
 
 import numpy as np
 from scipy.signal import butter, sosfilt
@@ -13,7 +13,7 @@ DRONE_LEVEL = 0.035
 
 
 def synthesise(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Mono wave float32 (N,) in [-1, 1]; an impact starts at the sample of its true time."""
+    """Return a mono wave, float32 (N,) in [-1, 1]; an impact starts at the sample of its true time."""
     count = round(scene.seconds * SAMPLE_RATE)
     wave = np.zeros(count + int(RING_SECONDS * SAMPLE_RATE))
     for time, strength, actor in scene.impacts:

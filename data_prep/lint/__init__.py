@@ -1,1 +1,1 @@
-"""Looks for what is wrong with a clip table and the files that it names."""
+"""Checks of a clip table and of the files that it names."""

@@ -1,17 +1,18 @@
-"""How many clips each label has in each split."""
+"""Count the clips of each label in each split."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from data_prep.lint.findings import Example, Finding, Severity, example, found
-from data_prep.tables import TableRow
+from data_prep.lint.findings import Case, Finding, Severity, findings_of, row_case
+from flowley_jax.data.clip_table import TableRow
 
-_LISTED = 5
-Balance = Mapping[str, Mapping[str, int]]
+_LISTED_LABELS = 5
+# Number of clips by label and split.
+LabelCounts = Mapping[str, Mapping[str, int]]
 
 
-def balance_of(rows: Sequence[TableRow]) -> Balance:
-    """Numbers of clips by label and split; labels with most clips first."""
+def count_labels(rows: Sequence[TableRow]) -> LabelCounts:
+    """Return the number of clips by label and split, the most frequent label first."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         if row.label:
@@ -22,41 +23,44 @@ def balance_of(rows: Sequence[TableRow]) -> Balance:
 
 
 def check_balance(rows: Sequence[TableRow]) -> list[Finding]:
-    """The most frequent and the rarest labels, and those of other splits that train lacks."""
-    balance = balance_of(rows)
+    """Report the most frequent and the rarest labels, and labels of valid or test that train lacks."""
+    counts = count_labels(rows)
     return [
-        *found(Severity.NOTE, "balance", _summary(balance), _extremes(balance)),
-        *found(
+        *findings_of(Severity.NOTE, "balance", _summary(counts), _extremes(counts)),
+        *findings_of(
             Severity.WARNING,
             "untrained_label",
             "clips of valid or test with a label that train lacks",
-            _untrained(rows, balance),
+            _untrained(rows, counts),
         ),
     ]
 
 
-def _summary(balance: Balance) -> str:
-    totals = [sum(counts.values()) for counts in balance.values()]
-    return f"{len(totals)} labels with {min(totals)} to {max(totals)} clips" if totals else ""
+def _summary(counts: LabelCounts) -> str:
+    totals = [sum(by_split.values()) for by_split in counts.values()]
+    if not totals:
+        return ""
+    labels = "1 label" if len(totals) == 1 else f"{len(totals)} labels"
+    return f"{labels} with {min(totals)} to {max(totals)} clips"
 
 
-def _extremes(balance: Balance) -> list[Example]:
-    labels = list(balance)
-    rarest = labels[max(_LISTED, len(labels) - _LISTED) :]
-    listed = {"frequent": labels[:_LISTED], "rare": rarest[::-1]}
+def _extremes(counts: LabelCounts) -> list[Case]:
+    labels = list(counts)
+    rarest = labels[max(_LISTED_LABELS, len(labels) - _LISTED_LABELS) :]
+    groups = {"frequent": labels[:_LISTED_LABELS], "rare": rarest[::-1]}
     return [
-        Example(None, "", f"{how}: {label!r} has {_by_split(balance[label])}")
-        for how, some in listed.items()
-        for label in some
+        Case(None, "", f"{group}: {label!r} has {_describe(counts[label])}")
+        for group, members in groups.items()
+        for label in members
     ]
 
 
-def _by_split(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {split}" for split, number in counts.items())
+def _describe(by_split: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {split}" for split, number in by_split.items())
 
 
-def _untrained(rows: Sequence[TableRow], balance: Balance) -> list[Example]:
+def _untrained(rows: Sequence[TableRow], counts: LabelCounts) -> list[Case]:
     if all(row.split != "train" for row in rows):
         return []
-    held = (row for row in rows if row.label and row.split in ("valid", "test"))
-    return [example(row, row.label) for row in held if "train" not in balance[row.label]]
+    held_out = (row for row in rows if row.label and row.split in ("valid", "test"))
+    return [row_case(row, row.label) for row in held_out if "train" not in counts[row.label]]

@@ -1,4 +1,4 @@
-"""All checks of a table, their summary, and lint.json."""
+"""Run all checks of a table, print a summary, and write lint.json."""
 
 import collections
 import dataclasses
@@ -6,28 +6,29 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.clip_set import counts_line
-from data_prep.files import stamps_of
-from data_prep.lint.balance import balance_of, check_balance
+from data_prep.caption_files import read_captions
+from data_prep.lint.balance import check_balance, count_labels
 from data_prep.lint.findings import Finding, Severity
-from data_prep.lint.media import check_readings, locate
-from data_prep.lint.readings import read_all
+from data_prep.lint.fingerprint_cache import read_fingerprints
+from data_prep.lint.media import check_files, check_fingerprints
 from data_prep.lint.rows import check_captions, check_rows
 from data_prep.lint.shift import check_shift
-from data_prep.tables import Table, read_table
-from flowley_jax.whole_files import write_text
+from data_prep.storage import file_stamps
+from data_prep.table_formats import Table, read_table
+from data_prep.table_making import split_counts
+from flowley_jax.common.files import write_text
 
 REPORT_FILE = "lint.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How files are read.
+class LintOptions:
+    """Options for checking the files of a table.
 
     Attributes:
-      fingerprints: whether they are.
-      workers: processes that read.
-      time_limit: seconds after which the reading of one file is given up.
+      fingerprints: whether files are read, and copies found among them.
+      workers: processes that read files.
+      time_limit: time limit for reading one file, in seconds.
     """
 
     fingerprints: bool = True
@@ -42,47 +43,55 @@ def lint(
     root: str | Path | None = None,
     out: str | Path | None = None,
     captions: Mapping[str, str | Path] | None = None,
-    reading: Reading | None = None,
+    options: LintOptions | None = None,
 ) -> list[Finding]:
-    """Checks a table, prints what is found, and writes it to `out`; errors first.
+    """Check a table, print the findings, and write them to `out`.
+
+    Args:
+      path: the table.
+      kind: format of the table; by default it is recognised from the content.
+      root: additional folder to search for files.
+      out: folder for lint.json and the cache of fingerprints.
+      captions: files with captions from other sources, by source.
+      options: how files are checked.
+
+    Returns:
+      The findings, errors first.
 
     Raises:
-      FlowleyError: table or captions cannot be read at all, or `out` cannot be written.
+      FlowleyError: the table or the captions cannot be read at all, or `out` cannot be written.
     """
     table = read_table(path, kind)
-    findings = _findings(
-        table, root, None if out is None else Path(out), captions or {}, reading or Reading()
-    )
+    out = None if out is None else Path(out)
+    findings = _run_checks(table, root, out, captions or {}, options or LintOptions())
     findings.sort(key=lambda finding: list(Severity).index(finding.severity))
-    print(f"{path}: {len(table.rows)} clips ({table.kind}): {counts_line(row.split for row in table.rows)}")
+    counts = split_counts(row.split for row in table.rows)
+    print(f"{path}: {len(table.rows)} clips ({table.format}): {counts}")
     for finding in findings:
         print(finding)
     print(_verdict(findings))
     if out is not None:
-        write_text(Path(out) / REPORT_FILE, _report(table, findings))
-        print(f"all of it is in {Path(out) / REPORT_FILE}")
+        write_text(out / REPORT_FILE, _report(table, findings))
+        print(f"all cases are in {out / REPORT_FILE}")
     return findings
 
 
-def _findings(
+def _run_checks(
     table: Table,
     root: str | Path | None,
     out: Path | None,
     captions: Mapping[str, str | Path],
-    reading: Reading,
+    options: LintOptions,
 ) -> list[Finding]:
-    located, of_files = locate(table, root)
-    findings = [*check_rows(table), *check_shift(table.rows), *check_balance(table.rows), *of_files]
+    rows, file_findings = check_files(table, root)
+    findings = [*check_rows(table), *check_shift(table.rows), *check_balance(table.rows), *file_findings]
     if captions:
-        # Settings of records, which take seconds to import.
-        from data_prep.rows import read_captions
-
         findings += check_captions(table.rows, read_captions(captions))
-    if reading.fingerprints:
-        paths = dict.fromkeys(path for _, path in located)
-        stamps = {path: stamp for path, stamp in stamps_of(paths).items() if stamp}
-        readings = read_all(stamps, out, workers=reading.workers, time_limit=reading.time_limit)
-        findings += check_readings([(row, path) for row, path in located if path in readings], readings)
+    if options.fingerprints:
+        paths = dict.fromkeys(path for _, path in rows)
+        stamps = {path: stamp for path, stamp in file_stamps(paths).items() if stamp}
+        results = read_fingerprints(stamps, out, workers=options.workers, time_limit=options.time_limit)
+        findings += check_fingerprints([(row, path) for row, path in rows if path in results], results)
     return findings
 
 
@@ -95,9 +104,9 @@ def _verdict(findings: Sequence[Finding]) -> str:
 def _report(table: Table, findings: Sequence[Finding]) -> str:
     report = {
         "table": str(table.path),
-        "kind": table.kind,
+        "kind": table.format,
         "clips": len(table.rows),
         "findings": [finding.json for finding in findings],
-        "balance": balance_of(table.rows),
+        "balance": count_labels(table.rows),
     }
     return json.dumps(report, indent=2, ensure_ascii=False) + "\n"

@@ -1,17 +1,17 @@
-"""What a check finds, as people and programs read it."""
+"""The findings of a check, as people and programs read them."""
 
 import dataclasses
 import enum
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from data_prep.tables import TableRow
+from flowley_jax.data.clip_table import TableRow
 
-_SHOWN = 5
+_PRINTED_CASES = 5
 
 
 class Severity(enum.StrEnum):
-    """An error spoils training or its figures; a warning may; a note is good to know."""
+    """Severity of a finding: errors spoil training or its scores, warnings may, notes only inform."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -19,45 +19,62 @@ class Severity(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """One case, with the line of the table and the clip's id where there are such."""
+class Case:
+    """One case of a finding.
+
+    Attributes:
+      line: line of the table; None if the case has no line.
+      id: id of the clip; empty if the case is not about one clip.
+      detail: what was found; may be empty.
+    """
 
     line: int | None
     id: str
     detail: str
 
     def __str__(self) -> str:
-        place = [f"line {self.line}"] if self.line is not None else []
-        return ": ".join([", ".join([*place, *([self.id] if self.id else [])]), self.detail]).strip(": ")
+        where = [f"line {self.line}"] if self.line is not None else []
+        where += [self.id] if self.id else []
+        return ": ".join(text for text in (", ".join(where), self.detail) if text)
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """All cases of one code."""
+    """All cases of one problem.
+
+    Attributes:
+      severity: how serious the problem is.
+      code: short name of the problem.
+      summary: the problem in a few words.
+      cases: all cases.
+    """
 
     severity: Severity
     code: str
     summary: str
-    examples: Sequence[Example]
+    cases: Sequence[Case]
 
     @property
     def json(self) -> dict[str, Any]:
-        """As it stands in lint.json."""
-        return {**dataclasses.asdict(self), "count": len(self.examples)}
+        """The finding as lint.json has it."""
+        fields = dataclasses.asdict(self)
+        cases = fields.pop("cases")
+        # lint.json has always called them examples.
+        return {**fields, "examples": cases, "count": len(cases)}
 
     def __str__(self) -> str:
-        shown = [f"    {example}" for example in self.examples[:_SHOWN]]
-        if len(self.examples) > _SHOWN:
-            shown.append(f"    … {len(self.examples) - _SHOWN} more")
-        return "\n".join([f"{self.severity} {self.code} ({len(self.examples)}): {self.summary}", *shown])
+        lines = [f"    {case}" for case in self.cases[:_PRINTED_CASES]]
+        if len(self.cases) > _PRINTED_CASES:
+            lines.append(f"    … {len(self.cases) - _PRINTED_CASES} more")
+        return "\n".join([f"{self.severity} {self.code} ({len(self.cases)}): {self.summary}", *lines])
 
 
-def example(row: TableRow, detail: str = "") -> Example:
-    """A row as an example."""
-    return Example(row.line, row.id, detail)
+def row_case(row: TableRow, detail: str = "") -> Case:
+    """Return a row of a table as a case."""
+    return Case(row.line, row.id, detail)
 
 
-def found(severity: Severity, code: str, summary: str, examples: Iterable[Example]) -> list[Finding]:
-    """A finding, if there is an example."""
-    listed = list(examples)
+def findings_of(severity: Severity, code: str, summary: str, cases: Iterable[Case]) -> list[Finding]:
+    """Return one finding, or none if it has no cases."""
+    listed = list(cases)
     return [Finding(severity, code, summary, listed)] if listed else []

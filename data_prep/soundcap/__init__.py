@@ -1,1 +1,1 @@
-"""SoundCap: captions that say what is to be heard, also for videos without sound."""
+"""SoundCap: captions that describe the sound of a clip, even when the clip has no audio track."""

@@ -1,4 +1,4 @@
-"""A page of clips with their captions, to look and listen whether they fit."""
+"""An HTML page of clips and their captions, to check the captions by eye and ear."""
 
 import base64
 import io
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from flowley_jax.data.clip_table import Clip
+from flowley_jax.common.files import write_text
+from flowley_jax.data.clip_table import TableClip
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.read import read_frames
-from flowley_jax.whole_files import write_text
 
 _WIDTH = 320
 _STYLE = """
@@ -25,43 +25,54 @@ small { color: #666 } .none { color: #a00 }
 
 
 def write_audit(
-    path: Path, clips: Sequence[Clip], captions: Mapping[str, str], *, number: int, title: str, seed: int = 0
+    path: Path,
+    clips: Sequence[TableClip],
+    captions: Mapping[str, str],
+    *,
+    number: int,
+    title: str,
+    seed: int = 0,
 ) -> None:
-    """Writes a page with some clips, drawn at random but the same for one seed.
+    """Write a page with randomly drawn clips and their captions.
 
     Args:
-      captions: by id; a clip without one is shown as such.
-      number: of clips.
+      path: the HTML file. It links to the videos by relative paths.
+      clips: the clips to draw from.
+      captions: captions by clip id; the page marks clips without one.
+      number: number of clips to draw; all if there are fewer.
+      title: title of the page.
+      seed: seed of the draw.
 
     Raises:
-      FlowleyError: the disk refuses.
+      FlowleyError: the page cannot be written.
     """
-    chosen = random.Random(seed).sample(list(clips), min(number, len(clips)))
-    rows = "".join(_row(clip, captions.get(clip.id), path.parent) for clip in chosen)
+    drawn = random.Random(seed).sample(list(clips), min(number, len(clips)))
+    articles = "".join(_article(clip, captions.get(clip.id), path.parent) for clip in drawn)
     write_text(
         path,
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{escape(title)}</h1><p>{len(chosen)} of {len(clips)} clips. The videos play where this page is "
-        f"opened beside them.</p>{rows}</html>\n",
+        f"<h1>{escape(title)}</h1><p>{len(drawn)} of {len(clips)} clips. The videos play only where this "
+        f"page can reach their files.</p>{articles}</html>\n",
     )
 
 
-def _row(clip: Clip, caption: str | None, folder: Path) -> str:
-    said = f"<p>{escape(caption)}</p>" if caption else "<p class='none'>no caption</p>"
-    table = f"<p><small>in the table: {escape(clip.caption)}</small></p>" if clip.caption else ""
+def _article(clip: TableClip, caption: str | None, folder: Path) -> str:
+    text = f"<p>{escape(caption)}</p>" if caption else "<p class='none'>no caption</p>"
+    if clip.caption:
+        text += f"<p><small>in the table: {escape(clip.caption)}</small></p>"
     address = escape(os.path.relpath(clip.video_path, folder), quote=True)
     return (
         f"<article><video controls preload='none' {_poster(clip)}src='{address}'></video>"
-        f"<div>{said}{table}<small>{escape(clip.id)}</small></div></article>"
+        f"<div>{text}<small>{escape(clip.id)}</small></div></article>"
     )
 
 
-def _poster(clip: Clip) -> str:
+def _poster(clip: TableClip) -> str:
+    """Return the HTML attribute with the clip's first frame, or "" if the clip cannot be read."""
     try:
         frame = read_frames(clip.video_path, fps=1.0, seconds=1.0)[0]
     except FlowleyError:
-        # A page of what there is: the row still says which clip it is.
         return ""
     image = Image.fromarray(frame)
     image.thumbnail((_WIDTH, _WIDTH))

@@ -1,4 +1,8 @@
-"""Captions for the clips of a table, resumably, with provenance."""
+"""Caption the clips of a table, resumably, and record where every caption comes from.
+
+`captions.jsonl` holds every answer of every run with its provenance. `captions.tsv` and `rejected.tsv` are
+written from it at the end of a run.
+"""
 
 import concurrent.futures
 import contextlib
@@ -7,202 +11,231 @@ import datetime
 import functools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.decoder import DecoderPool
-from data_prep.files import alone_in, stamps_of
+from data_prep.feature_store import digest
 from data_prep.progress import progress_bar
 from data_prep.rejection import Rejection
-from data_prep.soundcap.filters import cleaned, fault_of
-from data_prep.soundcap.journal import Answer, Journal
-from data_prep.soundcap.look import Seen, Viewing, look
+from data_prep.soundcap.clip_view import ClipView, ViewConfig, load_view
+from data_prep.soundcap.filters import clean_answer, find_problem
 from data_prep.soundcap.models import REFUSED, CaptionModel
 from data_prep.soundcap.prompts import Prompt
-from data_prep.store import digest_of
-from flowley_jax.data.clip_table import Clip
+from data_prep.storage import file_stamps, lock_folder
+from data_prep.worker_pool import WorkerPool
+from flowley_jax.common.files import write_text
+from flowley_jax.common.jsonl import append_json, read_jsonl
+from flowley_jax.data.clip_table import TableClip
 from flowley_jax.errors import FlowleyError
-from flowley_jax.whole_files import write_text
 
 log = logging.getLogger(__name__)
 JOURNAL_FILE = "captions.jsonl"
 CAPTIONS_FILE = "captions.tsv"
 REJECTED_FILE = "rejected.tsv"
-# So many clips that a model refuses at once, before it has answered any, are the model's fault.
-_TELLING = 4
+# A model that refuses this many clips before it has answered any is at fault, not the clips.
+_MAX_FIRST_REFUSALS = 4
+
+# A row of the journal: the id, the answer or the reason why there is none, the file's stamp, the provenance.
+Answer = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How clips are read: processes that decode, and seconds after which one clip is given up."""
+class ReaderConfig:
+    """Settings for reading clips.
 
-    decoders: int = 2
+    Attributes:
+      workers: number of processes that decode clips.
+      time_limit: time limit for reading one clip, in seconds.
+    """
+
+    workers: int = 2
     time_limit: float = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Captioned:
-    """Captions by id, and why there is none for other clips."""
+class CaptionResult:
+    """The captions by clip id, and the reasons why other clips have none."""
 
     captions: dict[str, str]
     rejected: dict[str, Rejection]
 
 
 def caption_clips(
-    clips: Sequence[Clip],
+    clips: Sequence[TableClip],
     out: Path,
     model: CaptionModel,
     prompt: Prompt,
-    viewing: Viewing,
+    view: ViewConfig,
     *,
-    reading: Reading | None = None,
+    reader: ReaderConfig | None = None,
     retry: bool = False,
-) -> Captioned:
-    """Asks the model about every clip that has no answer yet in `out/captions.jsonl`, or has changed since.
+) -> CaptionResult:
+    """Caption every clip that has no answer in `out/captions.jsonl` yet or has changed since.
 
     Args:
+      clips: the clips of a table.
       out: folder for the journal, `captions.tsv` (id, caption) and `rejected.tsv` (id, reason, detail).
-      retry: whether clips without a good caption are asked about again.
+      model: the model to ask.
+      prompt: what to ask it.
+      view: the part of each clip that the model gets.
+      reader: settings for reading clips; the defaults if None.
+      retry: whether to ask again about clips without a good caption.
 
     Raises:
-      FlowleyError: the model answers nothing at all, the disk refuses, or another process writes to `out`;
-        running it again goes on.
+      FlowleyError: the model cannot answer at all, `out` cannot be written, or another process writes to it.
+        Calling this again resumes.
     """
-    with alone_in(out):
-        return _caption_clips(clips, out, model, prompt, viewing, reading or Reading(), retry)
+    with lock_folder(out):
+        return _caption_clips(clips, out, model, prompt, view, reader or ReaderConfig(), retry)
+
+
+def log_summary(out: Path, clips: Sequence[TableClip], result: CaptionResult) -> None:
+    """Log how many clips have a caption, and why the others have none."""
+    log.info("%d of %d clips have a caption: %s", len(result.captions), len(clips), out / CAPTIONS_FILE)
+    if result.rejected:
+        counts = Counter(rejection.reason for rejection in result.rejected.values()).most_common()
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
+        log.info("no caption for %d (%s); see %s", len(result.rejected), reasons, out / REJECTED_FILE)
 
 
 def _caption_clips(
-    clips: Sequence[Clip],
+    clips: Sequence[TableClip],
     out: Path,
     model: CaptionModel,
     prompt: Prompt,
-    viewing: Viewing,
-    reading: Reading,
+    view: ViewConfig,
+    reader: ReaderConfig,
     retry: bool,
-) -> Captioned:
-    made_by = _made_by(model, prompt, viewing)
-    journal = Journal(out / JOURNAL_FILE)
-    if (out / CAPTIONS_FILE).exists() and journal.last() not in (made_by, None):
-        log.warning("%s gets captions of this model, prompt and way of showing now", out / CAPTIONS_FILE)
-    stamps = {path: stamp and list(stamp) for path, stamp in stamps_of(c.source for c in clips).items()}
-    files = {clip.id: stamps[clip.source] for clip in clips}
-    answers = {k: answer for k, answer in journal.of(made_by).items() if answer["file"] == files.get(k)}
+) -> CaptionResult:
+    provenance = _provenance(model, prompt, view)
+    stamps = {path: stamp and list(stamp) for path, stamp in file_stamps(c.source for c in clips).items()}
+    stamp_by_id = {clip.id: stamps[clip.source] for clip in clips}
+    answers = _earlier_answers(out, provenance["made_by"], stamp_by_id)
     if retry:
-        answers = {key: answer for key, answer in answers.items() if _judged(answer)[1] is None}
-    todo = [clip for clip in clips if clip.id not in answers]
-    if len(todo) < len(clips):
-        already = len(clips) - len(todo)
-        log.info("%d of %d clips have an answer already in %s", already, len(clips), journal.path)
-    provenance = _provenance(model, prompt, viewing, made_by)
-    with progress_bar("captions", total=len(todo)) if todo else contextlib.nullcontext() as bar:
-        for group, seen in _groups(todo, viewing, model.at_once, reading):
-            found = _answers(seen, model, prompt)
-            _check_some(found, answers)
-            for clip, answer in zip(group, found, strict=True):
-                answers[clip.id] = {"id": clip.id, **_stored(answer), "file": files[clip.id], **provenance}
-                journal.add(answers[clip.id])
+        answers = {clip_id: answer for clip_id, answer in answers.items() if _judge(answer)[1] is None}
+    missing = [clip for clip in clips if clip.id not in answers]
+    if len(missing) < len(clips):
+        done = len(clips) - len(missing)
+        log.info("%d of %d clips already have an answer in %s", done, len(clips), out / JOURNAL_FILE)
+    with progress_bar("captions", total=len(missing)) if missing else contextlib.nullcontext() as bar:
+        for group, views in _view_groups(missing, view, model.batch_size, reader):
+            new_answers = _ask(model, views, prompt)
+            _check_refusals(new_answers, answers)
+            for clip, answer in zip(group, new_answers, strict=True):
+                row = {
+                    "id": clip.id,
+                    **_answer_fields(answer),
+                    "file": stamp_by_id[clip.id],
+                    **provenance,
+                }
+                answers[clip.id] = row
+                append_json(out / JOURNAL_FILE, row)
             if bar is not None:
                 bar.update(len(group))
-    captioned = _sorted_out(clips, answers)
-    _write(out, captioned)
-    return captioned
+    result = _result(clips, answers)
+    _write_tables(out, result)
+    return result
 
 
-def tell(out: Path, clips: Sequence[Clip], captioned: Captioned) -> None:
-    """Says how many clips have a caption, and why others have none."""
-    log.info("%d of %d clips have a caption: %s", len(captioned.captions), len(clips), out / CAPTIONS_FILE)
-    if captioned.rejected:
-        counts = Counter(one.reason for one in captioned.rejected.values()).most_common()
-        listed = ", ".join(f"{number} {reason}" for reason, number in counts)
-        log.info("without: %d (%s); see %s", len(captioned.rejected), listed, out / REJECTED_FILE)
-
-
-def _made_by(model: CaptionModel, prompt: Prompt, viewing: Viewing) -> str:
-    return digest_of([sorted(model.identity.items()), prompt.sha256, dataclasses.asdict(viewing)])
-
-
-def _provenance(model: CaptionModel, prompt: Prompt, viewing: Viewing, made_by: str) -> dict[str, Any]:
+def _provenance(model: CaptionModel, prompt: Prompt, view: ViewConfig) -> dict[str, Any]:
+    made_by = digest([sorted(model.identity.items()), prompt.sha256, dataclasses.asdict(view)])
     return {
         **model.identity,
         "prompt": prompt.name,
         "prompt_sha256": prompt.sha256,
-        "viewing": dataclasses.asdict(viewing),
+        "viewing": dataclasses.asdict(view),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "made_by": made_by,
     }
 
 
-def _groups(
-    clips: Sequence[Clip], viewing: Viewing, size: int, reading: Reading
-) -> Iterator[tuple[Sequence[Clip], list[Seen | Rejection]]]:
-    """Clips as the model is shown them; while it answers about some, the next are read."""
+def _earlier_answers(out: Path, made_by: str, stamp_by_id: Mapping[str, Any]) -> dict[str, Answer]:
+    """Return the latest answers of the same model, prompt and view about files that have not changed."""
+    rows = read_jsonl(out / JOURNAL_FILE)
+    if rows and rows[-1]["made_by"] != made_by and (out / CAPTIONS_FILE).exists():
+        log.warning(
+            "%s: captions will be replaced, because the model, prompt or view has changed",
+            out / CAPTIONS_FILE,
+        )
+    latest = {row["id"]: row for row in rows if row["made_by"] == made_by}
+    return {
+        clip_id: answer for clip_id, answer in latest.items() if answer["file"] == stamp_by_id.get(clip_id)
+    }
+
+
+def _view_groups(
+    clips: Sequence[TableClip], view: ViewConfig, size: int, reader: ReaderConfig
+) -> Iterator[tuple[Sequence[TableClip], list[ClipView | Rejection]]]:
+    """Yield groups of clips with their views; the next group is read while the model answers."""
     if not clips:
         return
     groups = [clips[start : start + size] for start in range(0, len(clips), size)]
-    pool = DecoderPool(
-        functools.partial(look, viewing), count=reading.decoders, time_limit=reading.time_limit
-    )
-    with concurrent.futures.ThreadPoolExecutor(1) as ahead, contextlib.closing(pool):
+    pool = WorkerPool(functools.partial(load_view, view), count=reader.workers, time_limit=reader.time_limit)
+    with concurrent.futures.ThreadPoolExecutor(1) as prefetcher, contextlib.closing(pool):
 
-        def read(group: Sequence[Clip]):
-            return ahead.submit(lambda: list(pool.map((clip.source,) for clip in group)))
+        def read(group: Sequence[TableClip]) -> concurrent.futures.Future[list[ClipView | Rejection]]:
+            return prefetcher.submit(lambda: list(pool.map((clip.source,) for clip in group)))
 
-        following = read(groups[0])
+        next_views = read(groups[0])
         for index, group in enumerate(groups):
-            seen = following.result()
+            views = next_views.result()
             if index + 1 < len(groups):
-                following = read(groups[index + 1])
-            yield group, seen
+                next_views = read(groups[index + 1])
+            yield group, views
 
 
-def _answers(seen: Sequence[Seen | Rejection], model: CaptionModel, prompt: Prompt) -> list[str | Rejection]:
-    usable = [one for one in seen if isinstance(one, Seen)]
-    answers = iter(model(usable, prompt.text) if usable else [])
-    return [one if isinstance(one, Rejection) else next(answers) for one in seen]
+def _ask(model: CaptionModel, views: Sequence[ClipView | Rejection], prompt: Prompt) -> list[str | Rejection]:
+    """Return the model's answer for each readable clip, and the rejection of each other clip."""
+    readable = [view for view in views if isinstance(view, ClipView)]
+    answers = iter(model(readable, prompt.text) if readable else [])
+    return [view if isinstance(view, Rejection) else next(answers) for view in views]
 
 
-def _check_some(found: Sequence[str | Rejection], before: dict[str, Answer]) -> None:
-    """Raises a FlowleyError if a model has refused several clips and answered none so far."""
-    if any(isinstance(one, str) for one in found) or any("text" in one for one in before.values()):
+def _check_refusals(new_answers: Sequence[str | Rejection], answers: Mapping[str, Answer]) -> None:
+    """Raise a FlowleyError if the model has refused several clips and answered none so far."""
+    if any(isinstance(answer, str) for answer in new_answers):
         return
-    refused = [one.detail for one in found if isinstance(one, Rejection) and one.reason == REFUSED]
-    if len(refused) >= _TELLING:
-        raise FlowleyError(f"the model refuses all of the first {len(refused)} clips ({refused[0]})")
+    if any("text" in answer for answer in answers.values()):
+        return
+    refusals = [
+        answer.detail for answer in new_answers if isinstance(answer, Rejection) and answer.reason == REFUSED
+    ]
+    if len(refusals) >= _MAX_FIRST_REFUSALS:
+        raise FlowleyError(f"the model refuses all of the first {len(refusals)} clips ({refusals[0]})")
 
 
-def _stored(answer: str | Rejection) -> dict[str, str]:
+def _answer_fields(answer: str | Rejection) -> dict[str, str]:
     if isinstance(answer, Rejection):
         return {"reason": answer.reason, "detail": answer.detail}
     return {"text": answer}
 
 
-def _judged(answer: Answer) -> tuple[str, Rejection | None]:
-    """The caption in an answer, or why there is none."""
+def _judge(answer: Answer) -> tuple[str, Rejection | None]:
+    """Return the caption of an answer, and the reason if it cannot be used."""
     if "text" not in answer:
         return "", Rejection(answer["reason"], answer["detail"])
-    caption = cleaned(answer["text"])
-    fault = fault_of(caption)
-    return caption, None if fault is None else Rejection(fault[0], f"{fault[1]}: {caption[:200]}")
+    caption = clean_answer(answer["text"])
+    problem = find_problem(caption)
+    return caption, None if problem is None else Rejection(problem[0], f"{problem[1]}: {caption[:200]}")
 
 
-def _sorted_out(clips: Sequence[Clip], answers: dict[str, Answer]) -> Captioned:
-    captioned = Captioned({}, {})
+def _result(clips: Sequence[TableClip], answers: Mapping[str, Answer]) -> CaptionResult:
+    result = CaptionResult({}, {})
     for clip in clips:
-        caption, rejection = _judged(answers[clip.id])
+        caption, rejection = _judge(answers[clip.id])
         if rejection is None:
-            captioned.captions[clip.id] = caption
+            result.captions[clip.id] = caption
         else:
-            captioned.rejected[clip.id] = rejection
-    return captioned
+            result.rejected[clip.id] = rejection
+    return result
 
 
-def _write(out: Path, captioned: Captioned) -> None:
-    lines = [f"{clip_id}\t{caption}\n" for clip_id, caption in captioned.captions.items()]
+def _write_tables(out: Path, result: CaptionResult) -> None:
+    lines = [f"{clip_id}\t{caption}\n" for clip_id, caption in result.captions.items()]
     write_text(out / CAPTIONS_FILE, "id\tcaption\n" + "".join(lines))
     lines = [
-        f"{clip_id}\t{one.reason}\t{' '.join(one.detail.split())}\n"
-        for clip_id, one in captioned.rejected.items()
+        f"{clip_id}\t{rejection.reason}\t{' '.join(rejection.detail.split())}\n"
+        for clip_id, rejection in result.rejected.items()
     ]
     write_text(out / REJECTED_FILE, "id\treason\tdetail\n" + "".join(lines))

@@ -1,4 +1,4 @@
-"""Which answers of a model are captions of sound."""
+"""Clean up the answers of a caption model, and reject those that do not describe sound."""
 
 import re
 from collections import Counter
@@ -10,39 +10,18 @@ _REFUSALS = re.compile(
     r"no (?:audio|sound|video) (?:was |is )?(?:provided|available|present)|please provide)\b",
     re.IGNORECASE,
 )
-# Words of a speaker in quotes, a time, or the name of a speaker at the start of a line.
+# Three or more words in quotes, a time stamp, or a speaker's label at the start of a line.
 _SPEECH = re.compile(
     r"[\"“”«»](?:[^\"“”«»]*\s){2,}[^\"“”«»]*[\"“”«»]|\b\d{1,2}:\d{2}\b|(?:^|\n)\s*(?:speaker|man|woman|narrator|[A-Z])"
     r"\s?\d*\s*:",
     re.IGNORECASE,
 )
-_COMMON = frozenset(
-    (
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "by",
-        "for",
-        "from",
-        "in",
-        "is",
-        "it",
-        "of",
-        "on",
-        "the",
-        "to",
-        "while",
-        "with",
-    )
-)
+_COMMON_WORD = re.compile("a|an|and|are|as|at|by|for|from|in|is|it|of|on|the|to|while|with")
 _LEAD = re.compile(r"^(?:caption|answer|sounds?|audio|description)\s*:\s*", re.IGNORECASE)
 
 
-def cleaned(text: str) -> str:
-    """An answer in one line, without marks around it."""
+def clean_answer(text: str) -> str:
+    """Return an answer on one line, without a leading label, surrounding quotes or markup."""
     line = " ".join(text.split()).strip("*_`#-• ").strip()
     line = _LEAD.sub("", line)
     if len(line) > 1 and line[0] in "\"'“" and line[-1] in "\"'”":
@@ -50,40 +29,42 @@ def cleaned(text: str) -> str:
     return line
 
 
-def fault_of(text: str) -> tuple[str, str] | None:
-    """Why a cleaned answer is no caption, as a code and a detail; None for a good one.
+def find_problem(caption: str) -> tuple[str, str] | None:
+    """Return why a cleaned answer is not a usable caption, or None for a good one.
 
-    Codes: empty, too_long, refusal, speech (a transcript), repetition, language (not English).
+    Returns:
+      A code and a detail. The codes are empty, too_long, refusal, speech (a transcript), repetition and
+      language (not English).
     """
-    words = re.findall(r"\w+(?:['’]\w+)?", text.lower())
+    words = re.findall(r"\w+(?:['’]\w+)?", caption.lower())
     if not words:
-        return "empty", "no word"
+        return "empty", "no words"
     if len(words) > MAX_WORDS:
-        return "too_long", f"{len(words)} words, at most {MAX_WORDS}"
-    if found := _REFUSALS.search(text):
-        return "refusal", found[0]
-    if found := _SPEECH.search(text):
-        return "speech", " ".join(found[0].split())
-    if repeated := _repeated(words):
+        return "too_long", f"{len(words)} words, at most {MAX_WORDS} are allowed"
+    if refusal := _REFUSALS.search(caption):
+        return "refusal", refusal[0]
+    if speech := _SPEECH.search(caption):
+        return "speech", " ".join(speech[0].split())
+    if repeated := _repeated_words(words):
         return "repetition", repeated
-    if not _is_english(text, words):
+    if not _is_english(caption, words):
         return "language", "not English"
     return None
 
 
-def _repeated(words: list[str]) -> str:
-    """What is said again and again: a word five times in a row, or four words three times."""
+def _repeated_words(words: list[str]) -> str:
+    """Return a word that occurs five times in a row, or four words that occur three times, or ""."""
     for start in range(len(words) - 4):
         if len(set(words[start : start + 5])) == 1:
             return words[start]
-    fours = Counter(tuple(words[start : start + 4]) for start in range(len(words) - 3))
-    four, times = fours.most_common(1)[0] if fours else ((), 0)
-    return " ".join(four) if times >= 3 else ""
+    four_grams = Counter(tuple(words[start : start + 4]) for start in range(len(words) - 3))
+    four_gram, count = four_grams.most_common(1)[0] if four_grams else ((), 0)
+    return " ".join(four_gram) if count >= 3 else ""
 
 
-def _is_english(text: str, words: list[str]) -> bool:
-    letters = [letter for letter in text if letter.isalpha()]
-    plain = sum(letter.isascii() for letter in letters)
-    if plain < 0.9 * len(letters):
+def _is_english(caption: str, words: list[str]) -> bool:
+    letters = [letter for letter in caption if letter.isalpha()]
+    ascii_letters = sum(letter.isascii() for letter in letters)
+    if ascii_letters < 0.9 * len(letters):
         return False
-    return len(words) < 8 or any(word in _COMMON for word in words)
+    return len(words) < 8 or any(_COMMON_WORD.fullmatch(word) for word in words)

@@ -1,4 +1,4 @@
-"""Captions as the prompts of clips that are to be given their sound."""
+"""Caption clips and use the captions as the prompts for sampling their sounds."""
 
 import dataclasses
 import logging
@@ -7,44 +7,49 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.soundcap.captions import caption_clips
-from data_prep.soundcap.look import Viewing
+from data_prep.soundcap.clip_view import ViewConfig
 from data_prep.soundcap.models import CaptionModel
 from data_prep.soundcap.prompts import CAPTIONS, Prompt
-from flowley_jax.data.clip_table import Clip
-from flowley_jax.sampling.clips import Source
+from flowley_jax.data.clip_table import TableClip
+from flowley_jax.sampling.inputs import InputClip
 
 log = logging.getLogger(__name__)
 
 
 def with_captions(
-    sources: Sequence[Source], model: CaptionModel, folder: Path | None
-) -> tuple[list[Source], list[str]]:
-    """Clips with captions as their prompts, and a line for each that got none.
+    clips: Sequence[InputClip], model: CaptionModel, folder: Path | None
+) -> tuple[list[InputClip], list[str]]:
+    """Caption clips, and return the captioned ones with their caption as the prompt.
 
     Args:
-      folder: where captions are kept and found again; None to keep none.
+      clips: clips to caption; their own prompts are ignored.
+      model: model that writes the captions from the picture.
+      folder: where captions are kept and reused; None keeps none.
+
+    Returns:
+      The clips that have a caption, and one line for every other clip.
 
     Raises:
       FlowleyError: the model answers nothing at all.
     """
-    clips = [
-        Clip(id=one.id, video_path=one.path, source=str(one.path), caption="", split="", label="")
-        for one in sources
+    rows = [
+        TableClip(id=clip.id, video_path=clip.path, source=str(clip.path), caption="", split="", label="")
+        for clip in clips
     ]
-    with tempfile.TemporaryDirectory() as passing:
-        captioned = caption_clips(
-            clips, folder or Path(passing), model, Prompt.read(CAPTIONS), Viewing(sound=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        result = caption_clips(
+            rows, folder or Path(temporary), model, Prompt.read(CAPTIONS), ViewConfig(sound=False)
         )
-    failed = [
-        f"{one.path}: no caption ({captioned.rejected[one.id].detail})"
-        for one in sources
-        if one.id in captioned.rejected
-    ]
-    for clip_id, caption in captioned.captions.items():
+    for clip_id, caption in result.captions.items():
         log.info("%s: %s", clip_id, caption)
-    prompted = [
-        dataclasses.replace(one, prompt=captioned.captions[one.id])
-        for one in sources
-        if one.id in captioned.captions
+    captioned = [
+        dataclasses.replace(clip, prompt=result.captions[clip.id])
+        for clip in clips
+        if clip.id in result.captions
     ]
-    return prompted, failed
+    failed = [
+        f"{clip.path}: no caption ({result.rejected[clip.id].detail})"
+        for clip in clips
+        if clip.id in result.rejected
+    ]
+    return captioned, failed

@@ -1,4 +1,4 @@
-"""Instructions to models, each a file that never changes: a better one is a new version."""
+"""Prompts for caption models. A prompt file never changes: an improved prompt is a new version."""
 
 import dataclasses
 import hashlib
@@ -7,27 +7,28 @@ from pathlib import Path
 
 from flowley_jax.errors import FlowleyError
 
-# For videos with their sound, and without.
+# For a model that hears the clip, and for one that only sees it.
 TARGETS, CAPTIONS = "targets_v1", "captions_v1"
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """An instruction, its name with the version, and what tells it from any other."""
+    """A prompt and its name, which ends with its version."""
 
     name: str
     text: str
 
     @property
     def sha256(self) -> str:
+        """SHA-256 of the text, which identifies the prompt."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     @classmethod
     def read(cls, name: str) -> "Prompt":
-        """One of this package by its name, or the text in a file.
+        """Read a prompt of this package by its name, or from a text file.
 
         Raises:
-          FlowleyError: there is none, naming those that are there.
+          FlowleyError: neither exists (the message lists the known names), or the file is empty.
         """
         folder = resources.files("data_prep.soundcap") / "prompts"
         known = sorted(entry.name.removesuffix(".txt") for entry in folder.iterdir())
@@ -37,9 +38,8 @@ class Prompt:
         try:
             text = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            listed = ", ".join(known)
             raise FlowleyError(
-                f"prompt {name!r} is none of {listed}, nor a file of text ({error})"
+                f"prompt={name!r} must be one of {', '.join(known)}, or a text file ({error})"
             ) from error
         if not text:
             raise FlowleyError(f"{path}: the prompt is empty")

@@ -1,4 +1,4 @@
-"""Captions from a server that speaks OpenAI's protocol, such as vLLM, which uses many GPUs."""
+"""Captions from a server with an OpenAI-compatible API, such as vLLM on many GPUs."""
 
 import concurrent.futures
 import time
@@ -9,26 +9,31 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
 from data_prep.rejection import Rejection, one_line
-from data_prep.soundcap.look import Seen
+from data_prep.soundcap.clip_view import ClipView
 from data_prep.soundcap.models import REFUSED
 from flowley_jax.errors import FlowleyError
 
 _ATTEMPTS = 4
-_PAUSE = 2.0
-_BUSY = (408, 409, 425, 429)
+# HTTP status codes, besides those from 500 up, after which a request is repeated.
+_RETRIED_CODES = (408, 409, 425, 429)
 
 
 class ServerModel:
-    """A model of a server. Frames are sent as JPEG pictures and sound as WAV, which any such server takes.
+    """A caption model on a server.
+
+    Frames are sent as JPEG images and audio as WAV, which every such server accepts.
 
     Args:
-      url: of its API, http://HOST:8000/v1.
-      model: name that the server knows it by.
-      at_once: requests at a time.
-      key: its API key, if it wants one.
+      url: base address of the API, such as http://HOST:8000/v1.
+      model: the server's name for the model.
+      batch_size: number of concurrent requests.
+      max_tokens: longest answer in tokens.
+      key: API key, if the server requires one.
+      timeout: seconds to wait for an answer.
+      pause: seconds before the first retry; the pause doubles with each retry.
 
     Raises:
-      FlowleyError: the address is none.
+      FlowleyError: the address is not an HTTP address.
     """
 
     def __init__(
@@ -36,25 +41,26 @@ class ServerModel:
         url: str,
         model: str,
         *,
-        at_once: int = 16,
+        batch_size: int = 16,
         max_tokens: int = 128,
         key: str | None = None,
         timeout: float = 300.0,
-        pause: float = _PAUSE,
+        pause: float = 2.0,
     ):
         if not url.startswith(("http://", "https://")):
             raise FlowleyError(f"{url}: the address of a server must begin with http:// or https://")
         self.identity: Mapping[str, str] = {"model": model, "server": url}
-        self.at_once = at_once
+        self.batch_size = batch_size
         self._model, self._max_tokens, self._pause, self._url = model, max_tokens, pause, url
         self._client = InferenceClient(base_url=url, api_key=key or "none", timeout=timeout)
-        self._threads = concurrent.futures.ThreadPoolExecutor(at_once)
+        self._threads = concurrent.futures.ThreadPoolExecutor(batch_size)
 
-    def __call__(self, clips: Sequence[Seen], prompt: str) -> list[str | Rejection]:
+    def __call__(self, clips: Sequence[ClipView], prompt: str) -> list[str | Rejection]:
         return list(self._threads.map(lambda clip: self._ask(clip, prompt), clips))
 
-    def _ask(self, clip: Seen, prompt: str) -> str | Rejection:
-        messages: list[Any] = [{"role": "user", "content": [*_parts(clip), {"type": "text", "text": prompt}]}]
+    def _ask(self, clip: ClipView, prompt: str) -> str | Rejection:
+        content = [*_content_parts(clip), {"type": "text", "text": prompt}]
+        messages: list[Any] = [{"role": "user", "content": content}]
         problem: Exception | None = None
         for attempt in range(_ATTEMPTS):
             if attempt:
@@ -67,22 +73,26 @@ class ServerModel:
             except HfHubHTTPError as error:
                 code = error.response.status_code
                 if code in (401, 403, 404):
-                    said = one_line(error)[:300]
-                    raise FlowleyError(f"{self._url}: answers {code} for {self._model!r} ({said})") from error
-                if code < 500 and code not in _BUSY:
+                    detail = one_line(error)[:300]
+                    raise FlowleyError(
+                        f"{self._url}: answers {code} for model {self._model!r} ({detail})"
+                    ) from error
+                if code < 500 and code not in _RETRIED_CODES:
                     return Rejection(REFUSED, f"the server answers {code}: {one_line(error)[:200]}")
                 problem = error
             except (InferenceTimeoutError, OSError) as error:
                 problem = error
-            except Exception as error:  # Errors of the transport, whichever library is beneath.
+            except Exception as error:  # Transport errors, from whichever HTTP library is in use.
                 if "http" not in type(error).__module__:
                     raise
                 problem = error
         reason = one_line(problem)[:200] if problem else ""
-        raise FlowleyError(f"{self._url}: no answer in {_ATTEMPTS} attempts ({reason}); run again to go on")
+        raise FlowleyError(
+            f"{self._url}: no answer in {_ATTEMPTS} attempts ({reason}); run the same command again to resume"
+        )
 
 
-def _parts(clip: Seen) -> list[dict[str, Any]]:
+def _content_parts(clip: ClipView) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = [
         {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{frame}"}}
         for frame in clip.frames_as_jpeg()

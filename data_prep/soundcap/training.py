@@ -1,4 +1,8 @@
-"""Fine-tuning of a vision-language model to say, from the silent video, what one that hears has said."""
+"""Fine-tune a vision-language model on the captions of a model that also hears (SoundCap, second step).
+
+The model sees only the silent frames and learns to give the same captions. LoRA adapters are trained on its
+language model; its vision tower is frozen.
+"""
 
 import dataclasses
 import functools
@@ -9,14 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.decoder import Decoder
+import numpy as np
+
 from data_prep.rejection import Rejection
-from data_prep.soundcap.local import LocalModel
-from data_prep.soundcap.look import Seen, Viewing, look
+from data_prep.soundcap.clip_view import ClipView, ViewConfig, load_view
+from data_prep.soundcap.local import NEEDS_PYTORCH, LocalModel
 from data_prep.soundcap.prompts import Prompt
-from flowley_jax.data.clip_table import Clip
+from data_prep.worker_pool import Worker
+from flowley_jax.common.files import append_line, write_text
+from flowley_jax.common.jsonl import append_json, read_jsonl
+from flowley_jax.data.clip_table import TableClip
 from flowley_jax.errors import FlowleyError
-from flowley_jax.whole_files import append_line, write_text
 
 try:
     import peft  # pyright: ignore[reportMissingImports]
@@ -24,31 +31,41 @@ try:
     import transformers
     from transformers.trainer_utils import get_last_checkpoint
 except ImportError as error:
-    raise FlowleyError("SoundCap's own models need PyTorch: pip install 'flowley-jax[soundcap]'") from error
+    raise FlowleyError(NEEDS_PYTORCH) from error
 
 ADAPTER_FOLDER = "adapter"
 PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.jsonl"
 _UNREADABLE_FILE = "unreadable.tsv"
-_UNTRAINED = -100
-# The maps of the language model; the eyes stay as they are.
-_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+# The label that PyTorch's cross-entropy ignores.
+_IGNORED_LABEL = -100
+# Attention and MLP projections of the language model.
+_LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+# Settings that do not change the result, so a run may resume with others.
+_NOT_IN_PROVENANCE = ("workers", "time_limit", "save_every", "checkpointing", "on_cpu")
+
+# A clip and the caption that the model should give.
+Example = tuple[TableClip, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TuningConfig:
-    """How a model is fine-tuned.
+class FinetuneConfig:
+    """Settings of a fine-tuning run.
 
     Attributes:
-      rank, alpha: of the LoRA adapters, which count alpha / rank times.
-      epochs: passes over the captions; SoundCap takes one.
-      batch_size, accumulation: clips for each device at a time, and batches for each step.
-      learning_rate: at its highest, after 3 % of the steps; it falls to zero along a cosine.
-      save_every: steps between checkpoints, from which a run that was stopped goes on.
+      rank: rank of the LoRA adapters.
+      alpha: scale of the LoRA adapters, which are multiplied by alpha / rank.
+      epochs: passes over the captions; the paper's SoundCap takes one.
+      batch_size: clips per device and batch.
+      accumulation: batches per optimiser step.
+      learning_rate: peak learning rate, after a warm-up over 3 % of the steps; it then decays to zero along a
+        cosine.
+      save_every: steps between checkpoints.
       workers: processes that read clips; 0 reads in the training process.
-      time_limit: seconds after which reading a clip is given up.
-      checkpointing: whether activations are computed again, to save memory.
-      on_cpu: whether GPUs are left alone; otherwise each process takes its own.
+      time_limit: time limit for reading one clip, in seconds.
+      checkpointing: whether to recompute activations in the backward pass to save memory.
+      on_cpu: whether to train on the CPU; otherwise every process uses one GPU, if there is any.
+      seed: seed of the adapters and of the order of clips.
     """
 
     rank: int = 16
@@ -66,108 +83,124 @@ class TuningConfig:
 
 
 def finetune(
-    clips: Sequence[Clip],
+    clips: Sequence[TableClip],
     captions: Mapping[str, str],
     model: LocalModel,
     prompt: Prompt,
-    viewing: Viewing,
-    config: TuningConfig,
+    view: ViewConfig,
+    config: FinetuneConfig,
     out: Path,
 ) -> Path | None:
-    """Trains LoRA adapters on the captions of clips, or goes on, or finds it done.
+    """Train LoRA adapters on the captions of clips, or resume such a training run.
 
-    Clips of the valid split are not trained on; their loss is measured at the end. A clip that cannot be read
-    trains nothing and is listed in `out/unreadable.tsv`.
+    Clips of the valid split are held out; their loss is measured at the end. A clip that cannot be read
+    does not contribute to the loss and is listed in `out/unreadable.tsv`.
 
     Args:
-      captions: by id.
+      clips: the clips of a table.
+      captions: target captions by clip id; clips without one are not used.
+      model: the model to adapt, on the host.
+      prompt: the question that the captions answer.
+      view: the part of each clip that the model gets.
+      config: settings of the training run.
       out: folder for checkpoints, `metrics.jsonl` and the adapter.
 
     Returns:
-      The folder of the adapter; None where Ctrl-C or SIGTERM stopped it, with all its steps stored.
+      The folder of the adapter, or None if Ctrl-C or SIGTERM stopped the run after a checkpoint.
 
     Raises:
-      FlowleyError: there is nothing to train on, or `out` holds another training.
+      FlowleyError: no clip has a caption to train on, or `out` holds a training run with
+        different captions or settings.
     """
-    train = [(clip, captions[clip.id]) for clip in clips if clip.id in captions and clip.split != "valid"]
-    valid = [(clip, captions[clip.id]) for clip in clips if clip.id in captions and clip.split == "valid"]
+    examples = [(clip, captions[clip.id]) for clip in clips if clip.id in captions]
+    train = [example for example in examples if example[0].split != "valid"]
+    valid = [example for example in examples if example[0].split == "valid"]
     if not train:
         raise FlowleyError(
-            f"{out}: none of {len(clips)} clips has a caption to train on; are the ids the same?"
+            f"{out}: none of {len(clips)} clips has a caption to train on; check that the ids are the same"
         )
     adapter = out / ADAPTER_FOLDER
-    provenance = _provenance(train, model, prompt, viewing, config)
-    if _is_done(out, adapter, provenance):
-        print(f"the adapter is made already: {adapter}")
+    provenance = _provenance(train, model, prompt, view, config)
+    _claim_folder(out, provenance)
+    if (adapter / PROVENANCE_FILE).is_file():
+        print(f"the adapter already exists: {adapter}")
         return adapter
-    print(f"training on {len(train)} clips, {len(valid)} held out; adapter goes to {adapter}")
+    print(f"training on {len(train)} clips, {len(valid)} held out; the adapter will be written to {adapter}")
     transformers.set_seed(config.seed)
-    tuned = peft.get_peft_model(
-        model.model.train(),
-        peft.LoraConfig(
-            r=config.rank, lora_alpha=config.alpha, target_modules=_TARGETS, task_type="CAUSAL_LM"
-        ),
-    )
-    if config.checkpointing:
-        tuned.enable_input_require_grads()
-    seen, held_out = (_Clips(pairs, viewing, config.time_limit, out) for pairs in (train, valid))
-    stop = _Stop()
+    tuned = _with_new_adapters(model, config)
+    train_set, valid_set = (_Examples(part, view, config.time_limit, out) for part in (train, valid))
+    stop = _StopSignal()
     trainer = _Trainer(
         model=tuned,
-        args=_arguments(out, config),
-        train_dataset=seen,
-        eval_dataset=held_out if valid else None,
-        data_collator=functools.partial(_collated, model=model, prompt=prompt.text, viewing=viewing),
+        args=_trainer_arguments(out, config),
+        train_dataset=train_set,
+        eval_dataset=valid_set if valid else None,
+        data_collator=functools.partial(_collate, model=model, prompt=prompt.text, view=view),
         callbacks=[_Metrics(out / METRICS_FILE), stop],
     )
-    last = get_last_checkpoint(str(out)) if out.is_dir() else None
-    if last:
-        print(f"going on from {last}")
+    checkpoint = get_last_checkpoint(str(out)) if out.is_dir() else None
+    if checkpoint:
+        print(f"resuming from {checkpoint}")
     try:
         with stop:
-            trainer.train(resume_from_checkpoint=last)
+            trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.state.global_step < trainer.state.max_steps:
             print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
             return None
         if valid:
             trainer.evaluate()
     finally:
-        seen.close()
-        held_out.close()
+        train_set.close()
+        valid_set.close()
     if trainer.is_world_process_zero():
         tuned.save_pretrained(str(adapter))
         write_text(adapter / PROVENANCE_FILE, json.dumps(provenance, indent=2) + "\n")
     return adapter
 
 
-def _provenance(train, model: LocalModel, prompt: Prompt, viewing: Viewing, config: TuningConfig) -> dict:
-    pairs = "".join(f"{clip.id}\t{caption}\n" for clip, caption in train)
-    made_with = dataclasses.asdict(config)
-    for unimportant in ("workers", "time_limit", "save_every", "checkpointing", "on_cpu"):
-        del made_with[unimportant]
+def _provenance(
+    train: Sequence[Example], model: LocalModel, prompt: Prompt, view: ViewConfig, config: FinetuneConfig
+) -> dict[str, Any]:
+    lines = "".join(f"{clip.id}\t{caption}\n" for clip, caption in train)
+    settings = dataclasses.asdict(config)
+    for name in _NOT_IN_PROVENANCE:
+        del settings[name]
     return {
         **model.identity,
         "prompt": prompt.name,
         "prompt_sha256": prompt.sha256,
-        "viewing": dataclasses.asdict(viewing),
-        "config": made_with,
+        "viewing": dataclasses.asdict(view),
+        "config": settings,
         "clips": len(train),
-        "captions_sha256": hashlib.sha256(pairs.encode()).hexdigest(),
+        "captions_sha256": hashlib.sha256(lines.encode()).hexdigest(),
     }
 
 
-def _is_done(out: Path, adapter: Path, provenance: dict) -> bool:
-    """Whether the adapter is made; otherwise notes what is being made: nothing else is to go on from it."""
-    begun = out / PROVENANCE_FILE
-    if begun.is_file() and json.loads(begun.read_text()) != provenance:
+def _claim_folder(out: Path, provenance: dict[str, Any]) -> None:
+    """Mark the folder as the one of this training run.
+
+    Raises:
+      FlowleyError: the folder holds a training run with a different provenance.
+    """
+    path = out / PROVENANCE_FILE
+    if path.is_file() and json.loads(path.read_text()) != provenance:
         raise FlowleyError(
-            f"{out}: holds a training on other captions or with other settings; choose another folder"
+            f"{out}: holds a training run with different captions or settings; choose another folder"
         )
-    write_text(begun, json.dumps(provenance, indent=2) + "\n")
-    return (adapter / PROVENANCE_FILE).is_file()
+    write_text(path, json.dumps(provenance, indent=2) + "\n")
 
 
-def _arguments(out: Path, config: TuningConfig):
+def _with_new_adapters(model: LocalModel, config: FinetuneConfig) -> Any:
+    lora = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=_LORA_TARGETS, task_type="CAUSAL_LM"
+    )
+    tuned = peft.get_peft_model(model.model.train(), lora)
+    if config.checkpointing:
+        tuned.enable_input_require_grads()
+    return tuned
+
+
+def _trainer_arguments(out: Path, config: FinetuneConfig) -> transformers.TrainingArguments:
     on_gpu = torch.cuda.is_available() and not config.on_cpu
     return transformers.TrainingArguments(
         output_dir=str(out),
@@ -192,59 +225,62 @@ def _arguments(out: Path, config: TuningConfig):
     )
 
 
-class _Clips(torch.utils.data.Dataset):
-    """Clips as the model sees them, each with its caption; None in place of one that cannot be read."""
+class _Examples(torch.utils.data.Dataset):
+    """Clip views with their captions; the view of a clip that cannot be read is None."""
 
-    def __init__(self, pairs: Sequence[tuple[Clip, str]], viewing: Viewing, time_limit: float, out: Path):
-        self._pairs, self._out = pairs, out
-        # Started where it is first used: in each process that reads.
-        self._decoder = Decoder(functools.partial(look, viewing), time_limit)
+    def __init__(self, examples: Sequence[Example], view: ViewConfig, time_limit: float, out: Path):
+        self._examples, self._out = examples, out
+        # Its process starts at first use, and so once in each process that reads.
+        self._worker = Worker(functools.partial(load_view, view), time_limit)
 
     def close(self) -> None:
-        """Ends the process that reads."""
-        self._decoder.close()
+        """Stop the process that reads."""
+        self._worker.close()
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._examples)
 
-    def __getitem__(self, index: int) -> tuple[Seen | None, str]:
-        clip, caption = self._pairs[index]
-        seen = self._decoder(clip.source)
-        if isinstance(seen, Rejection):
-            self._note(f"{clip.id}\t{seen.reason}\t{seen.detail}")
+    def __getitem__(self, index: int) -> tuple[ClipView | None, str]:
+        clip, caption = self._examples[index]
+        view = self._worker(clip.source)
+        if isinstance(view, Rejection):
+            self._list_unreadable(f"{clip.id}\t{view.reason}\t{view.detail}")
             return None, caption
-        return seen, caption
+        return view, caption
 
-    def _note(self, line: str) -> None:
-        """Lists an unreadable clip, once for all epochs."""
+    def _list_unreadable(self, line: str) -> None:
+        """List an unreadable clip, once for all epochs."""
         path = self._out / _UNREADABLE_FILE
         if not path.exists() or line not in path.read_text(encoding="utf-8").splitlines():
             append_line(path, line)
 
 
-def _collated(items: Sequence[tuple[Seen | None, str]], *, model: LocalModel, prompt: str, viewing: Viewing):
-    """A batch with labels for the words of the answers alone, and none for a clip that is not there."""
-    clips = [seen if seen is not None else _nothing(viewing) for seen, _ in items]
-    batch = model.inputs(clips, prompt, [caption for _, caption in items])
-    labels = torch.full_like(batch["input_ids"], _UNTRAINED)
-    for row, (seen, caption) in enumerate(items):
-        if seen is not None:
-            answered = model.answer_tokens(prompt, caption)
-            # Padding is on the left.
-            labels[row, -answered:] = batch["input_ids"][row, -answered:]
+def _collate(
+    items: Sequence[tuple[ClipView | None, str]], *, model: LocalModel, prompt: str, view: ViewConfig
+) -> dict[str, Any]:
+    """Return a batch whose labels are the tokens of the answers; an unreadable clip has no labels."""
+    views = [clip if clip is not None else _blank_view(view) for clip, _ in items]
+    batch = model.inputs(views, prompt, [caption for _, caption in items])
+    labels = torch.full_like(batch["input_ids"], _IGNORED_LABEL)
+    for row, (clip, caption) in enumerate(items):
+        if clip is not None:
+            # Padding is on the left, so the answer is at the end.
+            answer = slice(-model.count_answer_tokens(prompt, caption), None)
+            labels[row, answer] = batch["input_ids"][row, answer]
     return {**batch, "labels": labels}
 
 
-def _nothing(viewing: Viewing) -> Seen:
-    import numpy as np
-
-    return Seen(np.zeros((2, 28, 28, 3), np.uint8), viewing.fps)
+def _blank_view(view: ViewConfig) -> ClipView:
+    return ClipView(np.zeros((2, 28, 28, 3), np.uint8), view.fps)
 
 
 class _Trainer(transformers.Trainer):
-    def compute_loss(self, model, inputs, return_outputs=False, **options):
-        """The mean over no words is no number; a batch of clips that cannot be read changes nothing."""
-        if (inputs["labels"] != _UNTRAINED).any():
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+        """Return the loss, which is 0 with gradient 0 for a batch without labels.
+
+        The mean over no labels would be NaN.
+        """
+        if (inputs["labels"] != _IGNORED_LABEL).any():
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **options)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         loss = 0.0 * outputs.logits.sum()
@@ -252,49 +288,56 @@ class _Trainer(transformers.Trainer):
 
 
 class _Metrics(transformers.TrainerCallback):
+    """Writer of the trainer's logs to a JSON Lines file."""
+
     def __init__(self, path: Path):
         self._path = path
 
-    def on_train_begin(self, args, state, control, **_):
-        """Steps behind the last checkpoint are done again."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop rows after the checkpoint from which the run resumes: those steps are repeated."""
         if state.is_world_process_zero and self._path.exists():
-            rows = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [row for row in rows if json.loads(row)["step"] <= state.global_step]
-            write_text(self._path, "".join(f"{row}\n" for row in kept))
+            rows = [row for row in read_jsonl(self._path) if row["step"] <= state.global_step]
+            write_text(self._path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
-    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **_):
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         if state.is_world_process_zero and logs:
-            append_line(self._path, json.dumps({"step": state.global_step, **logs}))
+            append_json(self._path, {"step": state.global_step, **logs})
 
 
-class _Stop(transformers.TrainerCallback):
-    """Turns the first Ctrl-C or SIGTERM into a request to store the step and stop; a second acts as usual."""
+class _StopSignal(transformers.TrainerCallback):
+    """Callback that turns the first Ctrl-C or SIGTERM into a checkpoint and a stop; a second one aborts.
+
+    `flowley_jax.common.distributed.StopSignal` asks JAX about other processes, which would start JAX on the
+    GPUs and take their memory from PyTorch.
+    """
 
     def __init__(self):
         self._requested = False
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "_Stop":
+    def __enter__(self) -> "_StopSignal":
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _request(self, number, frame) -> None:
+    def _request(self, number: int, frame: object) -> None:
         del frame
         self._requested = True
         signal.signal(number, self._previous[number])
-        print("stopping after this step; once more to stop at once", flush=True)
+        print("stopping after the current step; press Ctrl-C again to abort now", flush=True)
 
-    def on_step_end(self, args, state, control, **_):
-        if self._requested_anywhere(args.device):
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._is_requested(args.device):
             control.should_save = control.should_training_stop = True
 
-    def _requested_anywhere(self, device) -> bool:
-        """All processes stop after the same step."""
+    def _is_requested(self, device: Any) -> bool:
+        """Return whether any process got a signal, so that all stop after the same step. Collective."""
         if not torch.distributed.is_initialized():
             return self._requested
         requested = torch.tensor(float(self._requested), device=device)

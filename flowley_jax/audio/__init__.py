@@ -1,1 +1,1 @@
-"""Sound: mel spectrograms, codecs between waves and latents, vocoders."""
+"""Mel spectrograms, codecs between waves and latents, and vocoders."""

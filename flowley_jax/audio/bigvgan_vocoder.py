@@ -2,44 +2,46 @@
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from flowley_jax.audio.bigvgan import BigVgan, BigVganConfig
 from flowley_jax.audio.chunks import in_windows
-from flowley_jax.audio.mel import MelConfig
+from flowley_jax.audio.mel import MelConfig, mel_with_bins
 from flowley_jax.audio.protocols import check_log_mels
-from flowley_jax.audio.vae_codec import mel_of
-from flowley_jax.device_batches import DeviceBatches, Replicated
+from flowley_jax.common.component import ProgramMemory
+from flowley_jax.common.device_batches import DeviceBatches, Replicated
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle
+from flowley_jax.interop.pretrained import Dtype, PretrainedComponent
+from flowley_jax.networks.bigvgan import BigVgan, BigVganConfig
 
 BATCH_SIZE = 8
 WINDOW = 2048
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BigVganVocoder:
+class BigVganVocoder(PretrainedComponent):
     """Vocoder of the published system; see `Vocoder`.
 
     Attributes:
-      bundle: of a BigVGAN generator; it is read when the first frames come.
+      bundle: bundle of a BigVGAN generator, which is read on the first call.
       dtype: compute type.
     """
 
     name: ClassVar[str] = "bigvgan"
-    kind: ClassVar[str] = "bigvgan"
+    format: ClassVar[str] = "bigvgan"
 
     bundle: Bundle
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self):
-        self.bundle.check_kind(self.kind)
+        super().__post_init__()
         if self.config.hop != self.mel.hop:
             raise FlowleyError(
-                f"{self.bundle.folder}: makes {self.config.hop} samples of a frame, the mel front end of "
+                f"{self.bundle.folder}: makes {self.config.hop} samples per frame; the mel front end with "
                 f"{self.config.bins} bins has {self.mel.hop}"
             )
 
@@ -49,18 +51,19 @@ class BigVganVocoder:
 
     @property
     def mel(self) -> MelConfig:
-        return mel_of(self.config.bins, str(self.bundle.folder))
+        return mel_with_bins(self.config.bins, str(self.bundle.folder))
 
     @property
     def sample_rate(self) -> int:
         return self.mel.sample_rate
 
     def __call__(self, log_mels: np.ndarray) -> np.ndarray:
-        """Log-mel frames (B, frames, bins) to waves (B, frames·hop) float32, in windows of one length, so
-        that memory does not grow with the sound.
+        """Turn log-mel frames (B, frames, bins) into waves (B, frames·hop) float32.
+
+        Long inputs run in windows of one length, so that memory does not grow with the sound.
 
         Raises:
-          FlowleyError: if the frames do not have the vocoder's bins.
+          FlowleyError: the frames have a different number of bins.
         """
         check_log_mels(log_mels, self.config.bins)
         return in_windows(
@@ -71,11 +74,12 @@ class BigVganVocoder:
             rate=self.config.hop,
         )
 
+    def memory(self, *, clips: int, length: int) -> ProgramMemory:
+        """Return the memory that `length` mel frames of each clip need."""
+        shape = (clips, min(length, WINDOW), self.config.bins)
+        return self.program_memory(BigVgan.__call__, jax.ShapeDtypeStruct(shape, jnp.float32))
+
     @functools.cached_property
     def _program(self) -> DeviceBatches:
-        return DeviceBatches(waves, Replicated(self.bundle.load(dtype=self.dtype)), batch_size=BATCH_SIZE)
-
-
-def waves(model: BigVgan, log_mels: jax.Array) -> jax.Array:
-    """The program of a batch of log-mel frames."""
-    return model(log_mels)
+        model = Replicated(self.bundle.load(dtype=self.dtype))
+        return DeviceBatches(BigVgan.__call__, model, batch_size=BATCH_SIZE)

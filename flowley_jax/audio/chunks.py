@@ -1,4 +1,4 @@
-"""Long sequences in pieces: a local program over windows that overlap equals one over the whole."""
+"""Processing of long sequences in overlapping windows, with the result of processing them as a whole."""
 
 from collections.abc import Callable
 
@@ -8,18 +8,21 @@ import numpy as np
 def in_windows(
     program: Callable[[np.ndarray], np.ndarray], x: np.ndarray, *, window: int, context: int, rate: int
 ) -> np.ndarray:
-    """Applies `program` to windows of one length and puts the parts together that lie far from their cuts.
+    """Apply a local program to windows of one length, and join the outputs that lie far from the cuts.
 
     Args:
-      program: (B, window, …) to (B, rate·window, …), whose result at a place depends on no more than
-        `context` steps of its input on each side, and on the sequence's ends as on ends.
-      x: (B, T, …).
-      window: steps at a time, more than twice `context`; the last window moves back to end with x.
+      program: function from (B, window, …) to (B, rate·window, …). An output may depend on at most `context`
+        input steps on each side, and on the distance to an end of the sequence only within that reach.
+      x: input (B, T, …).
+      window: steps per window, more than twice `context`; the last window is moved back to end with `x`.
+      context: input steps on each side that an output depends on.
+      rate: output steps per input step.
 
-    Returns: (B, rate·T, …), what `program(x)` gives up to rounding.
+    Returns:
+      Output (B, rate·T, …), equal to `program(x)` up to rounding.
 
     Raises:
-      ValueError: the windows are too short for the context.
+      ValueError: the window is too short for the context.
     """
     length = x.shape[1]
     if length <= window:
@@ -27,11 +30,11 @@ def in_windows(
     stride = window - 2 * context
     if stride < 1:
         raise ValueError(f"window={window} must be more than twice context={context}")
-    parts, done = [], 0
+    pieces, done = [], 0
     while done < length:
         start = min(max(0, done - context), length - window)
-        found = program(x[:, start : start + window])
+        output = program(x[:, start : start + window])
         end = length if start + window == length else start + window - context
-        parts.append(found[:, rate * (done - start) : rate * (end - start)])
+        pieces.append(output[:, rate * (done - start) : rate * (end - start)])
         done = end
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(pieces, axis=1)

@@ -1,41 +1,45 @@
 """A linear audio codec: principal components of pairs of log-mel frames.
 
-Two neighbouring log-mel frames make one vector x of 2·bins numbers (the latent rate of the published VAE).
-With μ the mean and W the orthonormal leading eigenvectors of the covariance of a training set,
+Two neighbouring log-mel frames form a vector x of 2·bins numbers, so latents have the rate of the published
+VAE's. With μ the mean and W the orthonormal leading eigenvectors of the covariance over a training set,
 
     latent = Wᵀ (x − μ),    decoded x = W latent + μ.
 
-The posterior of a linear codec is a point, so its standard deviation is zero. Latents are kept raw; they are
-standardised per channel where they are used, by the mean and deviation that `flowley_jax.data.parts` keeps.
+The posterior of a linear codec is a point, so its standard deviation is zero. Latents are not standardised
+here: `flowley_jax.data.components` keeps their mean and deviation per channel, and the model applies them.
 """
 
 import dataclasses
 import os
 import zipfile
 from collections.abc import Iterable
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from flowley_jax.audio.mel import MelConfig, log_mel, mel_preset
-from flowley_jax.audio.protocols import FRAMES_PER_LATENT
+from flowley_jax.audio.protocols import FRAMES_PER_LATENT, check_latents
+from flowley_jax.common.component import HostComponent, check_keys
+from flowley_jax.common.files import atomic_write, sha256
 from flowley_jax.errors import FlowleyError
-from flowley_jax.whole_files import replacing
 
+CODEC_FILE = "codec.npz"
 _VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class PcaCodec:
+class PcaCodec(HostComponent):
     """Linear codec; see the module's docstring and `AudioCodec`.
 
     Attributes:
-      mel: the mel front end.
-      mean: (2·bins,) float32, the mean pair of frames.
-      components: (2·bins, C) float32 with orthonormal columns, most variance first.
+      mel: mel front end.
+      mean: mean pair of frames (2·bins,) float32.
+      components: (2·bins, C) float32 with orthonormal columns, in the order of decreasing variance.
     """
 
     name: ClassVar[str] = "pca"
+    needs_fitting: ClassVar[bool] = True
 
     mel: MelConfig
     mean: np.ndarray
@@ -63,12 +67,17 @@ class PcaCodec:
 
     @classmethod
     def fit(cls, log_mels: Iterable[np.ndarray], *, mel: MelConfig, latent_dim: int) -> "PcaCodec":
-        """Fits the codec to log-mel spectrograms, each (frames, bins); only one is held at a time.
+        """Fit a codec to log-mel spectrograms.
+
+        Args:
+          log_mels: spectrograms, each (frames, bins); only one is held in memory at a time.
+          mel: their mel front end.
+          latent_dim: channels C of a latent.
 
         Raises:
-          FlowleyError: if there are fewer than two pairs of frames or `latent_dim` is impossible.
+          FlowleyError: there are fewer than two pairs of frames, or `latent_dim` is out of range.
         """
-        check_latent_dim(latent_dim, mel)
+        cls.check_fit(mel=mel, latent_dim=latent_dim)
         mean, covariance = _moments(log_mels, FRAMES_PER_LATENT * mel.bins)
         _, vectors = np.linalg.eigh(covariance)
         leading = vectors[:, ::-1][:, :latent_dim]
@@ -77,36 +86,46 @@ class PcaCodec:
         components = (leading * np.sign(peaks)).astype(np.float32)
         return cls(mel=mel, mean=mean.astype(np.float32), components=components)
 
-    def encode(self, waves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Waves (B, samples) to mean and (zero) standard deviation, each (B, Ta, C) float32.
+    @staticmethod
+    def check_fit(*, mel: MelConfig, latent_dim: int) -> None:
+        """Raise a FlowleyError unless pairs of frames have at least `latent_dim` principal components."""
+        width = FRAMES_PER_LATENT * mel.bins
+        if not 1 <= latent_dim <= width:
+            raise FlowleyError(f"latent_dim={latent_dim} must be from 1 to {width} for mel {mel.name}")
 
-        Ta = floor(floor(samples/hop)/2): a last mel frame without a partner is dropped, as the VAE does.
+    def encode(self, waves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Encode waves (B, samples) to latents and a standard deviation of zero, each (B, Ta, C) float32.
+
+        Ta = floor(floor(samples/hop)/2): an odd last mel frame is dropped, as in the VAE.
         """
-        mean = self.encode_log_mel(log_mel(waves, self.mel))
+        return self.encode_log_mel(log_mel(waves, self.mel))
+
+    def encode_log_mel(self, log_mels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Encode log-mel frames (B, frames, bins) as `encode` does, with Ta = floor(frames/2)."""
+        mean = ((_pairs(log_mels) - self.mean) @ self.components).astype(np.float32)
         return mean, np.zeros_like(mean)
 
-    def encode_log_mel(self, log_mels: np.ndarray) -> np.ndarray:
-        """Log-mel frames (B, frames, bins) to latents (B, floor(frames/2), C) float32."""
-        return ((_pairs(log_mels) - self.mean) @ self.components).astype(np.float32)
-
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (B, Ta, C) to log-mel frames (B, 2·Ta, bins) float32."""
-        if latents.ndim != 3 or latents.shape[-1] != self.latent_dim:
-            raise FlowleyError(f"latents {latents.shape} must be (batch, time, {self.latent_dim})")
+        """Decode latents (B, Ta, C) to log-mel frames (B, 2·Ta, bins) float32.
+
+        Raises:
+          FlowleyError: the latents have a different number of channels.
+        """
+        check_latents(latents, self.latent_dim)
         pairs = latents.astype(np.float32) @ self.components.T + self.mean
         return pairs.reshape(len(latents), FRAMES_PER_LATENT * latents.shape[1], self.mel.bins)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the codec to an .npz file, atomically."""
-        with replacing(path) as partial:
+        """Write the codec to an .npz file, atomically."""
+        with atomic_write(path) as partial:
             np.savez(partial, version=_VERSION, mel=self.mel.name, mean=self.mean, components=self.components)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "PcaCodec":
-        """Reads what `save` wrote.
+        """Read a codec that `save` wrote.
 
         Raises:
-          FlowleyError: if the file is missing, damaged or of another version.
+          FlowleyError: the file is missing or damaged, or its version differs.
         """
         try:
             with open(path, "rb") as opened, np.load(opened) as file:
@@ -114,21 +133,44 @@ class PcaCodec:
         except FileNotFoundError as error:
             raise FlowleyError(f"{path}: no such codec file") from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise FlowleyError(f"{path}: not a PCA codec file ({error})") from error
+            raise FlowleyError(f"{path}: is not a PCA codec file ({error})") from error
         if int(stored["version"]) != _VERSION:
-            raise FlowleyError(f"{path}: codec version {int(stored['version'])}, expected {_VERSION}")
+            raise FlowleyError(f"{path}: has codec version {int(stored['version'])}, expected {_VERSION}")
         return cls(mel=mel_preset(str(stored["mel"])), mean=stored["mean"], components=stored["components"])
 
+    def to_json(self, folder: Path) -> dict[str, Any]:
+        """Write `codec.npz` into `folder` and return the entry that refers to it; see `Component`."""
+        path = folder / CODEC_FILE
+        self.save(path)
+        return {
+            "name": self.name,
+            "mel": self.mel.name,
+            "latent_dim": self.latent_dim,
+            "file": CODEC_FILE,
+            "sha256": sha256(path),
+        }
 
-def check_latent_dim(latent_dim: int, mel: MelConfig) -> None:
-    """Raises a FlowleyError unless a front end has so many components."""
-    width = FRAMES_PER_LATENT * mel.bins
-    if not 1 <= latent_dim <= width:
-        raise FlowleyError(f"latent_dim={latent_dim} must be from 1 to {width} for mel {mel.name}")
+    @classmethod
+    def from_json(cls, stored: Any, folder: Path, *, where: str, mel: Any = None) -> "PcaCodec":
+        """Read the codec of `folder` and check that it is the one that `to_json` wrote; see `Component`."""
+        del mel
+        check_keys(stored, {"name", "mel", "latent_dim", "file", "sha256"}, where)
+        path = folder / CODEC_FILE
+        if stored["file"] != CODEC_FILE:
+            raise FlowleyError(f"{where}.file={stored['file']!r} must be {CODEC_FILE!r}")
+        codec = cls.load(path)
+        if sha256(path) != stored["sha256"]:
+            raise FlowleyError(f"{path} is not the codec of this data set (its SHA-256 differs)")
+        if (codec.mel.name, codec.latent_dim) != (stored["mel"], stored["latent_dim"]):
+            raise FlowleyError(
+                f"{path} has mel {codec.mel.name} and {codec.latent_dim} channels, "
+                f"expected {stored['mel']} and {stored['latent_dim']}"
+            )
+        return codec
 
 
 def _pairs(log_mels: np.ndarray) -> np.ndarray:
-    """(..., frames, bins) to (..., floor(frames/2), 2·bins)."""
+    """Join pairs of frames: (..., frames, bins) to (..., floor(frames/2), 2·bins)."""
     *lead, frames, bins = log_mels.shape
     latents = frames // FRAMES_PER_LATENT
     even = log_mels[..., : latents * FRAMES_PER_LATENT, :]
@@ -136,7 +178,7 @@ def _pairs(log_mels: np.ndarray) -> np.ndarray:
 
 
 def _moments(log_mels: Iterable[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (width,) and covariance (width, width) in float64."""
+    """Return the mean (width,) and covariance (width, width) of pairs of frames, in float64."""
     count, total, products = 0, np.zeros(width), np.zeros((width, width))
     for spectrogram in log_mels:
         pairs = _pairs(spectrogram).astype(np.float64)
@@ -144,6 +186,6 @@ def _moments(log_mels: Iterable[np.ndarray], width: int) -> tuple[np.ndarray, np
         total += pairs.sum(axis=0)
         products += pairs.T @ pairs
     if count < 2:
-        raise FlowleyError(f"a PCA codec needs at least two pairs of mel frames to be fitted to, got {count}")
+        raise FlowleyError(f"fitting a PCA codec needs at least two pairs of mel frames, got {count}")
     mean = total / count
     return mean, products / count - np.outer(mean, mean)

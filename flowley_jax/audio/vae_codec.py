@@ -2,39 +2,40 @@
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flowley_jax.audio.chunks import in_windows
-from flowley_jax.audio.mel import MEL_16K, MEL_44K, MelConfig, log_mel
-from flowley_jax.audio.protocols import FRAMES_PER_LATENT
-from flowley_jax.audio.vae import DECODER_CONTEXT, AudioVae, VaeConfig
-from flowley_jax.device_batches import DeviceBatches, Replicated
-from flowley_jax.errors import FlowleyError
+from flowley_jax.audio.mel import MelConfig, log_mel, mel_with_bins
+from flowley_jax.audio.protocols import FRAMES_PER_LATENT, check_latents
+from flowley_jax.common.component import ProgramMemory
+from flowley_jax.common.device_batches import DeviceBatches, Replicated
 from flowley_jax.interop.bundles import Bundle
+from flowley_jax.interop.pretrained import Dtype, PretrainedComponent
+from flowley_jax.networks.audio_vae import DECODER_CONTEXT, AudioVae, VaeConfig
 
 BATCH_SIZE = 8
 WINDOW = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VaeCodec:
+class VaeCodec(PretrainedComponent):
     """Codec of the published system; see `AudioCodec`.
 
     Attributes:
-      bundle: of an audio VAE; it is read when the first sound or latents come.
+      bundle: bundle of an audio VAE, which is read when it first encodes or decodes.
       dtype: compute type.
     """
 
     name: ClassVar[str] = "audio_vae"
-    kind: ClassVar[str] = "audio_vae"
+    format: ClassVar[str] = "audio_vae"
+    needs_fitting: ClassVar[bool] = False
 
     bundle: Bundle
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        self.bundle.check_kind(self.kind)
+    dtype: Dtype = "float32"
 
     @property
     def config(self) -> VaeConfig:
@@ -42,7 +43,7 @@ class VaeCodec:
 
     @property
     def mel(self) -> MelConfig:
-        return mel_of(self.config.bins, str(self.bundle.folder))
+        return mel_with_bins(self.config.bins, str(self.bundle.folder))
 
     @property
     def latent_dim(self) -> int:
@@ -57,23 +58,33 @@ class VaeCodec:
         return self.mel.sample_rate
 
     def encode(self, waves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Waves (B, samples) to mean and standard deviation of the posterior, each (B, Ta, C) float32."""
+        """Encode waves (B, samples) to mean and standard deviation of latents, each (B, Ta, C) float32."""
         return self.encode_log_mel(log_mel(waves, self.mel))
 
     def encode_log_mel(self, log_mels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same of log-mel frames (B, frames, bins); an odd last frame is dropped."""
+        """Encode log-mel frames (B, frames, bins) as `encode` does; an odd last frame is dropped."""
         return self._encode(log_mels.astype(np.float32))
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (B, Ta, C) to log-mel frames (B, 2·Ta, bins) float32; the memory it needs is that of 512
-        latents, but for one layer.
+        """Decode latents (B, Ta, C) to log-mel frames (B, 2·Ta, bins) float32.
+
+        All but the first part of the decoder runs in windows of 512 latents, so that memory hardly grows with
+        the length.
+
+        Raises:
+          FlowleyError: the latents have a different number of channels.
         """
-        if latents.ndim != 3 or latents.shape[-1] != self.latent_dim:
-            raise FlowleyError(f"latents {latents.shape} must be (batch, time, {self.latent_dim})")
+        check_latents(latents, self.latent_dim)
         hidden = self._begin(latents.astype(np.float32))
         return in_windows(
             self._finish, hidden, window=WINDOW, context=DECODER_CONTEXT, rate=FRAMES_PER_LATENT
         )
+
+    def memory(self, *, clips: int, length: int) -> ProgramMemory:
+        """Return the memory that decoding `length` latents of each clip needs."""
+        width = self.config.width * self.config.multipliers[-1]
+        hidden = jax.ShapeDtypeStruct((clips, min(length, WINDOW), width), jnp.float32)
+        return self.program_memory(AudioVae.finish, hidden)
 
     @functools.cached_property
     def _model(self) -> Replicated:
@@ -90,15 +101,3 @@ class VaeCodec:
     @functools.cached_property
     def _finish(self) -> DeviceBatches:
         return DeviceBatches(AudioVae.finish, self._model, batch_size=BATCH_SIZE)
-
-
-def mel_of(bins: int, where: str) -> MelConfig:
-    """The front end that has so many bins.
-
-    Raises:
-      FlowleyError: none has.
-    """
-    for mel in (MEL_16K, MEL_44K):
-        if mel.bins == bins:
-            return mel
-    raise FlowleyError(f"{where}: no mel front end has {bins} bins, only {MEL_16K.bins} or {MEL_44K.bins}")

@@ -1,1 +1,1 @@
-"""Records of training examples: their schema, what made them, and how batches are drawn from them."""
+"""Clip tables, records, and the components that connect records to media."""

@@ -1,22 +1,29 @@
 """The clip table: a TSV with the columns video_path, text_description, split, label and, optionally, id."""
 
-import csv
+import codecs
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from flowley_jax.common.files import write_text
 from flowley_jax.errors import FlowleyError
 
 SPLITS = ("train", "valid", "test")
 COLUMNS = ("video_path", "text_description", "split", "label")
+WRITTEN_COLUMNS = ("id", *COLUMNS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Clip:
-    """One row; `video_path` is resolved against the table's folder, a missing id is the file's stem.
+class TableClip:
+    """A clip of a table, with its path resolved.
 
-    `source` is the same as text, or the address (gs://…) of a file that only `data_prep.extract` reads.
+    Attributes:
+      id: unique name of the clip; the stem of its file if the table has no id.
+      video_path: path of the video; a relative path in the table is resolved against the table's folder.
+      source: `video_path` as text, or an address (gs://…), which only `data_prep.extract` can read.
+      caption, split, label: the other columns.
     """
 
     id: str
@@ -27,56 +34,191 @@ class Clip:
     label: str
 
 
-def read_clip_table(path: str | os.PathLike, *, columns: Sequence[str] = COLUMNS) -> list[Clip]:
-    """The rows of a clip table, in order.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """A row of a table, as written.
+
+    Attributes:
+      line: line number in the file, from 1.
+      id: unique name of the clip.
+      path: path or address of the video; empty in tables that do not state paths.
+      caption, split, label: the other columns; empty if the table does not have them.
+    """
+
+    line: int
+    id: str
+    path: str = ""
+    caption: str = ""
+    split: str = ""
+    label: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TableFault:
+    """A line of a table that cannot be used as it is, and the reason."""
+
+    line: int
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ParsedTable:
+    """The content of a clip table.
+
+    Attributes:
+      header: names of the columns.
+      header_line: line number of the header.
+      rows: rows in order, including those whose only fault is an unknown split.
+      faults: faults in the order of their lines.
+    """
+
+    header: Sequence[str]
+    header_line: int
+    rows: Sequence[TableRow]
+    faults: Sequence[TableFault]
+
+
+def read_clip_table(path: str | os.PathLike, *, columns: Sequence[str] = COLUMNS) -> list[TableClip]:
+    """Return the rows of a clip table, in order.
 
     Args:
-      columns: those that the table must have; fields without a column are empty.
+      path: the table.
+      columns: columns that the table must have; fields without a column are empty.
 
     Raises:
-      FlowleyError: naming the file (and line), if it is missing, empty, lacks a column, or has a row with
-        an unknown split, an empty path or an id seen before.
+      FlowleyError: the table is missing, empty or lacks a column, or a row has an unknown split, an empty
+        path or a repeated id. The message names the file and, for a row, the line.
     """
     path = Path(path)
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            if reader.fieldnames is None:
-                raise FlowleyError(f"{path}: the clip table is empty; expected {', '.join(columns)}")
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                raise FlowleyError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-            clips = [_clip(row, path, reader.line_num) for row in reader]
-    except FileNotFoundError as error:
-        raise FlowleyError(f"{path}: no such clip table") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FlowleyError(f"{path}: cannot be read as a table ({error})") from error
-    if not clips:
+    table = parse_clip_table(path)
+    missing = [column for column in columns if column not in table.header]
+    if missing:
+        raise FlowleyError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
+    if table.faults:
+        raise FlowleyError(f"{path}, line {table.faults[0].line}: {table.faults[0].detail}")
+    if not table.rows:
         raise FlowleyError(f"{path}: the clip table has no rows")
     seen: set[str] = set()
-    for clip in clips:
-        if clip.id in seen:
-            raise FlowleyError(f"{path}: id {clip.id!r} occurs twice; ids must be unique")
-        seen.add(clip.id)
-    return clips
+    for row in table.rows:
+        if row.id in seen:
+            raise FlowleyError(f"{path}: id {row.id!r} occurs twice; ids must be unique")
+        seen.add(row.id)
+    return [_clip(row, path.parent) for row in table.rows]
 
 
-def _clip(row: Mapping[str, str | None], path: Path, line: int) -> Clip:
-    video, split = row["video_path"], row.get("split")
-    if None in row or None in row.values():
-        raise FlowleyError(f"{path}, line {line}: has not as many fields as the header")
-    if not video:
-        raise FlowleyError(f"{path}, line {line}: empty video_path")
-    if "split" in row and split not in SPLITS:
-        raise FlowleyError(f"{path}, line {line}: split {split!r} must be one of {', '.join(SPLITS)}")
-    clip_id = row.get("id") or Path(video).stem
-    if clip_id != Path(clip_id).name or clip_id.startswith("."):
-        raise FlowleyError(f"{path}, line {line}: id {clip_id!r} must do as the name of a file")
-    return Clip(
+def parse_clip_table(path: str | os.PathLike) -> ParsedTable:
+    """Return the rows of a clip table and its faults.
+
+    Raises:
+      FlowleyError: the file cannot be read, is empty or has no column `video_path`.
+    """
+    lines, faults = read_table_lines(path)
+    header_line, text = lines[0]
+    header = text.split("\t")
+    if "video_path" not in header:
+        raise FlowleyError(f"{path}: no column video_path in its first line {text[:80]!r}")
+    rows = []
+    for line, text in lines[1:]:
+        parsed = _parse_row(line, header, text.split("\t"))
+        if isinstance(parsed, TableFault):
+            faults.append(parsed)
+        else:
+            rows.append(parsed)
+    if "split" in header:
+        faults += [
+            TableFault(row.line, f"split {row.split!r} must be one of {', '.join(SPLITS)}")
+            for row in rows
+            if row.split not in SPLITS
+        ]
+    return ParsedTable(header, header_line, rows, sorted(faults, key=lambda fault: fault.line))
+
+
+def read_table_lines(path: str | os.PathLike) -> tuple[list[tuple[int, str]], list[TableFault]]:
+    """Return the lines of a text file that are not blank, with their numbers, and those that are not UTF-8.
+
+    Raises:
+      FlowleyError: the file cannot be read or is empty.
+    """
+    try:
+        content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
+    except FileNotFoundError as error:
+        raise FlowleyError(f"{path}: no such clip table") from error
+    except IsADirectoryError as error:
+        raise FlowleyError(
+            f"{path}: is a folder, not a clip table; python -m data_prep.folder makes a table of its videos"
+        ) from error
+    except OSError as error:
+        raise FlowleyError(f"{path}: cannot be read as a table ({error.strerror or error})") from error
+    lines, faults = [], []
+    for number, line in enumerate(re.split(rb"\r\n|\n|\r", content), start=1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            faults.append(TableFault(number, "is not UTF-8 text"))
+            continue
+        if text.strip():
+            lines.append((number, text))
+    if not lines:
+        raise FlowleyError(f"{path}: the clip table is empty; expected {', '.join(COLUMNS)}")
+    return lines, faults
+
+
+def id_fault(clip_id: str) -> str:
+    """Return why an id is unusable, or an empty string. Output files are named after ids."""
+    if not clip_id or clip_id != Path(clip_id).name or clip_id.startswith("."):
+        return f"id {clip_id!r} must be usable as a file name"
+    return ""
+
+
+def write_clip_table(path: str | os.PathLike, clips: Sequence[TableClip]) -> None:
+    """Write a clip table. Files below the table's folder get relative paths, others absolute ones.
+
+    Raises:
+      FlowleyError: there are no clips, a file name contains a tab or an unprintable character, or the table
+        cannot be written. The message names the file.
+    """
+    if not clips:
+        raise FlowleyError(f"{path}: not written, because there are no clips")
+    folder = Path(path).absolute().parent
+    rows = [(clip.id, _written_path(clip, folder), clip.caption, clip.split, clip.label) for clip in clips]
+    write_text(path, "".join("\t".join(row) + "\n" for row in (WRITTEN_COLUMNS, *rows)))
+
+
+def _parse_row(line: int, header: Sequence[str], cells: Sequence[str]) -> TableRow | TableFault:
+    if len(cells) != len(header):
+        return TableFault(line, f"has {len(cells)} fields; the header has {len(header)}")
+    row = dict(zip(header, cells, strict=True))
+    if not row["video_path"]:
+        return TableFault(line, "empty video_path")
+    clip_id = row.get("id") or Path(row["video_path"]).stem
+    if fault := id_fault(clip_id):
+        return TableFault(line, fault)
+    return TableRow(
+        line=line,
         id=clip_id,
-        video_path=path.parent / video,
-        source=video if "://" in video else str(path.parent / video),
-        caption=row["text_description"] or "",
-        split=split or "",
-        label=row.get("label") or "",
+        path=row["video_path"],
+        caption=row.get("text_description", ""),
+        split=row.get("split", ""),
+        label=row.get("label", ""),
     )
+
+
+def _clip(row: TableRow, folder: Path) -> TableClip:
+    return TableClip(
+        id=row.id,
+        video_path=folder / row.path,
+        source=row.path if "://" in row.path else str(folder / row.path),
+        caption=row.caption,
+        split=row.split,
+        label=row.label,
+    )
+
+
+def _written_path(clip: TableClip, folder: Path) -> str:
+    path = Path(os.path.abspath(clip.video_path))
+    written = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    if any(mark in written for mark in "\t\r\n") or not written.isprintable():
+        raise FlowleyError(
+            f"{written!r}: the file name contains a tab or an unprintable character; rename the file"
+        )
+    return written

@@ -1,7 +1,7 @@
-"""Random records of any sizes, for trying a configuration out before there is data.
+"""Records of random numbers in any sizes, for trying out a configuration before there is data.
 
-They hold no sound and no picture, only numbers of plausible scale, but their `parts.json` names real parts of
-the right sizes, so that every later step (training, previews, sampling) runs.
+They hold no audio or video, only numbers of plausible scale. Their `components.json` names real components of
+the same sizes, so that every later step (training, previews, sampling) runs.
 """
 
 import os
@@ -13,17 +13,19 @@ from flowley_jax.audio.griffin_lim import GriffinLimVocoder
 from flowley_jax.audio.mel import MEL_16K, MEL_44K
 from flowley_jax.audio.pca import PcaCodec
 from flowley_jax.audio.protocols import FRAMES_PER_LATENT
-from flowley_jax.data.parts import Parts
+from flowley_jax.data.components import Components
 from flowley_jax.data.record import Example, write_records
 from flowley_jax.encoders.hashed_text import HashedTextEncoder
 from flowley_jax.encoders.pixels import PixelEncoder
 from flowley_jax.errors import FlowleyError
 
-SOURCE = "generated at random, only for trying a configuration out"
+SOURCE = "generated at random, only for trying out a configuration"
 _MELS = {mel.sample_rate: mel for mel in (MEL_16K, MEL_44K)}
 _CAPTIONS = ("a ball bounces on the floor", "a bell rings", "rain")
+_MIN_TEXT_LENGTH = 8
 _LATENT_STD = 0.5
-_EVAL_SHARE = 4
+# One valid and one test example for this many training examples.
+_TRAIN_PER_HELD_OUT = 4
 
 
 def write_generated_records(
@@ -39,45 +41,53 @@ def write_generated_records(
     seed: int,
     sample_rate: int = 16_000,
 ) -> None:
-    """Writes `count` random training examples, and a quarter as many of valid and test, with parts.
+    """Write random records and their components.
+
+    The train split has `count` examples; valid and test have a quarter as many each.
 
     Args:
-      records_dir: folder, made if missing.
+      records_dir: folder of the records; it is created if it does not exist.
       audio_length, audio_dim, video_dim, text_length, text_dim: sizes of an example.
-      video_fps: frames per second, of as many seconds as the latents cover.
-      count: training examples.
-      seed: of all numbers.
-      sample_rate: 16000 or 44100, the front end that previews and samples go through.
+      video_fps: frames per second; the video is as long as the latents.
+      count: number of training examples.
+      seed: seed of all numbers.
+      sample_rate: 16000 or 44100, the sample rate of the mel front end for previews and samples.
 
     Raises:
-      FlowleyError: for impossible sizes, or if the folder has records already.
+      FlowleyError: a size is out of range, or the folder already has records.
     """
-    if count < 1 or audio_length < 1 or video_fps <= 0.0 or text_length < 8:
+    if count < 1 or audio_length < 1 or video_fps <= 0.0 or text_length < _MIN_TEXT_LENGTH:
         raise FlowleyError(
             f"generated records: {count=} and {audio_length=} must be at least 1, "
-            f"{text_length=} at least 8, {video_fps=} positive"
+            f"{text_length=} at least {_MIN_TEXT_LENGTH}, {video_fps=} positive"
         )
-    parts = _parts(audio_length, audio_dim, video_fps, video_dim, text_length, text_dim, seed, sample_rate)
-    held_out = max(1, count // _EVAL_SHARE)
+    components = _components(
+        audio_length=audio_length,
+        audio_dim=audio_dim,
+        video_encoder=PixelEncoder(fps=video_fps, dim=video_dim),
+        text_encoder=HashedTextEncoder(dim=text_dim, max_tokens=text_length),
+        sample_rate=sample_rate,
+        seed=seed,
+    )
+    held_out = max(1, count // _TRAIN_PER_HELD_OUT)
     counts = {"train": count, "valid": held_out, "test": held_out}
     splits = {
-        split: lambda split=split, number=number: _examples(parts, split, number, seed)
+        split: lambda split=split, number=number: _examples(components, split, number, seed)
         for split, number in counts.items()
     }
-    write_records(records_dir, parts.dims, splits)
-    parts.save(records_dir)
+    write_records(records_dir, components.dims, splits)
+    components.save(records_dir)
 
 
-def _parts(
+def _components(
+    *,
     audio_length: int,
     audio_dim: int,
-    video_fps: float,
-    video_dim: int,
-    text_length: int,
-    text_dim: int,
-    seed: int,
+    video_encoder: PixelEncoder,
+    text_encoder: HashedTextEncoder,
     sample_rate: int,
-) -> Parts:
+    seed: int,
+) -> Components:
     if sample_rate not in _MELS:
         raise FlowleyError(f"generated records: {sample_rate=} must be one of {sorted(_MELS)}")
     mel = _MELS[sample_rate]
@@ -85,15 +95,15 @@ def _parts(
     if not 1 <= audio_dim <= width:
         raise FlowleyError(f"generated records: {audio_dim=} must be from 1 to {width}")
     seconds = audio_length * FRAMES_PER_LATENT * mel.hop / sample_rate
-    components, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, audio_dim)))
-    return Parts(
+    orthonormal, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, audio_dim)))
+    return Components(
         seconds=seconds,
-        video_encoder=PixelEncoder(fps=video_fps, dim=video_dim),
-        text_encoder=HashedTextEncoder(dim=text_dim, max_tokens=text_length),
+        video_encoder=video_encoder,
+        text_encoder=text_encoder,
         codec=PcaCodec(
             mel=mel,
             mean=np.full(width, mel.floor / 2, np.float32),
-            components=components.astype(np.float32),
+            components=orthonormal.astype(np.float32),
         ),
         vocoder=GriffinLimVocoder(mel=mel),
         latent_mean=np.zeros(audio_dim, np.float32),
@@ -102,12 +112,12 @@ def _parts(
     )
 
 
-def _examples(parts: Parts, split: str, count: int, seed: int) -> Iterator[Example]:
+def _examples(components: Components, split: str, count: int, seed: int) -> Iterator[Example]:
     rng = np.random.default_rng([seed, *split.encode()])
-    dims = parts.dims
+    dims = components.dims
     for index in range(count):
         caption = _CAPTIONS[index % len(_CAPTIONS)]
-        text_features, text_lengths = parts.features_of_text([caption])
+        text_features, text_lengths = components.features_of_text([caption])
         latents = _LATENT_STD * rng.standard_normal((dims.audio_length, dims.audio_dim))
         video = rng.standard_normal((dims.video_length, dims.video_dim))
         yield {

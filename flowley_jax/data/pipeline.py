@@ -1,8 +1,8 @@
 """Batches of records, read by Grain.
 
-The order of training is a function of the seed alone: epoch after epoch, each a permutation of its own. The
-iterator's state is the number of examples drawn so far, so that training resumes on exactly the next batch,
-with any number of workers.
+The order of training examples depends only on the seed; each epoch uses a different permutation. The
+iterator's state is the number of examples drawn so far, so training resumes with exactly the next batch, with
+any number of workers.
 """
 
 import functools
@@ -35,41 +35,43 @@ def train_batches(
     feature_dtype: str = "float32",
     captions: Mapping[str, float] | None = None,
 ) -> grain.DatasetIterator:
-    """Endless shuffled batches of a split.
+    """Return endless shuffled batches of a split.
 
     Args:
       records_dir: folder of the records.
-      batch_size: examples in each batch B; a batch may span the end of an epoch.
-      rows: (groups, B/groups) which rows of a batch each group of processes reads; by default one group
-        reads all. The batch as a whole is the same for any groups.
-      group: of this process.
-      seed: of the order.
-      num_workers: processes that read ahead; 0 reads in threads of this one.
-      split: usually train.
-      feature_dtype: float32, or the type in which the network computes, so that no more is moved.
-      captions: weights of the sources of captions, `table` and those of the records' more_captions; at every
-        step each example draws among those that have a caption for it. By default `table` alone.
+      batch_size: examples B per batch; a batch may span the end of an epoch.
+      rows: (groups, B/groups), the rows of a batch that each group of processes reads; by default one group
+        reads all rows. The whole batch is the same for any grouping.
+      group: number of this process's group.
+      seed: seed of the order.
+      num_workers: processes that read ahead; 0 reads in threads of this process.
+      split: name of the split.
+      feature_dtype: type of the features: float32, or the network's compute type, so that fewer bytes are
+        copied to the devices.
+      captions: weights of the caption sources, which are `table` and those of the records' more_captions. At
+        every step, each example draws one of the sources that have a caption for it. By default only `table`.
 
     Returns:
-      An iterator with `get_state` and `set_state` over this group's rows as mappings of contiguous arrays:
-      audio_mean and audio_std (rows, Ta, C), video_features (rows, Tv, video_dim), text_features (rows, Tt,
-      text_dim) of `feature_dtype`, the others float32, text_len (rows,) int32 and has_video (rows,) bool.
+      An iterator with `get_state` and `set_state` over mappings of contiguous arrays with this group's rows:
+      audio_mean and audio_std (rows, Ta, C) float32; video_features (rows, Tv, video_dim) and text_features
+      (rows, Tt, text_dim) of `feature_dtype`; text_len (rows,) int32; has_video (rows,) bool.
 
     Raises:
-      FlowleyError: if the records are missing or empty, lack a source of captions, or a setting is
-        impossible.
+      FlowleyError: the records are missing or empty, or lack a caption source; or a setting is out of range.
     """
     if batch_size < 1 or num_workers < 0:
         raise FlowleyError(f"{batch_size=} must be at least 1 and {num_workers=} at least 0")
     rows = np.arange(batch_size)[None] if rows is None else rows
     source = open_records(records_dir, split)
     arrays = functools.partial(
-        _arrays, captions=_checked(captions or {TABLE_CAPTIONS: 1.0}, source[0]), feature_dtype=feature_dtype
+        _arrays,
+        captions=_checked_weights(captions or {TABLE_CAPTIONS: 1.0}, source[0]),
+        feature_dtype=feature_dtype,
     )
     examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(arrays)
     workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_WORKER_READ_AHEAD)
     batches = grain.experimental.ElasticIterator(
-        _ByGroups(examples, rows),
+        _InterleavedGroups(examples, rows),
         batch_size,
         grain.sharding.ShardOptions(group, len(rows)),
         read_options=_READ_AHEAD,
@@ -78,33 +80,34 @@ def train_batches(
     return iter(batches)
 
 
-def _checked(captions: Mapping[str, float], example: Example) -> Mapping[str, float]:
-    there = [TABLE_CAPTIONS, *example.get("more_captions", {})]
+def _checked_weights(captions: Mapping[str, float], example: Example) -> Mapping[str, float]:
+    available = [TABLE_CAPTIONS, *example.get("more_captions", {})]
     for source, weight in captions.items():
-        if source not in there:
-            raise FlowleyError(f"captions: the records have none of {source!r}; they have {', '.join(there)}")
+        if source not in available:
+            known = ", ".join(available)
+            raise FlowleyError(f"captions: the records have no source {source!r}; they have {known}")
         if not 0.0 <= weight < float("inf"):
-            raise FlowleyError(f"captions: the weight of {source!r} is {weight}, and must be at least 0")
+            raise FlowleyError(f"captions: weight {source}={weight} must be at least 0")
     if not sum(captions.values()):
-        raise FlowleyError("captions: all weights are 0")
+        raise FlowleyError("captions: all weights are 0; at least one must be positive")
     return captions
 
 
 def _arrays(
     example: Example, rng: np.random.Generator, *, captions: Mapping[str, float], feature_dtype: str
 ) -> dict[str, np.ndarray]:
-    """The arrays of an example, with a caption of a source that is drawn."""
-    present = [source for source in caption_sources(example) if captions.get(source)]
-    if len(present) > 1:
-        weights = np.array([captions[source] for source in present])
-        present = [rng.choice(present, p=weights / weights.sum())]
-    # One that has no caption of a source that is asked for keeps the table's.
-    source = present[0] if present else TABLE_CAPTIONS
-    return arrays_of(example, feature_dtype=feature_dtype, captions=source)
+    """Return the arrays of an example, with a caption of a randomly drawn source."""
+    sources = [source for source in caption_sources(example) if captions.get(source)]
+    if len(sources) > 1:
+        weights = np.array([captions[source] for source in sources])
+        sources = [rng.choice(sources, p=weights / weights.sum())]
+    # An example without a caption from any weighted source keeps the table's.
+    source = sources[0] if sources else TABLE_CAPTIONS
+    return arrays_of(example, feature_dtype=feature_dtype, caption_source=source)
 
 
-class _ByGroups(grain.MapDataset):
-    """Examples in the order in which `ElasticIterator` deals them out, one to each group in turn."""
+class _InterleavedGroups(grain.MapDataset):
+    """Examples in the order that gives each group its rows, as `ElasticIterator` deals them out in turn."""
 
     def __init__(self, examples: grain.MapDataset, rows: np.ndarray):
         super().__init__(examples)
@@ -116,15 +119,20 @@ class _ByGroups(grain.MapDataset):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        batch, place = divmod(index, len(self._rows))
-        return self._parent[batch * len(self._rows) + int(self._rows[place])]
+        batch, position = divmod(index, len(self._rows))
+        return self._parent[batch * len(self._rows) + int(self._rows[position])]
 
 
 def eval_batches(records_dir: str | os.PathLike, split: str, *, batch_size: int) -> Iterator[Batch]:
-    """One pass over a split in the order of its records; the last batch may be smaller.
+    """Return batches of one pass over a split, in the order of its records; the last one may be smaller.
+
+    Args:
+      records_dir: folder of the records.
+      split: name of the split.
+      batch_size: examples per batch.
 
     Raises:
-      FlowleyError: if the records are missing or empty.
+      FlowleyError: the records are missing or empty.
     """
     if batch_size < 1:
         raise FlowleyError(f"batch_size={batch_size} must be at least 1")

@@ -1,17 +1,17 @@
-"""The schema of a training example, stored as a TFDS dataset in ArrayRecord files without TensorFlow.
+"""The schema of a training example, stored as a TFDS data set in ArrayRecord files without TensorFlow.
 
 | field | shape |
 |---|---|
 | audio_mean, audio_std | (Ta, audio_dim) float32, posterior of the audio codec |
 | video_features | (Tv, video_dim) float32 or float16 |
-| text_features | (≤ Tt, text_dim) the same; rows of zeros at the end are left out |
+| text_features | (≤ Tt, text_dim), same type; rows of zeros at the end are left out |
 | text_length | int32, Tt |
-| text_len | int32, tokens that are not padding |
+| text_len | int32, number of tokens without padding |
 | id, caption, label | text |
-| has_audio, has_video | bool; latents, or features of the video, are zeros where it is false |
-| more_captions/<source> | caption, text_features and text_len of another source; text_len is 0 without one |
+| has_audio, has_video | bool; where it is false, the latents or video features are zeros |
+| more_captions/<source> | caption, text_features and text_len of another source; text_len 0 for none |
 
-Rows of padding that are not zero are kept: the published network reads them.
+Rows of padding that are not zero are stored too, because the published network reads them.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import ml_dtypes  # noqa: F401  (teaches NumPy the name bfloat16)
+import ml_dtypes  # noqa: F401  (so that NumPy knows the type bfloat16)
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -35,12 +35,12 @@ from flowley_jax.errors import FlowleyError
 _NAME = "clip_records"
 _VERSION = "3.0.0"
 _PARTIAL = ".partial"
-# About half a gigabyte of the published sizes.
+# About half a gigabyte at the published sizes.
 EXAMPLES_PER_FILE = 1000
 LATENT_FIELDS = ("audio_mean", "audio_std")
 FEATURE_FIELDS = ("video_features", "text_features")
 TEXT_FIELDS = ("id", "caption", "label")
-# The source of the captions that every example has.
+# Source of the caption that every example has.
 TABLE_CAPTIONS = "table"
 
 Example = Mapping[str, Any]
@@ -48,8 +48,15 @@ Example = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dims:
-    """Lengths and widths of one example, Ta, Tv, Tt and their feature widths, the features' type, and sources
-    of captions besides the clip table."""
+    """Sizes of one example.
+
+    Attributes:
+      audio_length, audio_dim: number of latents Ta, and their channels.
+      video_length, video_dim: number of frames Tv, and the width of their features.
+      text_length, text_dim: padded number of tokens Tt, and the width of their features.
+      feature_dtype: stored type of the video and text features.
+      more_captions: caption sources besides the clip table.
+    """
 
     audio_length: int
     audio_dim: int
@@ -62,7 +69,7 @@ class Dims:
 
 
 class _ClipRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Describes the data set; its examples are written by hand."""
+    """Description of the data set for TFDS; `write_shard` writes the examples."""
 
     name = _NAME
     VERSION = tfds.core.Version(_VERSION)
@@ -76,18 +83,18 @@ class _ClipRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description="Latents and features of clips, for training video-to-audio models.",
             features=_features(self._dims),
-            # Order is kept so that evaluation sees the clips as the clip table lists them.
+            # Evaluation expects the clips in the order of the clip table.
             disable_shuffling=True,
         )
 
     def _split_generators(self, dl_manager):
-        raise NotImplementedError("TFDS's own way to write needs TensorFlow beyond 1 GB")
+        raise NotImplementedError("TFDS needs TensorFlow to write more than 1 GB")
 
     _generate_examples = _split_generators
 
 
 class Shard(NamedTuple):
-    """What the description of a data set says of one of its files: examples, and bytes of these."""
+    """Number of examples in one file of a data set, and their size in bytes."""
 
     examples: int
     size: int
@@ -98,94 +105,103 @@ def write_records(
     dims: Dims,
     splits: Mapping[str, Callable[[], Iterable[Example]]],
 ) -> None:
-    """Writes a dataset of one or more splits into `records_dir`; it appears whole or not at all.
+    """Write a data set of one or more splits, atomically.
 
     Args:
-      records_dir: folder, made if missing.
+      records_dir: folder of the records; it is created if it does not exist.
       dims: sizes of every example.
-      splits: for each split a function that starts an iteration over its examples.
+      splits: for each split, a function that returns an iterable of its examples.
 
     Raises:
-      FlowleyError: if the folder has records already, an example does not fit, or the disk is full.
+      FlowleyError: the folder already has records, an example does not fit, or a file cannot be written.
     """
     records_dir = Path(records_dir)
     if has_records(records_dir):
-        raise FlowleyError(f"{records_dir}: has records already")
+        raise FlowleyError(f"{records_dir}: already has records")
     partial = records_dir / _PARTIAL
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         shards = {
             split: [
-                write_shard(partial / shard_name(split, index), dims, some)
-                for index, some in enumerate(_chunks(examples()))
+                write_shard(partial / shard_name(split, index), dims, chunk)
+                for index, chunk in enumerate(_chunks(examples()))
             ]
             for split, examples in splits.items()
         }
-        describe(partial, dims, shards)
+        write_metadata(partial, dims, shards)
         target = dataset_dir(records_dir)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(target)
     except OSError as error:
-        raise FlowleyError(f"{records_dir}: cannot be written: {error.strerror or error}") from error
+        raise FlowleyError(f"{records_dir}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_shard(path: Path, dims: Dims, examples: Iterable[Example]) -> Shard:
-    """Writes one file of a dataset.
+    """Write one file of a data set.
 
     Args:
-      examples: with the fields that are listed above, but for text_length, has_audio and has_video; without
-        audio_mean and audio_std, or video_features, where there is no sound or picture; more_captions are
-        mappings of what each source has.
+      path: the file.
+      dims: sizes of every example.
+      examples: mappings with the fields of the module's table except text_length, has_audio and has_video.
+        An example without audio has no audio_mean and audio_std; one without video has no video_features.
+        more_captions maps each source that has a caption to its fields.
 
     Raises:
-      FlowleyError: naming the file, if an example does not fit or the disk is full.
+      FlowleyError: an example does not fit, or the file cannot be written. The message names the file.
     """
     features = _features(dims)
-    # It takes what the features give; its annotation is narrower.
+    # The annotation of ExampleSerializer excludes nested features, which it does accept.
     serializer = example_serializer.ExampleSerializer(
         features.get_serialized_info()  # pyright: ignore[reportArgumentType]
     )
     count = size = 0
     try:
-        # A group for each example, so that one is read alone.
+        # One example per group, because reading an example reads its whole group.
         writer = ArrayRecordWriter(str(path), "group_size:1")
         try:
             for example in examples:
                 proto = serializer.get_tf_example(features.encode_example(_stored(example, dims)))
-                # The same examples give the same file in every process.
+                # Deterministic, so that every process writes the same bytes for the same examples.
                 content = proto.SerializeToString(deterministic=True)
                 writer.write(content)
                 count, size = count + 1, size + len(content)
         finally:
             writer.close()
+    except FlowleyError:
+        raise
     except ValueError as error:
-        raise FlowleyError(f"{path}: the examples do not fit the records: {error}") from error
+        raise FlowleyError(f"{path}: an example does not fit the records: {error}") from error
     except (OSError, RuntimeError) as error:
         raise FlowleyError(
-            f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}"
+            f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})"
         ) from error
     return Shard(count, size)
 
 
 def shard_name(split: str, index: int) -> str:
-    """Of a file of a split, as TFDS looks for it."""
+    """Return the file name that TFDS expects for a shard of a split."""
     return f"{_NAME}-{split}.array_record-{index:05d}"
 
 
-def describe(folder: Path, dims: Dims, shards: Mapping[str, Sequence[Shard]]) -> None:
-    """Writes the description of a dataset whose files are made.
+def write_metadata(folder: Path, dims: Dims, shards: Mapping[str, Sequence[Shard]]) -> None:
+    """Write the metadata of a data set whose files exist.
+
+    Args:
+      folder: folder of the files.
+      dims: sizes of every example.
+      shards: files of each split, in order.
 
     Raises:
-      FlowleyError: if a split has no example.
+      FlowleyError: a split has no examples.
     """
     builder = _ClipRecords(dims=dims, data_dir=str(folder))
     splits = []
     for split, members in shards.items():
         if not sum(shard.examples for shard in members):
-            raise FlowleyError(f"{folder}: the split {split!r} has no example")
+            raise FlowleyError(f"{folder}: the split {split!r} has no examples")
         template = tfds.core.ShardedFileTemplate(
             dataset_name=_NAME,
             data_dir=epath.Path(folder),
@@ -206,40 +222,42 @@ def describe(folder: Path, dims: Dims, shards: Mapping[str, Sequence[Shard]]) ->
 
 
 def _chunks(examples: Iterable[Example]) -> Iterator[Iterator[Example]]:
-    """A file's examples each; one is to be exhausted before the next is asked for."""
-    rest = iter(examples)
-    for first in rest:
-        yield itertools.chain([first], itertools.islice(rest, EXAMPLES_PER_FILE - 1))
+    """Yield the examples of one file after another; each iterator must be exhausted before the next."""
+    remaining = iter(examples)
+    for first in remaining:
+        yield itertools.chain([first], itertools.islice(remaining, EXAMPLES_PER_FILE - 1))
 
 
 def has_records(records_dir: str | os.PathLike) -> bool:
-    """Whether `records_dir` holds a finished dataset."""
+    """Return whether a folder holds complete records."""
     return (dataset_dir(records_dir) / "dataset_info.json").is_file()
 
 
 def open_records(records_dir: str | os.PathLike, split: str) -> Sequence[Example]:
-    """Random access to the examples of a split, as mappings of NumPy arrays and bytes.
+    """Return the examples of a split as a sequence of mappings of NumPy arrays and bytes.
 
     Raises:
-      FlowleyError: if there are no records, no such split or no example in it; also when an example is asked
-        for that is damaged, as the first one is at once.
+      FlowleyError: there are no records, the split is missing or empty, or its first example is damaged.
+        Reading any other damaged example from the result also raises it.
     """
     if not Path(records_dir).is_dir():
         raise FlowleyError(f"{records_dir}: no such folder of records")
     if not has_records(records_dir):
-        raise FlowleyError(f"{records_dir}: has no records ({_NAME}/{_VERSION} is missing or unfinished)")
+        raise FlowleyError(f"{records_dir}: has no records ({_NAME}/{_VERSION} is missing or incomplete)")
     builder = tfds.builder_from_directory(str(dataset_dir(records_dir)))
     filled = [name for name, info in builder.info.splits.items() if info.num_examples]
     if split not in filled:
-        raise FlowleyError(f"{records_dir}: no examples in split {split!r}; there are {', '.join(filled)}")
+        raise FlowleyError(
+            f"{records_dir}: split {split!r} has no examples; splits with examples: {', '.join(filled)}"
+        )
     examples = _Examples(builder.as_data_source(split), dataset_dir(records_dir), split)  # pyright: ignore[reportCallIssue]
-    # The files are opened by the first reading, which would otherwise be in the middle of a run.
+    # Files are opened on first access. Read one example, so that an error appears now and not during a run.
     examples[0]
     return examples
 
 
 class _Examples(Sequence[Example]):
-    """Names the records that cannot be read."""
+    """Examples of a split, with errors that name an unreadable example."""
 
     def __init__(self, source: Sequence[Example], folder: Path, split: str):
         self._source, self._folder, self._split = source, folder, split
@@ -254,26 +272,28 @@ class _Examples(Sequence[Example]):
             return self._source[index]
         except (RuntimeError, OSError, ValueError) as error:
             raise FlowleyError(
-                f"{self._folder}: example {index} of {self._split!r} is damaged ({error}); remove that "
+                f"{self._folder}: example {index} of {self._split!r} is damaged ({error}); remove the "
                 "folder and make the records again"
             ) from error
 
 
 def has_split(records_dir: str | os.PathLike, split: str) -> bool:
-    """Whether the records have an example in a split."""
+    """Return whether a split of the records has examples."""
     builder = tfds.builder_from_directory(str(dataset_dir(records_dir)))
     return split in builder.info.splits and builder.info.splits[split].num_examples > 0
 
 
 def arrays_of(
-    example: Example, *, feature_dtype: str = "float32", captions: str = TABLE_CAPTIONS
+    example: Example, *, feature_dtype: str = "float32", caption_source: str = TABLE_CAPTIONS
 ) -> dict[str, np.ndarray]:
-    """The numerical fields, which batches are made of: latents in float32, text padded with zeros.
+    """Return the numerical fields of an example, with text padded with zeros, as batches need them.
 
     Args:
-      captions: source of the text.
+      example: example of the records.
+      feature_dtype: type of the video and text features; latents are float32.
+      caption_source: source of the caption that the text features belong to.
     """
-    text = example if captions == TABLE_CAPTIONS else example["more_captions"][captions]
+    text = example if caption_source == TABLE_CAPTIONS else example["more_captions"][caption_source]
     features = np.asarray(text["text_features"], np.dtype(feature_dtype))
     missing = int(example["text_length"]) - len(features)
     return {
@@ -286,34 +306,33 @@ def arrays_of(
 
 
 def caption_sources(example: Example) -> list[str]:
-    """Sources that have a caption for an example."""
+    """Return the sources that have a caption for an example."""
     more = example.get("more_captions", {})
     return [TABLE_CAPTIONS, *(source for source, text in more.items() if text["text_len"] > 0)]
 
 
-def texts_of(example: Example) -> dict[str, str]:
-    """The fields id, caption and label as text."""
-    return {field: example[field].decode() for field in TEXT_FIELDS}
-
-
 def dataset_dir(records_dir: str | os.PathLike) -> Path:
-    """Where the dataset of a folder of records lies."""
+    """Return the folder of the data set within a folder of records."""
     return Path(records_dir) / _NAME / _VERSION
 
 
 def _stored(example: Example, dims: Dims) -> dict[str, Any]:
-    """An example as the files hold it.
+    """Return an example as the files store it.
 
     Raises:
-      ValueError: it does not fit, or a number is too large for the features' type.
+      ValueError: a field does not fit, or a number is too large for the stored type.
     """
     arrays = {field: example.get(field, np.zeros(shape)) for field, shape in _shapes(dims).items()}
     for field, shape in _shapes(dims).items():
         if np.shape(arrays[field]) != shape:
-            raise ValueError(f"{field} of {example['id']} is {np.shape(arrays[field])}, and must be {shape}")
+            raise ValueError(
+                f"{field} of {example['id']} has shape {np.shape(arrays[field])}, expected {shape}"
+            )
     more = example.get("more_captions", {})
     if unknown := sorted(set(more) - set(dims.more_captions)):
-        raise ValueError(f"{example['id']} has captions of {unknown[0]!r}, which the records do not have")
+        raise ValueError(
+            f"{example['id']} has captions from {unknown[0]!r}, which is not a source of the records"
+        )
     nothing = np.zeros((0, dims.text_dim), dims.feature_dtype)
     none = {"caption": "", "text_features": nothing, "text_len": 0}
     stored: dict[str, Any] = {
@@ -336,7 +355,7 @@ def _stored(example: Example, dims: Dims) -> dict[str, Any]:
 def _stored_text(text: Mapping[str, Any], dims: Dims, name: str) -> dict[str, Any]:
     features, shape = np.asarray(text["text_features"]), (dims.text_length, dims.text_dim)
     if features.shape != shape:
-        raise ValueError(f"text_features of {name} is {features.shape}, and must be {shape}")
+        raise ValueError(f"text_features of {name} has shape {features.shape}, expected {shape}")
     used = np.flatnonzero(features.any(axis=1))
     rows = max(int(text["text_len"]), int(used[-1]) + 1 if used.size else 0, 1)
     narrowed = _narrowed(features[:rows], dims, f"text_features of {name}")
@@ -361,15 +380,15 @@ def _shapes(dims: Dims) -> dict[str, tuple[int, int]]:
 
 def _features(dims: Dims) -> tfds.features.FeaturesDict:
     def tensor(*shape: int | None, dtype: Any = np.float32):
-        # As bytes: ten times faster to write than as a list of numbers, and as fast to read.
+        # As bytes, a tensor is written ten times faster than as a list of numbers, and read just as fast.
         return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
 
-    kept, shapes = np.dtype(dims.feature_dtype).type, _shapes(dims)
+    feature_dtype, shapes = np.dtype(dims.feature_dtype).type, _shapes(dims)
 
     def text():
         return {
             "caption": tfds.features.Text(),
-            "text_features": tensor(None, dims.text_dim, dtype=kept),
+            "text_features": tensor(None, dims.text_dim, dtype=feature_dtype),
             "text_len": tfds.features.Scalar(dtype=np.int32),
         }
 
@@ -377,7 +396,7 @@ def _features(dims: Dims) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(
         {
             **{field: tensor(*shapes[field]) for field in LATENT_FIELDS},
-            "video_features": tensor(*shapes["video_features"], dtype=kept),
+            "video_features": tensor(*shapes["video_features"], dtype=feature_dtype),
             **text(),
             "text_length": tfds.features.Scalar(dtype=np.int32),
             "has_audio": tfds.features.Scalar(dtype=np.bool_),

@@ -1,1 +1,1 @@
-"""Encoders of pictures and captions."""
+"""Encoders of video frames and of captions."""

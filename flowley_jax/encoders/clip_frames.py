@@ -1,41 +1,44 @@
-"""Frames as the embeddings of CLIP's image tower, from a bundle of published weights."""
+"""Embeddings of frames by CLIP's image encoder, from a bundle of published weights."""
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from flowley_jax.device_batches import DeviceBatches, Replicated
-from flowley_jax.encoders.clip import ClipConfig, ClipVision
+from flowley_jax.common.component import ProgramMemory
+from flowley_jax.common.device_batches import DeviceBatches, Replicated
 from flowley_jax.encoders.protocols import check_frames
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle
+from flowley_jax.interop.pretrained import Dtype, PretrainedComponent
+from flowley_jax.networks.clip import ClipConfig, ClipVision
 
 BATCH_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipFrames:
-    """Encoder of frames; see `VideoEncoder`.
+class ClipFrames(PretrainedComponent):
+    """Video encoder of the published system; see `VideoEncoder`.
 
     Attributes:
-      bundle: of a CLIP image encoder; it is read when the first frames come.
-      fps: frames for each second that it is given.
+      bundle: bundle of a CLIP image encoder, which is read on the first call.
+      fps: frames per second of its input.
       dtype: compute type.
     """
 
     name: ClassVar[str] = "clip"
-    version: ClassVar[int] = 1
-    kind: ClassVar[str] = "clip"
+    version: ClassVar[int | None] = 1
+    format: ClassVar[str] = "clip"
 
     bundle: Bundle
     fps: float = 8.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self):
-        self.bundle.check_kind(self.kind)
+        super().__post_init__()
         if self.fps <= 0:
             raise FlowleyError(f"CLIP encoder: fps={self.fps} must be positive")
 
@@ -52,20 +55,21 @@ class ClipFrames:
         return self.config.image_size
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Frames (T, frame_size, frame_size, 3) uint8 to features (T, dim) float32 of unit length.
+        """Encode frames (T, frame_size, frame_size, 3) uint8 to features (T, dim) float32 of unit length.
 
         Raises:
-          FlowleyError: for another shape or type, or no frame at all.
+          FlowleyError: the frames have the wrong shape or type, or there are none.
         """
         check_frames(frames, self.frame_size)
         return self._program(frames)
 
+    def memory(self, *, clips: int, length: int) -> ProgramMemory:
+        """Return the memory that `length` frames need; clips are encoded one at a time."""
+        del clips
+        shape = (min(length, BATCH_SIZE), self.frame_size, self.frame_size, 3)
+        return self.program_memory(ClipVision.__call__, jax.ShapeDtypeStruct(shape, jnp.uint8))
+
     @functools.cached_property
     def _program(self) -> DeviceBatches:
-        model = self.bundle.load(dtype=self.dtype)
-        return DeviceBatches(embeddings, Replicated(model), batch_size=BATCH_SIZE)
-
-
-def embeddings(model: ClipVision, frames: jax.Array) -> jax.Array:
-    """The program of a batch of frames."""
-    return model(frames)
+        model = Replicated(self.bundle.load(dtype=self.dtype))
+        return DeviceBatches(ClipVision.__call__, model, batch_size=BATCH_SIZE)

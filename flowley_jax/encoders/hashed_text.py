@@ -1,7 +1,7 @@
-"""Captions as hashed word vectors: no vocabulary, no weights, the same on every machine.
+"""A text encoder of hashed word vectors, without vocabulary or weights, identical on every machine.
 
-Every word (lower case, punctuation removed) has a random unit vector drawn from a generator that is seeded
-with the word's BLAKE2b digest; a last token of its own marks the end of the text.
+Every word (lower case, without punctuation) has a random unit vector, drawn from a generator that is seeded
+with the word's BLAKE2b digest. A special token marks the end of the text.
 """
 
 import dataclasses
@@ -13,20 +13,26 @@ from typing import ClassVar
 
 import numpy as np
 
+from flowley_jax.common.component import HostComponent
 from flowley_jax.errors import FlowleyError
 
-# No word can contain a space, so no caption can spell this token.
+# A word cannot contain a space, so no caption contains this token.
 _END_OF_TEXT = "end of text"
 _WORD = re.compile(r"\w+")
 _SHOWN_CHARACTERS = 40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HashedTextEncoder:
-    """Encoder of captions; see the module's docstring and `TextEncoder`."""
+class HashedTextEncoder(HostComponent):
+    """Text encoder without weights; see the module's docstring and `TextEncoder`.
+
+    Attributes:
+      dim: width of a word vector.
+      max_tokens: most tokens of a caption, end of text included.
+    """
 
     name: ClassVar[str] = "hashed_words"
-    version: ClassVar[int] = 1
+    version: ClassVar[int | None] = 1
 
     dim: int = 64
     max_tokens: int = 32
@@ -38,10 +44,12 @@ class HashedTextEncoder:
             )
 
     def __call__(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Captions to features (N, max_tokens, dim) float32, zero in padding rows, and lengths (N,) int32.
+        """Encode N captions to features (N, max_tokens, dim) float32 and lengths (N,) int32.
+
+        Rows of padding are zero; lengths include the end-of-text token.
 
         Raises:
-          FlowleyError: if a caption with its end-of-text token has more than `max_tokens` tokens.
+          FlowleyError: a caption has more than `max_tokens` tokens, end of text included.
         """
         features = np.zeros((len(captions), self.max_tokens, self.dim), np.float32)
         lengths = np.zeros(len(captions), np.int32)
@@ -61,7 +69,7 @@ class HashedTextEncoder:
 @functools.lru_cache(maxsize=65_536)
 def _word_vector(word: str, dim: int) -> np.ndarray:
     seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=16).digest(), "little")
-    # A bare bit generator: the stream of PCG64 is fixed for good, that of Generator's methods is not.
+    # NumPy keeps the stream of the bit generator PCG64 unchanged, but not that of Generator's methods.
     bits = np.random.PCG64(seed).random_raw(dim)
     uniform = bits.astype(np.float64) / 2.0**63 - 1.0
     return (uniform / np.linalg.norm(uniform)).astype(np.float32)

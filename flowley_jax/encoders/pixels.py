@@ -1,20 +1,19 @@
-"""A fixed, training-free descriptor of a frame and of its change.
+"""A video encoder without weights: a fixed descriptor of each frame's colours and motion.
 
-For luminance L_t (in [0, 1]) and the forward and backward differences D⁻ = L_t − L_{t−1}, D⁺ = L_{t+1} − L_t:
+Let L_t be the luminance in [0, 1], with backward and forward differences D⁻ = L_t − L_{t−1} and
+D⁺ = L_{t+1} − L_t. The frame is halved first, so that fast objects move by fewer pixels. The features are:
 
-all on a plane of half the frame's size, where fast things move by fewer pixels:
+- where objects are: colour relative to mid-grey, pooled over a grid of soft cells;
+- where objects move at time t: sqrt(|D⁻|·|D⁺|), which is large only where a moving object is now, and not
+  where it was or will be; it is pooled over a finer grid and over narrow rows and columns;
+- the direction of motion: the products C·∂L/∂x and C·∂L/∂y with the central difference C = (D⁻ + D⁺)/2. By
+  brightness constancy they are −(∂L/∂x)²·u and −(∂L/∂y)²·v, so a bounce changes their sign between frames;
+- the change of motion: the same products with D⁺ − D⁻, in which an impact is a spike;
+- what moves: the colour of the moving pixels, and their number.
 
-- where things are: colour relative to mid-grey, pooled over a grid of soft cells;
-- where things move at time t: sqrt(|D⁻|·|D⁺|), which is large only where a moving thing is now and not where
-  it was or will be, pooled over a finer grid and over narrow rows and columns;
-- which way: the products C·∂L/∂x and C·∂L/∂y with the central difference C = (D⁻ + D⁺)/2, which by brightness
-  constancy are −(∂L/∂x)²·u and −(∂L/∂y)²·v, so that a bounce is a change of sign from frame to frame;
-- how that changes: the same products with D⁺ − D⁻, where an impact is a spike;
-- what moves: the colour of the moving pixels, and how many there are.
-
-Cells overlap (triangular windows), so features vary smoothly while a thing crosses from one to the next.
-Products are compressed by x/sqrt(|x| + ε), ε at the level of video coding noise, and everything is scaled by
-fixed constants to a deviation of about one on moving scenes.
+Cells overlap (triangular windows), so features vary smoothly while an object crosses from one to the next.
+Products are compressed by x/sqrt(|x| + ε), with ε at the level of video coding noise. Fixed constants scale
+all features to a deviation of about one on moving scenes.
 """
 
 import dataclasses
@@ -23,6 +22,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from flowley_jax.common.component import HostComponent
 from flowley_jax.encoders.protocols import check_frames
 from flowley_jax.errors import FlowleyError
 
@@ -42,17 +42,17 @@ _NATIVE_DIM = 3 * _COLOUR_GRID**2 + _ENERGY_GRID**2 + 2 * _FLOW_GRID**2 + 6 * _P
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PixelEncoder:
-    """Encoder of frames; see the module's docstring and `VideoEncoder`.
+class PixelEncoder(HostComponent):
+    """Video encoder without weights; see the module's docstring and `VideoEncoder`.
 
     Attributes:
-      fps: frames for each second that it is given.
-      frame_size: height and width of a frame.
-      dim: width of the result; another than the descriptor's own is reached by a fixed random projection.
+      fps: frames per second of its input.
+      frame_size: height and width of a frame in pixels.
+      dim: width of a feature vector; a fixed random projection gives any width but the descriptor's own.
     """
 
     name: ClassVar[str] = "pixels"
-    version: ClassVar[int] = 1
+    version: ClassVar[int | None] = 1
 
     fps: float = 24.0
     frame_size: int = 96
@@ -66,10 +66,10 @@ class PixelEncoder:
             )
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Frames (T, frame_size, frame_size, 3) uint8 to features (T, dim) float32.
+        """Encode frames (T, frame_size, frame_size, 3) uint8 to features (T, dim) float32.
 
         Raises:
-          FlowleyError: for another shape or type, or no frame at all.
+          FlowleyError: the frames have the wrong shape or type, or there are none.
         """
         check_frames(frames, self.frame_size)
         native = _describe(frames)
@@ -77,7 +77,7 @@ class PixelEncoder:
 
 
 def _describe(frames: np.ndarray) -> np.ndarray:
-    """The descriptor itself, (T, H, W, 3) uint8 to (T, _NATIVE_DIM) float32."""
+    """Compute the descriptor of frames (T, H, W, 3) uint8: (T, _NATIVE_DIM) float32."""
     colour = _halved(frames)
     luminance = colour @ _LUMINANCE
     backward, forward = _differences(luminance)
@@ -85,7 +85,7 @@ def _describe(frames: np.ndarray) -> np.ndarray:
     along_y, along_x = _gradients(luminance)
     central, second = 0.5 * (backward + forward), forward - backward
     flow_y, flow_x = central * along_y, central * along_x
-    parts = (
+    features = (
         _COLOUR_SCALE * _pooled_colour(colour - 0.5),
         _compressed_energy(_pooled(energy, _ENERGY_GRID)),
         _compressed_energy(_row_profile(energy)),
@@ -98,11 +98,13 @@ def _describe(frames: np.ndarray) -> np.ndarray:
         _compressed_flow(_column_profile(second * along_x)),
         _moving_colour(colour, energy),
     )
-    return np.concatenate([part.reshape(len(frames), -1) for part in parts], axis=1, dtype=np.float32)
+    return np.concatenate(
+        [feature.reshape(len(frames), -1) for feature in features], axis=1, dtype=np.float32
+    )
 
 
 def _halved(frames: np.ndarray) -> np.ndarray:
-    """Means of 2 x 2 pixels in [0, 1], (T, H/2, W/2, 3) float32."""
+    """Average 2 x 2 pixels: (T, H, W, 3) uint8 to (T, H/2, W/2, 3) float32 in [0, 1]."""
     sums = frames[:, ::2, ::2].astype(np.float32)
     for rows, columns in ((0, 1), (1, 0), (1, 1)):
         sums += frames[:, rows::2, columns::2]
@@ -110,7 +112,7 @@ def _halved(frames: np.ndarray) -> np.ndarray:
 
 
 def _differences(luminance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """D⁻ and D⁺, each (T, H, W); zero where there is no neighbouring frame."""
+    """Return D⁻ and D⁺, each (T, H, W); they are zero where there is no neighbouring frame."""
     backward, forward = np.zeros_like(luminance), np.zeros_like(luminance)
     np.subtract(luminance[1:], luminance[:-1], out=backward[1:])
     forward[:-1] = backward[1:]
@@ -118,7 +120,7 @@ def _differences(luminance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _gradients(luminance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Central differences down and across, each (T, H, W); zero at the border."""
+    """Return central differences along y and x, each (T, H, W) and zero at the border."""
     along_y, along_x = np.zeros_like(luminance), np.zeros_like(luminance)
     np.subtract(luminance[:, 2:], luminance[:, :-2], out=along_y[:, 1:-1])
     np.subtract(luminance[:, :, 2:], luminance[:, :, :-2], out=along_x[:, :, 1:-1])
@@ -127,7 +129,7 @@ def _gradients(luminance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _windows(cells: int, length: int) -> np.ndarray:
-    """Triangular, overlapping windows that each sum to one, (cells, length) float32."""
+    """Return triangular, overlapping windows (cells, length) float32, each of which sums to one."""
     centres = (np.arange(cells) + 0.5) / cells
     positions = (np.arange(length) + 0.5) / length
     windows = np.maximum(0.0, 1.0 - cells * np.abs(centres[:, None] - positions))
@@ -135,24 +137,24 @@ def _windows(cells: int, length: int) -> np.ndarray:
 
 
 def _pooled(plane: np.ndarray, cells: int) -> np.ndarray:
-    """(T, H, W) to window means (T, cells, cells)."""
+    """Average a plane (T, H, W) over windows: (T, cells, cells)."""
     return _windows(cells, plane.shape[1]) @ (plane @ _windows(cells, plane.shape[2]).T)
 
 
 def _pooled_colour(colour: np.ndarray) -> np.ndarray:
-    """(T, H, W, 3) to (T, grid, grid·3)."""
+    """Average colours (T, H, W, 3) over windows: (T, grid, grid·3)."""
     count, height, width, channels = colour.shape
     rows = _windows(_COLOUR_GRID, height) @ colour.reshape(count, height, width * channels)
     return _windows(_COLOUR_GRID, width) @ rows.reshape(count * _COLOUR_GRID, width, channels)
 
 
 def _row_profile(plane: np.ndarray) -> np.ndarray:
-    """(T, H, W) to means over rows and windows of rows, (T, cells)."""
+    """Average a plane (T, H, W) along x and over windows of rows: (T, cells)."""
     return plane.mean(axis=2) @ _windows(_PROFILE_CELLS, plane.shape[1]).T
 
 
 def _column_profile(plane: np.ndarray) -> np.ndarray:
-    """(T, H, W) to means over columns and windows of columns, (T, cells)."""
+    """Average a plane (T, H, W) along y and over windows of columns: (T, cells)."""
     return plane.mean(axis=1) @ _windows(_PROFILE_CELLS, plane.shape[2]).T
 
 
@@ -165,7 +167,7 @@ def _compressed_flow(flow: np.ndarray) -> np.ndarray:
 
 
 def _moving_colour(colour: np.ndarray, energy: np.ndarray) -> np.ndarray:
-    """Mean colour and rectified chroma directions of the moving pixels, and their amount, (T, hues + 4)."""
+    """Return mean colour, rectified hues and amount of the moving pixels, (T, hues + 4)."""
     count, height, width = energy.shape
     pixels = colour.reshape(count, height * width, 3)
     weights = energy.reshape(count, 1, height * width)
@@ -182,7 +184,7 @@ def _moving_colour(colour: np.ndarray, energy: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _hue_axes() -> np.ndarray:
-    """(3, hues): directions around the grey axis, in the plane of red-green and yellow-blue opponency."""
+    """Return directions (3, hues) around the grey axis, in the plane of the two opponent colours."""
     red_green = np.array([1.0, -1.0, 0.0]) / np.sqrt(2.0)
     yellow_blue = np.array([1.0, 1.0, -2.0]) / np.sqrt(6.0)
     angles = 2.0 * np.pi * np.arange(_HUES) / _HUES
@@ -192,7 +194,7 @@ def _hue_axes() -> np.ndarray:
 
 @functools.cache
 def _projection(dim: int) -> np.ndarray:
-    """(_NATIVE_DIM, dim) float32: independent entries that keep the scale."""
+    """Return a random projection (_NATIVE_DIM, dim) float32, whose independent entries keep the scale."""
     uniform = np.random.PCG64(_PROJECTION_SEED).random_raw(_NATIVE_DIM * dim).astype(np.float64) / 2.0**64
     entries = (uniform - 0.5) * np.sqrt(12.0 / _NATIVE_DIM)
     return entries.reshape(_NATIVE_DIM, dim).astype(np.float32)

@@ -1,20 +1,21 @@
-"""Captions as normalised states of T5's encoder, from a bundle of published weights."""
+"""Features of captions from T5's encoder, from a bundle of published weights."""
 
 import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowley_jax.device_batches import DeviceBatches, Replicated
-from flowley_jax.encoders.t5 import T5Encoder
+from flowley_jax.common.component import ProgramMemory
+from flowley_jax.common.device_batches import DeviceBatches, Replicated
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle
+from flowley_jax.interop.pretrained import Dtype, PretrainedComponent
+from flowley_jax.networks.t5 import T5Encoder
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 32
@@ -23,28 +24,28 @@ _TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T5Text:
-    """Encoder of captions; see `TextEncoder`.
+class T5Text(PretrainedComponent):
+    """Text encoder of the published system; see `TextEncoder`.
 
-    Features are the last states divided by their norm over the tokens, each channel alone and with the
-    padding, as the published model was trained on them (spec: pipeline.md, "Encoders").
+    Features are T5's last hidden states divided, channel by channel, by their norm over all tokens, padding
+    included; the published model was trained on these.
 
     Attributes:
-      bundle: of a T5 encoder and its tokenizer; it is read when the first captions come.
-      max_tokens: length that captions are padded or cut to.
+      bundle: bundle of a T5 encoder and its tokenizer, which is read on the first call.
+      max_tokens: length to which captions are padded or cut.
       dtype: compute type.
     """
 
     name: ClassVar[str] = "t5"
-    version: ClassVar[int] = 1
-    kind: ClassVar[str] = "t5"
+    version: ClassVar[int | None] = 1
+    format: ClassVar[str] = "t5"
 
     bundle: Bundle
     max_tokens: int = 77
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self):
-        self.bundle.check_kind(self.kind)
+        super().__post_init__()
         if self.max_tokens < 1:
             raise FlowleyError(f"text encoder: max_tokens={self.max_tokens} must be at least 1")
 
@@ -53,57 +54,86 @@ class T5Text:
         return self.bundle.config.d_model
 
     def __call__(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Captions to features (N, max_tokens, dim) float32 and lengths (N,) int32, end of text included.
+        """Encode N captions to features (N, max_tokens, dim) float32 and lengths (N,) int32.
 
-        A caption that is too long loses its end, and the log says so.
+        Lengths include the end-of-text token. A caption that is too long is cut, with a warning.
         """
         ids, valid = self.tokens(captions)
         return self._program(ids, valid), valid.sum(axis=1, dtype=np.int32)
 
     def tokens(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (N, max_tokens) int32, padded, and which of them are the caption's."""
-        found = self._tokenizer(list(captions))["input_ids"]
-        ids = np.full((len(found), self.max_tokens), self._tokenizer.pad_token_id, np.int32)
+        """Tokenize N captions.
+
+        Returns:
+          Padded ids (N, max_tokens) int32, and a mask of the same shape that is true at the caption's tokens.
+        """
+        tokenized = self._tokenizer(list(captions))["input_ids"]
+        ids = np.full((len(tokenized), self.max_tokens), self._tokenizer.pad_token_id, np.int32)
         valid = np.zeros(ids.shape, np.bool_)
-        for row, (caption, tokens) in enumerate(zip(captions, found, strict=True)):
+        for row, (caption, tokens) in enumerate(zip(captions, tokenized, strict=True)):
             if len(tokens) > self.max_tokens:
                 log.warning(
-                    "prompt '%s…' has %d tokens; the encoder takes %d",
-                    caption[:40],
-                    len(tokens),
-                    self.max_tokens,
+                    "prompt '%s…' has %d tokens and is cut to %d", caption[:40], len(tokens), self.max_tokens
                 )
                 tokens = [*tokens[: self.max_tokens - 1], tokens[-1]]
             ids[row, : len(tokens)] = tokens
             valid[row, : len(tokens)] = True
         return ids, valid
 
+    def memory(self, *, clips: int, length: int) -> ProgramMemory:
+        """Return the memory that one caption per clip needs; every caption has `max_tokens` tokens."""
+        del length
+        shape = (clips, self.max_tokens)
+        ids, valid = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.bool_))
+        return self.program_memory(normalised_states, ids, valid)
+
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        # It would advise to install PyTorch, which a tokenizer does not need.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer
-
-        if not any((self.bundle.place / name).is_file() for name in _TOKENIZERS):
+        auto_tokenizer = _import_auto_tokenizer()
+        folder = self.bundle.locate()
+        if not any((folder / name).is_file() for name in _TOKENIZERS):
             raise FlowleyError(
                 f"{self.bundle.folder}: has no tokenizer; put tokenizer.json and tokenizer_config.json "
-                "beside the published weights and convert them again"
+                "next to the published weights and convert them again"
             )
         try:
-            return AutoTokenizer.from_pretrained(self.bundle.place)
-        # The library raises whatever its parsers raise.
+            return auto_tokenizer.from_pretrained(folder)
+        # The library lets through whatever its parsers raise.
         except Exception as error:
-            raise FlowleyError(f"{self.bundle.folder}: its tokenizer cannot be read ({error})") from error
+            raise FlowleyError(f"{self.bundle.folder}: the tokenizer cannot be read ({error})") from error
 
     @functools.cached_property
     def _program(self) -> DeviceBatches:
-        return DeviceBatches(
-            normalised_states, Replicated(self.bundle.load(dtype=self.dtype)), batch_size=BATCH_SIZE
-        )
+        model = Replicated(self.bundle.load(dtype=self.dtype))
+        return DeviceBatches(normalised_states, model, batch_size=BATCH_SIZE)
 
 
 def normalised_states(model: T5Encoder, ids: jax.Array, valid: jax.Array) -> jax.Array:
-    """The program of a batch of captions."""
+    """Return the encoder's states divided by their norm over the tokens.
+
+    Args:
+      model: the encoder.
+      ids: tokens (N, Tt).
+      valid: mask (N, Tt) of the tokens that may be attended to.
+
+    Returns:
+      Features (N, Tt, dim) float32.
+    """
     states = model(ids, valid)
     norm = jnp.linalg.norm(states, axis=1, keepdims=True)
     return states / jnp.maximum(norm, _TINY)
+
+
+def _import_auto_tokenizer() -> Any:
+    # On import, the library advises to install PyTorch, which a tokenizer does not need.
+    logger = logging.getLogger("transformers")
+    logger.addFilter(_is_not_advice)
+    try:
+        from transformers import AutoTokenizer
+    finally:
+        logger.removeFilter(_is_not_advice)
+    return AutoTokenizer
+
+
+def _is_not_advice(record: logging.LogRecord) -> bool:
+    return "PyTorch was not found" not in record.getMessage()

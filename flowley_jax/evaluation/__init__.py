@@ -1,1 +1,1 @@
-"""Measures of generated sound."""
+"""Metrics of generated sound."""

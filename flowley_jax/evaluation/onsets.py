@@ -1,32 +1,37 @@
-"""Onsets of a sound, and how well they match true event times."""
+"""Detect the onsets of a sound and match them to true event times."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import librosa
+import mir_eval.util
 import numpy as np
 from scipy.ndimage import maximum_filter1d, median_filter
 
 HOP_SECONDS = 0.008
 WINDOW_SECONDS = 0.032
 BANDS = 40
-# Distance over which a band's level must rise, in hops.
+# Hops over which the rise of a band's level is measured.
 LAG = 2
-# A band below this share of the loudest one counts as silence, which keeps the codec's noise out.
+# A band that is 50 dB below the loudest one counts as silence, which keeps the codec's noise out.
 FLOOR = 10 ** (-50 / 20)
+# Smallest strength of an onset, in nepers.
 THRESHOLD = 0.9
 MEDIAN_SECONDS = 0.4
 MIN_GAP_SECONDS = 0.08
+# Largest distance between an onset and the event that it is matched to, in seconds.
+TOLERANCE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnsetScore:
-    """Matches of one sound.
+    """Match between the detected onsets of one sound and its true event times.
 
     Attributes:
-      matched: number of detected onsets that have a true one.
-      detected, reference: numbers of onsets.
-      errors: detected minus true time of the matches, in seconds.
+      matched: number of matches.
+      detected: number of detected onsets.
+      reference: number of true events.
+      errors: (matched,) detected minus true time of each match, in seconds.
     """
 
     matched: int
@@ -36,15 +41,23 @@ class OnsetScore:
 
     @property
     def f1(self) -> float:
-        """2·matched / (detected + reference); 0 without an onset on either side."""
+        """F1 = 2·matched / (detected + reference); 0 if there is neither an onset nor an event."""
         return 2.0 * self.matched / max(1, self.detected + self.reference)
 
 
 def detect_onsets(wave: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Times in seconds and strengths of the onsets of a mono wave (N,).
+    """Detect the onsets of a mono wave.
 
-    The strength is the mean rise of the log level over the bands within 16 ms, in nepers, above its own
-    median over 0.4 s. Levels count down to 50 dB under the loudest band.
+    The strength of an instant is the rise of the log level within 16 ms, averaged over mel bands, minus the
+    median of that rise over 0.4 s. Levels are floored at 50 dB below the loudest band. Onsets are the local
+    maxima of the strength above a threshold.
+
+    Args:
+      wave: (N,).
+      sample_rate: Hz.
+
+    Returns:
+      Times in seconds and strengths in nepers, each (onsets,).
     """
     rise = _rise(np.asarray(wave, np.float32), sample_rate)
     local = median_filter(rise, size=max(3, round(MEDIAN_SECONDS / HOP_SECONDS)), mode="nearest")
@@ -56,27 +69,34 @@ def detect_onsets(wave: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.nd
     return peaks * HOP_SECONDS, novelty[peaks]
 
 
-def match_onsets(detected: np.ndarray, reference: np.ndarray, tolerance: float = 0.1) -> OnsetScore:
-    """Pairs detected and true times one to one within ±`tolerance` seconds, nearest pairs first."""
-    distance = np.abs(np.asarray(detected)[:, None] - np.asarray(reference)[None, :])
-    order = np.argsort(distance, axis=None, kind="stable")
-    free_detected, free_reference = np.ones(len(detected), bool), np.ones(len(reference), bool)
-    errors = []
-    for row, column in zip(*np.unravel_index(order, distance.shape), strict=True):
-        if distance[row, column] > tolerance:
-            break
-        if free_detected[row] and free_reference[column]:
-            free_detected[row] = free_reference[column] = False
-            errors.append(detected[row] - reference[column])
+def match_onsets(detected: np.ndarray, reference: np.ndarray, tolerance: float = TOLERANCE) -> OnsetScore:
+    """Match detected and true times one to one within ±`tolerance` seconds, with as many matches as possible.
+
+    This is the matching of onset detection in MIREX, as mir_eval computes it.
+
+    Args:
+      detected: (onsets,) times in seconds.
+      reference: (events,) times in seconds.
+      tolerance: largest distance of a match in seconds, inclusive.
+    """
+    # The matching may depend on the order of the times, not only on the times.
+    detected, reference = np.sort(detected), np.sort(reference)
+    pairs = mir_eval.util.match_events(reference, detected, tolerance)
+    errors = [detected[onset] - reference[event] for event, onset in pairs]
     return OnsetScore(
-        matched=len(errors), detected=len(detected), reference=len(reference), errors=np.asarray(errors)
+        matched=len(pairs),
+        detected=len(detected),
+        reference=len(reference),
+        errors=np.asarray(errors, np.float64),
     )
 
 
 def aggregate(scores: Sequence[OnsetScore]) -> dict[str, float | None]:
-    """precision, recall, f1 over all onsets of all sounds, and median_abs_error_ms of the matches.
+    """Pool the scores of several sounds.
 
-    A ratio without a denominator is 0; the error without a match is None.
+    Returns:
+      precision, recall and f1 over the onsets of all sounds, 0 where the denominator is 0, and
+      median_abs_error_ms, the median distance of all matches in milliseconds, None without a match.
     """
     matched = sum(score.matched for score in scores)
     precision = matched / max(1, sum(score.detected for score in scores))
@@ -91,8 +111,9 @@ def aggregate(scores: Sequence[OnsetScore]) -> dict[str, float | None]:
 
 
 def _rise(wave: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return the rise of the log level within `LAG` hops, averaged over mel bands, (hops,)."""
     hop, window = round(HOP_SECONDS * sample_rate), round(WINDOW_SECONDS * sample_rate)
-    # Padding in front lets frame n end at the instant n·hop: its level rises when the onset enters it.
+    # With padding only at the start, frame n ends at the instant n·hop: its level rises as an onset enters.
     spectrum = np.abs(librosa.stft(np.pad(wave, window // 2), n_fft=window, hop_length=hop, center=False))
     level = librosa.filters.mel(sr=sample_rate, n_fft=window, n_mels=BANDS) @ spectrum
     log_level = np.log(level + FLOOR * max(1e-6, float(level.max())))

@@ -1,4 +1,4 @@
-"""Is the sound in time with the picture? Detected onsets against the true times of visible events."""
+"""Score whether sound is in time with the picture: detected onsets against the times of visible events."""
 
 import dataclasses
 import json
@@ -8,16 +8,21 @@ from pathlib import Path
 import numpy as np
 
 from flowley_jax.audio.protocols import samples_for
-from flowley_jax.data.parts import Parts
+from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
-from flowley_jax.evaluation.onsets import OnsetScore, aggregate, detect_onsets, match_onsets
-
-TOLERANCE = 0.1
+from flowley_jax.evaluation.onsets import TOLERANCE, OnsetScore, aggregate, detect_onsets, match_onsets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipScore:
-    """One clip's detected onsets and the events they are held against, in seconds, and how they match."""
+    """The score of one clip.
+
+    Attributes:
+      id: id of the clip.
+      detected: (onsets,) times of the detected onsets in seconds.
+      events: (events,) times of the events that they are compared with, in seconds.
+      score: how the two match.
+    """
 
     id: str
     detected: np.ndarray
@@ -27,12 +32,12 @@ class ClipScore:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synchrony:
-    """Scores over a set of clips.
+    """Scores of a set of clips.
 
     Attributes:
-      figures: precision, recall, f1, median_abs_error_ms over all onsets of all clips.
-      clips: the scores behind them.
-      left_out: ids without a sound or without a true event, which are not scored.
+      figures: precision, recall, f1 and median_abs_error_ms over all onsets of all clips.
+      clips: the score of each clip, in the order of ids.
+      left_out: ids of sounds without a true event, which are not scored.
     """
 
     figures: dict[str, float | None]
@@ -41,10 +46,13 @@ class Synchrony:
 
 
 def read_events(path: Path) -> dict[str, np.ndarray]:
-    """True event times in seconds by clip id, from the generator's events.jsonl.
+    """Read true event times from the `events.jsonl` of generated clips.
+
+    Returns:
+      Times in seconds, (events,), by clip id.
 
     Raises:
-      FlowleyError: the file is missing or a line does not parse; the line's number is named.
+      FlowleyError: the file is missing, or a line does not parse; its number is named.
     """
     if not path.exists():
         raise FlowleyError(f"{path}: no such file; the true event times are expected there")
@@ -65,14 +73,24 @@ def score_sounds(
     sample_rate: int,
     tolerance: float = TOLERANCE,
 ) -> Synchrony:
-    """Scores waves (N,) by clip id against the clips' own events, one-to-one within ±`tolerance` seconds."""
+    """Score sounds against their own clips' events.
+
+    Args:
+      waves: (N,) by clip id.
+      events: times in seconds by clip id.
+      sample_rate: sample rate of the waves in Hz.
+      tolerance: largest distance of a match in seconds.
+
+    Raises:
+      FlowleyError: no clip has both a sound and an event.
+    """
     scored = [name for name in sorted(waves) if len(events.get(name, ()))]
     if not scored:
         raise FlowleyError("no clip has both a sound and true events: nothing to score")
     clips = []
     for name in scored:
         detected, _ = detect_onsets(waves[name], sample_rate)
-        clips.append(_scored(name, detected, events[name], tolerance))
+        clips.append(_clip_score(name, detected, events[name], tolerance))
     return Synchrony(
         figures=aggregate([clip.score for clip in clips]),
         clips=clips,
@@ -83,21 +101,24 @@ def score_sounds(
 def score_against_others(
     scores: Synchrony, events: Mapping[str, np.ndarray], *, tolerance: float = TOLERANCE
 ) -> Synchrony:
-    """The floor: each clip's detected onsets against the events of the next clip in order of ids."""
+    """Score each clip's detected onsets against the events of the next clip in the order of ids.
+
+    This is the floor: the score of a sound that has nothing to do with the picture.
+    """
     names = [clip.id for clip in scores.clips]
     clips = [
-        _scored(clip.id, clip.detected, events[other], tolerance)
+        _clip_score(clip.id, clip.detected, events[other], tolerance)
         for clip, other in zip(scores.clips, names[1:] + names[:1], strict=True)
     ]
     return dataclasses.replace(scores, figures=aggregate([clip.score for clip in clips]), clips=clips)
 
 
-def round_trip(wave: np.ndarray, parts: Parts) -> np.ndarray:
-    """A wave (N,) through codec and vocoder and back: the best that a model of these latents can do."""
-    mel = parts.codec.mel
+def round_trip(wave: np.ndarray, components: Components) -> np.ndarray:
+    """Encode a wave (N,) to latents and decode them again: the best that a model of these latents can do."""
+    mel = components.codec.mel
     padded = np.pad(wave, (0, samples_for(len(wave) / mel.sample_rate, mel) - len(wave)))
-    latents, _ = parts.encode_audio(padded[None])
-    return parts.decode_audio(latents)[0]
+    latents, _ = components.encode_audio(padded[None])
+    return components.decode_audio(latents)[0]
 
 
 def compare(
@@ -106,14 +127,25 @@ def compare(
     *,
     sample_rate: int,
     real: Mapping[str, np.ndarray] | None = None,
-    parts: Parts | None = None,
+    components: Components | None = None,
     tolerance: float = TOLERANCE,
 ) -> dict[str, Synchrony]:
-    """Scores by row: generated; floor, of two clips or more; real and ceiling of the same clips, where given.
+    """Score generated sounds next to their floor and, if given, next to the real sounds of the same clips.
 
     Args:
-      generated, real: waves (N,) by clip id at `sample_rate` Hz.
-      parts: codec and vocoder, for the round trip of the real sound.
+      generated: waves (N,) by clip id.
+      events: times in seconds by clip id.
+      sample_rate: sample rate of all waves in Hz.
+      real: waves (N,) by clip id.
+      components: codec and vocoder, for the round trip of the real sounds.
+      tolerance: largest distance of a match in seconds.
+
+    Returns:
+      Scores by row: "generated"; "floor", for two clips or more; "real", with `real`; "ceiling", with
+      `real` and `components`.
+
+    Raises:
+      FlowleyError: no clip has both a sound and an event.
     """
     rows = {"generated": score_sounds(generated, events, sample_rate=sample_rate, tolerance=tolerance)}
     if len(rows["generated"].clips) > 1:
@@ -121,13 +153,13 @@ def compare(
     if real is not None:
         same = {name: wave for name, wave in real.items() if name in generated}
         rows["real"] = score_sounds(same, events, sample_rate=sample_rate, tolerance=tolerance)
-        if parts is not None:
-            trips = {name: round_trip(wave, parts) for name, wave in same.items()}
+        if components is not None:
+            trips = {name: round_trip(wave, components) for name, wave in same.items()}
             rows["ceiling"] = score_sounds(trips, events, sample_rate=sample_rate, tolerance=tolerance)
     return rows
 
 
-def _scored(name: str, detected: np.ndarray, events: np.ndarray, tolerance: float) -> ClipScore:
+def _clip_score(name: str, detected: np.ndarray, events: np.ndarray, tolerance: float) -> ClipScore:
     return ClipScore(
         id=name, detected=detected, events=events, score=match_onsets(detected, events, tolerance)
     )

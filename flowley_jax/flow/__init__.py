@@ -1,1 +1,1 @@
-"""The rectified flow: its mathematics, each part testable alone (spec/model.md, Rectified flow)."""
+"""The rectified flow as separate, pure functions (equations in docs/model.md)."""

@@ -1,4 +1,4 @@
-"""Missing conditions: dropped at random in training, and as the empty branch of guidance."""
+"""Empty conditions: condition dropout in training, and classifier-free guidance in sampling."""
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,20 @@ def drop_conditions(
     *,
     drop_video: Bool[Array, " B"],
     drop_text: Bool[Array, " B"],
-):
-    """Replaces the features of marked items by the empty ones. Returns video and text."""
+) -> tuple[Float[Array, "B Tv V"], Float[Array, "B Tt W"]]:
+    """Return video and text, with the features of marked items replaced by the empty features."""
     empty_video, empty_text = _empty_like(model, video, text)
     video = jnp.where(drop_video[:, None, None], empty_video, video)
     return video, jnp.where(drop_text[:, None, None], empty_text, text)
 
 
 def random_drops(key: jax.Array, batch_size: int, rate: float) -> tuple[Bool[Array, " B"], Bool[Array, " B"]]:
-    """Independent marks for video and text, each true with probability `rate`."""
+    """Draw independent marks for video and text, each true with probability `rate`."""
     marks = jax.random.bernoulli(key, rate, (2, batch_size))
     return marks[0], marks[1]
 
 
+@jax.named_scope("guidance")
 def guided_velocity(
     model: Flowley,
     latent: Float[Array, "B Ta C"],
@@ -37,10 +38,17 @@ def guided_velocity(
     *,
     scale: float,
 ) -> Float[Array, "B Ta C"]:
-    """Classifier-free guidance s·v(condition) + (1 − s)·v(empty) in one batched call.
+    """Return s·v(condition) + (1 − s)·v(empty), with both branches in one batched call.
 
-    Below s = 1 only the conditional branch runs. Both branches keep the condition's text_len, since it
-    decides which tokens the joint attention reads.
+    Below s = 1 only the conditional branch runs. Both branches keep the condition's text_len, which decides
+    the tokens that the joint attention reads.
+
+    Args:
+      model: the velocity network.
+      latent: state x at time t, standardised.
+      video, text, text_len: conditions.
+      t: time, one for the whole batch.
+      scale: guidance scale s.
     """
     times = jnp.full((latent.shape[0],), t, jnp.float32)
     if scale < 1.0:

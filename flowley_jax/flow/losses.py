@@ -1,57 +1,70 @@
-"""Training losses of the velocity (spec/model.md, Rectified flow)."""
+"""Training losses of the velocity."""
 
 import dataclasses
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowley_jax.errors import FlowleyError
+from flowley_jax.common.typed import check_choices
 from flowley_jax.model.layers import safe_sqrt
 
+LossKind = Literal["mse", "pseudo_huber"]
 PSEUDO_HUBER_SCALE = 0.00054
 NORM_FLOOR = 1e-8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Which distance of velocities, and the weight λ of the direction loss."""
+    """The training loss.
 
-    kind: Literal["mse", "pseudo_huber"] = "mse"
+    Attributes:
+      kind: distance between predicted and target velocity: mean squared error or pseudo-Huber.
+      direction_weight: weight λ of the direction loss, 1 − cosine similarity.
+    """
+
+    kind: LossKind = "mse"
     direction_weight: float = 0.5
 
     def __post_init__(self):
-        if self.kind not in ("mse", "pseudo_huber"):
-            raise FlowleyError(f"flow.loss.kind={self.kind!r} must be mse or pseudo_huber")
+        check_choices(self, "flow.loss")
 
 
 class Losses(NamedTuple):
-    """total = velocity + λ·direction; scalars, float32."""
+    """Losses of a batch, float32 scalars.
+
+    Attributes:
+      total: velocity + λ·direction.
+      velocity: distance between predicted and target velocity.
+      direction: mean of 1 − cosine similarity.
+    """
 
     total: Float[Array, ""]
     velocity: Float[Array, ""]
     direction: Float[Array, ""]
 
 
+@jax.named_scope("loss")
 def flow_losses(
     velocity: Float[Array, "B Ta C"], target: Float[Array, "B Ta C"], config: LossConfig
 ) -> Losses:
-    """Loss of a batch of velocities against their targets."""
+    """Return the losses of a batch of velocities against their targets."""
     mean_square = jnp.mean(jnp.square(velocity - target))
     if config.kind == "pseudo_huber":
         offset = PSEUDO_HUBER_SCALE * velocity.shape[-1]
-        main = jnp.sqrt(mean_square + offset**2) - offset
+        distance = jnp.sqrt(mean_square + offset**2) - offset
     else:
-        main = mean_square
+        distance = mean_square
     direction = jnp.mean(1.0 - cosine_similarity(velocity, target))
-    return Losses(main + config.direction_weight * direction, main, direction)
+    return Losses(distance + config.direction_weight * direction, distance, direction)
 
 
 def cosine_similarity(x: Float[Array, "... C"], y: Float[Array, "... C"]) -> Float[Array, "..."]:
-    """Cosine along the last axis; 0 with gradient 0 where either vector has norm below 1e-8.
+    """Return the cosine along the last axis; 0 with gradient 0 where the norms' product is below 1e-8.
 
-    The untrained network answers exactly 0, where dividing by a clamped norm would give a gradient of
-    1e8 that leaves nothing of the other loss after clipping.
+    The untrained network predicts exactly 0. Dividing by a clamped norm would give a gradient of 1e8 there,
+    and clipping would then leave nothing of the other loss.
     """
     norms = safe_sqrt(jnp.sum(jnp.square(x), axis=-1)) * safe_sqrt(jnp.sum(jnp.square(y), axis=-1))
     defined = norms > NORM_FLOOR

@@ -8,18 +8,18 @@ from jaxtyping import Array, Float
 def interpolate(
     noise: Float[Array, "B Ta C"], data: Float[Array, "B Ta C"], t: Float[Array, " B"]
 ) -> Float[Array, "B Ta C"]:
-    """x_t of every item."""
+    """Return x_t of every item."""
     t = t[:, None, None]
     return t * data + (1.0 - t) * noise
 
 
 def target_velocity(noise: Float[Array, "B Ta C"], data: Float[Array, "B Ta C"]) -> Float[Array, "B Ta C"]:
-    """u = x₁ − x₀, constant along the path."""
+    """Return u = x₁ − x₀, which is constant along the path."""
     return data - noise
 
 
 def draw_latent(
     key: jax.Array, mean: Float[Array, "B Ta C"], std: Float[Array, "B Ta C"]
 ) -> Float[Array, "B Ta C"]:
-    """A latent of the codec's posterior: mean + std·n, n ~ N(0, I)."""
+    """Draw a latent from the codec's posterior: mean + std·n with n ~ N(0, I)."""
     return mean + std * jax.random.normal(key, mean.shape, jnp.float32)

@@ -1,15 +1,16 @@
-"""The flow's ODE from t = 0 to 1, solved by Diffrax."""
+"""The ODE solver: integrate the velocity from t = 0 to 1 with Diffrax."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from flowley_jax.common.typed import check_choices
 from flowley_jax.errors import FlowleyError
 
 SolverName = Literal["euler", "heun", "midpoint", "rk4", "tsit5", "dopri5"]
@@ -19,14 +20,15 @@ MAX_ADAPTIVE_STEPS = 4096
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SolverConfig:
-    """How the ODE is solved.
+    """Settings of the ODE solver.
+
+    With an adaptive solver the step size is common to the batch, so a sample depends on its batch.
 
     Attributes:
-      name: euler, heun, midpoint and rk4 (3/8 rule) take `steps` equal steps; tsit5 and dopri5 choose
-        their steps to the tolerances. The adaptive step size is common to the batch, so an item's
-        sample then depends on its batch mates.
+      name: solver; tsit5 and dopri5 adapt their steps to the tolerances, the others take `steps` equal steps.
       steps: number of intervals of the fixed grid.
-      rtol, atol: tolerances of the adaptive solvers.
+      rtol: relative tolerance of the adaptive solvers.
+      atol: absolute tolerance of the adaptive solvers.
     """
 
     name: SolverName = "euler"
@@ -35,18 +37,25 @@ class SolverConfig:
     atol: float = 1e-5
 
     def __post_init__(self):
-        if self.name not in get_args(SolverName):
-            raise FlowleyError(f"solver {self.name!r} must be one of {', '.join(get_args(SolverName))}")
+        check_choices(self, "sample.solver")
         if self.steps < 1:
-            raise FlowleyError(f"steps={self.steps} must be at least 1")
-        if self.rtol <= 0.0 or self.atol <= 0.0:
-            raise FlowleyError(f"rtol={self.rtol} and atol={self.atol} must be positive")
+            raise FlowleyError(f"sample.solver.steps={self.steps} must be at least 1")
+        for name in ("rtol", "atol"):
+            if getattr(self, name) <= 0.0:
+                raise FlowleyError(f"sample.solver.{name}={getattr(self, name)} must be positive")
 
     @property
     def evaluations(self) -> int:
-        """Of the velocity in one solution. Raises FlowleyError for adaptive solvers, which decide it."""
+        """Number of velocity evaluations per solve.
+
+        Raises:
+          FlowleyError: the solver is adaptive, and the number depends on the velocity.
+        """
         if self.name in ADAPTIVE:
-            raise FlowleyError(f"solver {self.name} chooses its steps: their number is not known before")
+            raise FlowleyError(
+                f"sample.solver.name={self.name!r} must be a fixed-step solver: an adaptive one has no "
+                "number of steps known in advance"
+            )
         return self.steps * _EVALUATIONS_PER_STEP[self.name]
 
 
@@ -55,13 +64,13 @@ class Solution(NamedTuple):
 
     Attributes:
       latent: state at t = 1.
-      evaluations: how often the velocity was evaluated.
-      succeeded: false when an adaptive solver ran out of steps; `latent` is then worthless.
+      evaluations: number of velocity evaluations.
+      succeeded: false when an adaptive solver ran out of steps; `latent` is then meaningless.
     """
 
     latent: Float[Array, "B Ta C"]
     evaluations: Int[Array, ""]
-    succeeded: Array
+    succeeded: Bool[Array, ""]
 
 
 class _ThreeEighths(diffrax.AbstractERK):
@@ -75,7 +84,7 @@ class _ThreeEighths(diffrax.AbstractERK):
     )
     interpolation_cls = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
 
-    def order(self, terms):
+    def order(self, terms: Any) -> int:
         del terms
         return 4
 
@@ -91,19 +100,26 @@ _SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
 _EVALUATIONS_PER_STEP = {"euler": 1, "heun": 2, "midpoint": 2, "rk4": 4, "tsit5": 6, "dopri5": 6}
 
 
+@jax.named_scope("solver")
 def solve_flow(
     velocity: Callable[[Float[Array, ""], Float[Array, "B Ta C"]], Float[Array, "B Ta C"]],
     noise: Float[Array, "B Ta C"],
     config: SolverConfig,
 ) -> Solution:
-    """Integrates dx/dt = velocity(t, x) from the noise at t = 0 to t = 1, in float32.
+    """Integrate dx/dt = velocity(t, x) from the noise at t = 0 to t = 1, in float32.
 
-    Adaptive solvers do not raise when they run out of steps, which would need a host callback: check
+    An adaptive solver that runs out of steps does not raise, because that would need a host callback: check
     `Solution.succeeded`.
     """
     adaptive = config.name in ADAPTIVE
+
+    def evaluate(t: Any, x: Array, args: Any) -> Array:
+        del args
+        with jax.named_scope("evaluation"):
+            return velocity(jnp.asarray(t), x)
+
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, x, args: velocity(jnp.asarray(t), x)),
+        diffrax.ODETerm(evaluate),
         _SOLVERS[config.name](),
         t0=0.0,
         t1=1.0,
@@ -118,12 +134,13 @@ def solve_flow(
         throw=False,
     )
     assert solution.ys is not None
-    # A first-same-as-last method evaluates once more at the start than its stages per step.
+    # The adaptive solvers reuse the last stage of a step as the first of the next one, so only the very first
+    # stage adds an evaluation.
     evaluations = solution.stats["num_steps"] * _EVALUATIONS_PER_STEP[config.name] + int(adaptive)
     succeeded = solution.result == diffrax.RESULTS.successful
     return Solution(solution.ys[-1], jnp.asarray(evaluations), jnp.asarray(succeeded))
 
 
 def initial_noise(keys: jax.Array, shape: tuple[int, int]) -> Float[Array, "B Ta C"]:
-    """Standard normal noise, (Ta, C) for each item's own key, whatever batch it is in."""
+    """Draw standard normal noise of shape (Ta, C) from each item's own key, independent of its batch."""
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)

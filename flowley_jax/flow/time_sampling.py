@@ -1,4 +1,4 @@
-"""How training times t in [0, 1] are drawn."""
+"""Distributions of the training time t in [0, 1]."""
 
 import dataclasses
 from typing import Literal
@@ -7,28 +7,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowley_jax.errors import FlowleyError
+from flowley_jax.common.typed import check_choices
+
+TimeKind = Literal["cosmap", "logit_normal", "uniform"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimeConfig:
-    """Distribution of t: "cosmap" (the paper's tangent schedule), "logit_normal" or "uniform".
+    """Distribution of the training time.
 
     Attributes:
-      mean, std: m and s of the logit-normal distribution.
+      kind: distribution of t; "cosmap" is the paper's tangent schedule.
+      mean: m of the logit-normal distribution, sigmoid(m + s·n) for a standard normal n.
+      std: s of the logit-normal distribution.
     """
 
-    kind: Literal["cosmap", "logit_normal", "uniform"] = "cosmap"
+    kind: TimeKind = "cosmap"
     mean: float = 0.0
     std: float = 0.1
 
     def __post_init__(self):
-        if self.kind not in ("cosmap", "logit_normal", "uniform"):
-            raise FlowleyError(f"flow.time.kind={self.kind!r} must be cosmap, logit_normal or uniform")
+        check_choices(self, "flow.time")
 
 
 def sample_times(key: jax.Array, batch_size: int, config: TimeConfig) -> Float[Array, " B"]:
-    """Draws (B,) times."""
+    """Sample a time for each item of a batch."""
     if config.kind == "logit_normal":
         return logit_normal(jax.random.normal(key, (batch_size,)), mean=config.mean, std=config.std)
     uniform = jax.random.uniform(key, (batch_size,))
@@ -36,10 +39,10 @@ def sample_times(key: jax.Array, batch_size: int, config: TimeConfig) -> Float[A
 
 
 def cosmap(u: Float[Array, " B"]) -> Float[Array, " B"]:
-    """t = 1 − 1/(tan(πu/2) + 1) for u ~ U(0, 1)."""
+    """Return t = 1 − 1/(tan(πu/2) + 1) for u ~ U(0, 1)."""
     return 1.0 - 1.0 / (jnp.tan(0.5 * jnp.pi * u) + 1.0)
 
 
 def logit_normal(n: Float[Array, " B"], *, mean: float, std: float) -> Float[Array, " B"]:
-    """t = sigmoid(m + s·n) for n ~ N(0, 1)."""
+    """Return t = sigmoid(m + s·n) for n ~ N(0, 1)."""
     return jax.nn.sigmoid(mean + std * n)

@@ -1,4 +1,4 @@
-"""Published PyTorch weights in this project's model, and back."""
+"""Conversion between published PyTorch weights and this project's models."""
 
 from flowley_jax.interop.flowley import flowley_from_torch, flowley_to_torch
 

@@ -1,4 +1,4 @@
-"""The published audio VAE: kernels (out, in, kernel), most often stored before their normalisation."""
+"""Published audio VAEs: kernels are (out, in, kernel), in most files as they were before normalisation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,62 +7,62 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flowley_jax.audio.vae import AudioVae, VaeConfig, effective_kernel
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.modules import count_of, load_module
+from flowley_jax.interop.modules import count_numbered, load_module
+from flowley_jax.networks.audio_vae import AudioVae, VaeConfig, effective_kernel
 
 _NORM_TOLERANCE = 0.02
 
 
 def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> VaeConfig:
-    """Sizes by the shapes.
+    """Return the sizes of the VAE, which the shapes of its weights determine.
 
     Raises:
-      FlowleyError: a weight that tells a size is missing.
+      FlowleyError: a weight that determines a size is missing.
     """
     del settings
     try:
         width, bins, kernel = arrays["encoder.conv_in.weight"].shape
         latent_dim = arrays["decoder.conv_in.weight"].shape[1]
-        tops = count_of(arrays, "encoder.down.{}.block.0.conv1.weight")
-        widths = [arrays[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(tops)]
+        levels = count_numbered(arrays, "encoder.down.{}.block.0.conv1.weight")
+        widths = [arrays[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
     except KeyError as error:
         raise FlowleyError(f"the audio VAE lacks {error.args[0]}") from error
     return VaeConfig(
         bins=bins,
         latent_dim=latent_dim,
         width=width,
-        multipliers=tuple(level // width for level in widths),
-        blocks=count_of(arrays, "encoder.down.0.block.{}.conv1.weight"),
+        multipliers=tuple(level_width // width for level_width in widths),
+        blocks=count_numbered(arrays, "encoder.down.0.block.{}.conv1.weight"),
         kernel=kernel,
     )
 
 
 def vae_from_torch(arrays: Mapping[str, np.ndarray], config: VaeConfig) -> AudioVae:
-    """The VAE with a file's weights; whether these are normalised already is told by their norms.
+    """Return the VAE with published weights. Kernels are normalised unless all of them have unit norm.
 
     Raises:
-      FlowleyError: weights are missing or of another shape; all of them are listed.
+      FlowleyError: weights are missing or have the wrong shape; the message lists them.
     """
-    raw = not kernels_are_normalised(arrays)
+    is_raw = not kernels_are_normalised(arrays)
 
-    def layout(name: str, array: np.ndarray) -> np.ndarray:
+    def convert(name: str, array: np.ndarray) -> np.ndarray:
         if name.startswith("data_"):
             return array.reshape(-1)
         if array.ndim != 3:
             return array
         kernel = np.ascontiguousarray(array.transpose(2, 1, 0))
-        return np.asarray(effective_kernel(jnp.asarray(kernel))) if raw else kernel
+        return np.asarray(effective_kernel(jnp.asarray(kernel))) if is_raw else kernel
 
     module = load_module(
-        lambda: AudioVae(config, rngs=nnx.Rngs(0)), arrays, layout=layout, what="the audio VAE"
+        lambda: AudioVae(config, rngs=nnx.Rngs(0)), arrays, convert=convert, title="the audio VAE"
     )
     assert isinstance(module, AudioVae)
     return module
 
 
 def kernels_are_normalised(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether all kernels have outputs of unit norm, as they do after `remove_weight_norm` and else never."""
+    """Return whether every output of every kernel has unit norm, which only `remove_weight_norm` produces."""
     kernels = [array for name, array in arrays.items() if name.endswith("weight") and np.ndim(array) == 3]
     norms = [np.linalg.norm(np.asarray(kernel, np.float32), axis=(1, 2)) for kernel in kernels]
     return all(np.allclose(norm, 1.0, rtol=0, atol=_NORM_TOLERANCE) for norm in norms)

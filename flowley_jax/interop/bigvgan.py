@@ -1,4 +1,4 @@
-"""Published BigVGAN generators: weight-normalised kernels under either naming, or plain ones."""
+"""Published BigVGAN generators, whose kernels are plain or weight-normalised (under two naming schemes)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from flowley_jax.audio.bigvgan import BigVgan, BigVganConfig
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.modules import count_of, load_module
+from flowley_jax.interop.modules import count_numbered, load_module
+from flowley_jax.networks.bigvgan import BigVgan, BigVganConfig
 
-_NAMINGS = (
+_WEIGHT_NORM_NAMES = (
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
 )
@@ -18,10 +18,10 @@ _SUPPORTED = {"resblock": "1", "activation": "snakebeta", "snake_logscale": True
 
 
 def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> BigVganConfig:
-    """Sizes by the shapes, the rest by `config.json`.
+    """Return the sizes of the vocoder, from the shapes of its weights and from `config.json`.
 
     Raises:
-      FlowleyError: weights or settings are missing, or of a variant that is not supported.
+      FlowleyError: weights or settings are missing, or the variant is not supported.
     """
     arrays = without_weight_norm(arrays)
     for name, value in _SUPPORTED.items():
@@ -30,26 +30,26 @@ def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) 
     try:
         width, bins, _ = arrays["conv_pre.weight"].shape
         kernels = tuple(
-            arrays[f"ups.{i}.0.weight"].shape[2] for i in range(count_of(arrays, "ups.{}.0.weight"))
+            arrays[f"ups.{i}.0.weight"].shape[2] for i in range(count_numbered(arrays, "ups.{}.0.weight"))
         )
-        blocks = count_of(arrays, "resblocks.{}.convs1.0.weight") // max(1, len(kernels))
+        blocks = count_numbered(arrays, "resblocks.{}.convs1.0.weight") // max(1, len(kernels))
         block_kernels = tuple(arrays[f"resblocks.{i}.convs1.0.weight"].shape[2] for i in range(blocks))
-        pairs = count_of(arrays, "resblocks.0.convs1.{}.weight")
+        pairs = count_numbered(arrays, "resblocks.0.convs1.{}.weight")
     except KeyError as error:
         raise FlowleyError(f"the BigVGAN vocoder lacks {error.args[0]}") from error
     has_bias = "conv_post.bias" in arrays
     if not has_bias and "use_tanh_at_final" not in settings:
         raise FlowleyError(
-            "this BigVGAN has no bias at its last convolution, so it is of the second generation; its "
-            "config.json is needed to say how the wave is bounded: put it beside the weights"
+            "this BigVGAN is of version 2 (no bias at the end); only its config.json says how the wave is "
+            "bounded; put it next to the weights"
         )
     dilations = settings.get("resblock_dilation_sizes", [[1, 3, 5]])
-    if any(list(each) != list(dilations[0]) for each in dilations) or len(dilations[0]) != pairs:
+    if any(list(block) != list(dilations[0]) for block in dilations) or len(dilations[0]) != pairs:
         raise FlowleyError(f"BigVGAN with dilations {dilations} and {pairs} pairs per block is not supported")
     return BigVganConfig(
         bins=bins,
         width=width,
-        # Twice the rate is the kernel of every published generator.
+        # In every published generator, the kernel is twice as long as the rate.
         rates=tuple(settings.get("upsample_rates", [kernel // 2 for kernel in kernels])),
         kernels=kernels,
         block_kernels=block_kernels,
@@ -60,13 +60,13 @@ def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) 
 
 
 def bigvgan_from_torch(arrays: Mapping[str, np.ndarray], config: BigVganConfig) -> BigVgan:
-    """The vocoder with a file's weights.
+    """Return the vocoder with published weights.
 
     Raises:
-      FlowleyError: weights are missing or of another shape; all of them are listed.
+      FlowleyError: weights are missing or have the wrong shape; the message lists them.
     """
 
-    def layout(name: str, array: np.ndarray) -> np.ndarray:
+    def convert(name: str, array: np.ndarray) -> np.ndarray:
         if name.endswith("filter"):
             return array.reshape(-1)
         if array.ndim != 3:
@@ -76,21 +76,21 @@ def bigvgan_from_torch(arrays: Mapping[str, np.ndarray], config: BigVganConfig) 
     module = load_module(
         lambda: BigVgan(config, rngs=nnx.Rngs(0)),
         without_weight_norm(arrays),
-        layout=layout,
-        what="the BigVGAN vocoder",
+        convert=convert,
+        title="the BigVGAN vocoder",
     )
     assert isinstance(module, BigVgan)
     return module
 
 
 def without_weight_norm(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Plain kernels g·v/‖v‖, the norm over all axes but the first, in place of g and v."""
+    """Return weights in which g and v are replaced by g·v/‖v‖, with the norm over all axes but the first."""
     plain = dict(arrays)
-    for magnitude, direction in _NAMINGS:
+    for magnitude, direction in _WEIGHT_NORM_NAMES:
         for name in [name for name in plain if name.endswith(f".{direction}")]:
             stem = name.removesuffix(direction)
             if stem + magnitude not in plain:
-                raise FlowleyError(f"{name} is there without {stem + magnitude}")
+                raise FlowleyError(f"{name} exists, but {stem + magnitude} does not")
             v = np.asarray(plain.pop(name), np.float32)
             g = np.asarray(plain.pop(stem + magnitude), np.float32)
             plain[f"{stem}weight"] = g * v / np.linalg.norm(v.reshape(len(v), -1), axis=1)[:, None, None]

@@ -1,14 +1,12 @@
-"""Bundles: a published model's weights and sizes in a folder of this project's own, whatever file they were
-in.
+"""Bundles: the weights and sizes of a published model in a folder of a fixed layout.
 
-`weights.safetensors` has every weight under its published name and in its published type, so that nothing
-is lost on the way back; `manifest.json` says what the model is, its sizes, and which files it was made
-from. A tokenizer's files lie beside them.
+`weights.safetensors` holds every weight under its published name and in its published type, so that it can
+be written back without loss. `manifest.json` holds the model's format and sizes, and the names and SHA-256
+of the files that the bundle was made from. A tokenizer's files lie next to them.
 """
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,22 +16,21 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from flowley_jax.config import typed_from
+from flowley_jax.common.files import sha256, write_text
+from flowley_jax.common.typed import typed_from
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.kinds import KINDS, Kind
+from flowley_jax.interop.registry import FORMATS, ModelFormat
 from flowley_jax.interop.weight_files import read_arrays, write_arrays
-from flowley_jax.whole_files import write_text
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
 _VERSION = 1
-_VARIABLE = "FLOWLEY_BUNDLES"
-_CHUNK = 1 << 22
+_SEARCH_VARIABLE = "FLOWLEY_BUNDLES"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A file that a bundle was made from: its name, size in bytes, SHA-256."""
+    """Name, size in bytes and SHA-256 of a file that a bundle was made from."""
 
     name: str
     size: int
@@ -41,8 +38,8 @@ class SourceFile:
 
     @classmethod
     def of(cls, path: Path) -> "SourceFile":
-        """Reads the file once."""
-        return cls(name=path.name, size=path.stat().st_size, sha256=digest(path))
+        """Describe a file on disk."""
+        return cls(name=path.name, size=path.stat().st_size, sha256=sha256(path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,29 +47,29 @@ class Bundle:
     """A published model on disk.
 
     Attributes:
-      folder: where it is.
-      kind: what it is, see `interop.kinds`.
-      config: its sizes, a dataclass of the model's own.
-      sources: what it was made from.
-      within: the entry of the published checkpoint that held the weights; empty if they were at its top.
-      sha256: of its weights.
-      parameters: how many numbers the weights are.
+      folder: folder that the bundle was written to.
+      format: name of its model format, a key of `interop.registry.FORMATS`.
+      config: sizes of the model, the format's `config_type`.
+      sources: files that the bundle was made from.
+      entry: entry of the published checkpoint that held the weights; empty if they were at the top level.
+      sha256: SHA-256 of `weights.safetensors`.
+      parameters: number of scalar weights.
     """
 
     folder: Path
-    kind: str
+    format: str
     config: Any
     sources: tuple[SourceFile, ...]
-    within: str
+    entry: str
     sha256: str
     parameters: int
 
     @classmethod
     def open(cls, folder: str | Path) -> "Bundle":
-        """Reads the manifest; the weights are read by `load`.
+        """Read the manifest of a folder; `load` reads the weights.
 
         Raises:
-          FlowleyError: there is no bundle in the folder, or of another version.
+          FlowleyError: the folder holds no bundle, or its version differs.
         """
         folder = Path(folder)
         path = folder / MANIFEST_FILE
@@ -91,143 +88,157 @@ class Bundle:
 
     @classmethod
     def from_json(cls, stored: Any) -> "Bundle":
-        """The inverse of `to_json`; nothing is read.
+        """Return the bundle that `to_json` described; no file is read.
 
         Raises:
-          FlowleyError: it is of another version, or damaged.
+          FlowleyError: the manifest is damaged, or its version differs.
         """
         if not isinstance(stored, Mapping) or stored.get("version") != _VERSION:
-            raise FlowleyError(f"is no manifest of version {_VERSION}")
+            raise FlowleyError(f"is not a manifest of version {_VERSION}")
         try:
-            kind = KINDS[stored["kind"]]
+            model_format = FORMATS[stored["kind"]]
             return cls(
                 folder=Path(stored["folder"]),
-                kind=kind.name,
-                config=typed_from(kind.config_type, stored["config"], "config"),
+                format=model_format.name,
+                config=typed_from(model_format.config_type, stored["config"], "config"),
                 sources=tuple(SourceFile(**source) for source in stored["sources"]),
-                within=str(stored["within"]),
+                entry=str(stored["within"]),
                 sha256=str(stored["sha256"]),
                 parameters=int(stored["parameters"]),
             )
+        except FlowleyError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise FlowleyError(f"is damaged ({type(error).__name__}: {error})") from error
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads; the manifest and the absolute folder."""
+        """Return the manifest with the absolute folder, which `from_json` reads."""
         return {
             "version": _VERSION,
             "folder": str(self.folder.resolve()),
-            "kind": self.kind,
+            "kind": self.format,
             "config": dataclasses.asdict(self.config),
             "sources": [dataclasses.asdict(source) for source in self.sources],
-            "within": self.within,
+            "within": self.entry,
             "sha256": self.sha256,
             "parameters": self.parameters,
         }
 
-    @property
-    def place(self) -> Path:
-        """Where the files are: the folder, or one of the same name in that of the variable FLOWLEY_BUNDLES.
+    def locate(self) -> Path:
+        """Return the folder where the files are now.
+
+        If FLOWLEY_BUNDLES names a folder, a bundle of the same name in it takes precedence.
 
         Raises:
-          FlowleyError: there is no bundle, or another one.
+          FlowleyError: no bundle is found, or its weights differ.
         """
-        places = [self.folder]
-        if _VARIABLE in os.environ:
-            places.insert(0, Path(os.environ[_VARIABLE]) / self.folder.name)
-        found = next((place for place in places if (place / MANIFEST_FILE).is_file()), None)
-        if found is None:
+        candidates = [self.folder]
+        if _SEARCH_VARIABLE in os.environ:
+            candidates.insert(0, Path(os.environ[_SEARCH_VARIABLE]) / self.folder.name)
+        folder = next((folder for folder in candidates if (folder / MANIFEST_FILE).is_file()), None)
+        if folder is None:
             raise FlowleyError(
-                f"{self.folder}: is not there; set {_VARIABLE} to the folder that has {self.folder.name}"
+                f"{self.folder}: not found; set {_SEARCH_VARIABLE} to the folder that contains "
+                f"{self.folder.name}"
             )
-        if Bundle.open(found).sha256 != self.sha256:
+        if Bundle.open(folder).sha256 != self.sha256:
             raise FlowleyError(
-                f"{found}: is another model than the one this was made with (its SHA-256 differs)"
+                f"{folder}: holds different weights from the expected bundle (the SHA-256 differs)"
             )
-        return found
+        return folder
 
-    def check_kind(self, *expected: str) -> None:
-        """Raises a FlowleyError that says what the bundle is where it is not what is needed."""
-        if self.kind not in expected:
-            wanted = " or ".join(KINDS[kind].title for kind in expected)
-            raise FlowleyError(f"{self.folder}: expected {wanted}, found {KINDS[self.kind].title}")
+    def check_format(self, *expected: str) -> None:
+        """Raise a FlowleyError unless the bundle has one of the expected formats."""
+        if self.format not in expected:
+            wanted = " or ".join(FORMATS[name].title for name in expected)
+            raise FlowleyError(f"{self.folder}: expected {wanted}, found {FORMATS[self.format].title}")
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The weights under their published names.
+        """Return the weights under their published names.
 
         Raises:
           FlowleyError: the file is missing or damaged.
         """
-        self.check()
-        return read_arrays(self.place / WEIGHTS_FILE)[0]
+        return read_arrays(self.check())[0]
 
     def load(self, *, dtype: str | None = None) -> Any:
-        """The model.
+        """Return the model with its weights.
 
         Args:
-          dtype: compute type, in place of that of its configuration.
+          dtype: compute type, instead of the configuration's.
 
         Raises:
           FlowleyError: the file is missing, damaged, or lacks weights.
         """
-        config = dataclasses.replace(self.config, dtype=dtype) if dtype else self.config
+        config = self._config_with(dtype)
         arrays = self.arrays()
         try:
-            return KINDS[self.kind].build(arrays, config)
+            return FORMATS[self.format].build(arrays, config)
         except FlowleyError as error:
             raise FlowleyError(f"{self.folder / WEIGHTS_FILE}: {error}") from error
 
     def abstract(self, *, dtype: str | None = None) -> Any:
-        """The model as shapes; the weights are not read."""
-        config = dataclasses.replace(self.config, dtype=dtype) if dtype else self.config
-        return nnx.eval_shape(lambda: KINDS[self.kind].module(config, rngs=nnx.Rngs(0)))
+        """Return the model with shapes instead of weights, without reading the file."""
+        config = self._config_with(dtype)
+        return nnx.eval_shape(lambda: FORMATS[self.format].module(config, rngs=nnx.Rngs(0)))
 
-    def check(self) -> None:
-        """Raises a FlowleyError where the weights are not those of the manifest."""
-        path = self.place / WEIGHTS_FILE
+    def check(self) -> Path:
+        """Return the path of the weights after comparing their SHA-256 with the manifest's.
+
+        Raises:
+          FlowleyError: the file is missing, damaged or was replaced.
+        """
+        path = self.locate() / WEIGHTS_FILE
         try:
             status = path.stat()
         except OSError as error:
             raise FlowleyError(f"{path}: cannot be read ({error.strerror or error})") from error
-        if _known_digest(path, status.st_size, status.st_mtime_ns) != self.sha256:
+        if _cached_sha256(path, status.st_size, status.st_mtime_ns) != self.sha256:
             raise FlowleyError(
-                f"{path}: is damaged or was replaced (its SHA-256 is not that of the manifest); "
-                "convert it again"
+                f"{path}: is damaged or was replaced (its SHA-256 differs from the manifest's); "
+                "convert the model again"
             )
+        return path
+
+    def _config_with(self, dtype: str | None) -> Any:
+        return dataclasses.replace(self.config, dtype=dtype) if dtype else self.config
 
 
 def write_bundle(
     folder: Path,
-    kind: Kind,
+    model_format: ModelFormat,
     arrays: Mapping[str, np.ndarray],
     settings: Mapping[str, Any],
     sources: Sequence[SourceFile],
-    within: str = "",
+    entry: str = "",
 ) -> Bundle:
-    """Writes a bundle; the manifest comes last, so that a folder with one is whole.
+    """Write a bundle. The manifest comes last, so that a folder with a manifest is complete.
 
-    The model is built once, so that weights that are missing or of a wrong shape are found now.
+    The model is built once, so that missing weights and wrong shapes are reported now.
 
     Args:
-      arrays: under their published names.
-      settings: of the published configuration file; empty if there is none.
-      within: entry of the published checkpoint that held the weights.
+      folder: folder of the bundle; it is created if it does not exist.
+      model_format: format of the model.
+      arrays: weights under their published names.
+      settings: published configuration file; empty if there is none.
+      sources: files that the bundle is made from.
+      entry: entry of the published checkpoint that held the weights.
 
     Raises:
-      FlowleyError: the weights do not fit together, or the disk refuses.
+      FlowleyError: the weights do not fit together, or a file cannot be written.
     """
-    config = kind.infer(arrays, settings)
-    kind.build(arrays, config)
+    config = model_format.infer(arrays, settings)
+    model_format.build(arrays, config)
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_arrays(folder / WEIGHTS_FILE, arrays, {})
     bundle = Bundle(
         folder=folder,
-        kind=kind.name,
+        format=model_format.name,
         config=config,
         sources=tuple(sources),
-        within=within,
-        sha256=digest(folder / WEIGHTS_FILE),
+        entry=entry,
+        sha256=sha256(folder / WEIGHTS_FILE),
         parameters=sum(int(np.size(array)) for array in arrays.values()),
     )
     stored = bundle.to_json()
@@ -237,22 +248,7 @@ def write_bundle(
 
 
 @functools.lru_cache(maxsize=64)
-def _known_digest(path: Path, size: int, changed: int) -> str:
-    """That of a file in this state, read once in a process."""
-    return digest(path)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, read in pieces.
-
-    Raises:
-      FlowleyError: it cannot be read.
-    """
-    found = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while piece := file.read(_CHUNK):
-                found.update(piece)
-    except OSError as error:
-        raise FlowleyError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return found.hexdigest()
+def _cached_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Return the SHA-256 of a file, cached by its size and time of change."""
+    del size, mtime_ns
+    return sha256(path)

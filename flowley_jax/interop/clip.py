@@ -1,4 +1,4 @@
-"""Published CLIP image encoders, in open_clip's names and in those of Hugging Face."""
+"""Published CLIP image encoders, with the weight names of open_clip or of Hugging Face."""
 
 import re
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from flowley_jax.encoders.clip import Activation, ClipConfig, ClipVision
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.modules import load_module
+from flowley_jax.interop.modules import count_numbered, load_module
+from flowley_jax.networks.clip import Activation, ClipConfig, ClipVision
 
 _PREFIX = "visual."
 _HEAD_WIDTH = 64
@@ -32,11 +32,11 @@ _ACTIVATIONS: Mapping[str, Activation] = {"quick_gelu": "quick_gelu", "gelu": "g
 
 
 def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> ClipConfig:
-    """Sizes by the shapes; activation and heads by open_clip's or Hugging Face's settings.
+    """Return the sizes of the encoder, from the shapes of its weights and from the published settings.
 
     Raises:
-      FlowleyError: the settings are missing, which alone tell the activation, or ask for a variant that is
-        not supported.
+      FlowleyError: the settings, without which the activation is unknown, are missing; or the variant is not
+        supported.
     """
     named = visual_weights(arrays)
     try:
@@ -46,15 +46,12 @@ def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) 
         mlp_width = named["transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
     except KeyError as error:
         raise FlowleyError(f"the CLIP image encoder lacks {error.args[0]}") from error
-    layers = 0
-    while f"transformer.resblocks.{layers}.ln_1.weight" in named:
-        layers += 1
     heads, activation = _heads_and_activation(settings, width)
     return ClipConfig(
         image_size=round((tokens - 1) ** 0.5) * patch,
         patch_size=patch,
         width=width,
-        layers=layers,
+        layers=count_numbered(named, "transformer.resblocks.{}.ln_1.weight"),
         heads=heads,
         mlp_width=mlp_width,
         dim=dim,
@@ -63,13 +60,13 @@ def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) 
 
 
 def clip_from_torch(arrays: Mapping[str, np.ndarray], config: ClipConfig) -> ClipVision:
-    """The image encoder with a file's weights; those of the text encoder are ignored.
+    """Return the image encoder with published weights, ignoring the text encoder's.
 
     Raises:
-      FlowleyError: weights are missing or of another shape; all of them are listed.
+      FlowleyError: weights are missing or have the wrong shape; the message lists them.
     """
 
-    def layout(name: str, array: np.ndarray) -> np.ndarray:
+    def convert(name: str, array: np.ndarray) -> np.ndarray:
         if name == "conv1.weight":
             return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
         is_linear = array.ndim == 2 and name.endswith("weight")
@@ -78,15 +75,15 @@ def clip_from_torch(arrays: Mapping[str, np.ndarray], config: ClipConfig) -> Cli
     module = load_module(
         lambda: ClipVision(config, rngs=nnx.Rngs(0)),
         visual_weights(arrays),
-        layout=layout,
-        what="the CLIP image encoder",
+        convert=convert,
+        title="the CLIP image encoder",
     )
     assert isinstance(module, ClipVision)
     return module
 
 
 def visual_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The image encoder's weights under open_clip's names, without their prefix."""
+    """Return the image encoder's weights under open_clip's names, without the prefix `visual.`."""
     if any(name.startswith("vision_model.") for name in arrays):
         return _from_hugging_face(arrays)
     return {name.removeprefix(_PREFIX): x for name, x in arrays.items() if name.startswith(_PREFIX)}
@@ -100,11 +97,11 @@ def _from_hugging_face(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
                 named[re.sub(pattern, replacement, name)] = array
     layer = 0
     while (stem := f"vision_model.encoder.layers.{layer}.self_attn.") + "q_proj.weight" in arrays:
-        for kind in ("weight", "bias"):
-            parts = [
-                arrays[f"{stem}{part}_proj.{kind}"] for part in "qkv" if f"{stem}{part}_proj.{kind}" in arrays
-            ]
-            named[f"transformer.resblocks.{layer}.attn.in_proj_{kind}"] = np.concatenate(parts)
+        for suffix in ("weight", "bias"):
+            names = [f"{stem}{projection}_proj.{suffix}" for projection in "qkv"]
+            projections = [arrays[name] for name in names if name in arrays]
+            if projections:
+                named[f"transformer.resblocks.{layer}.attn.in_proj_{suffix}"] = np.concatenate(projections)
         layer += 1
     if "visual_projection.weight" in arrays:
         named["proj"] = arrays["visual_projection.weight"].T
@@ -122,9 +119,9 @@ def _heads_and_activation(settings: Mapping[str, Any], width: int) -> tuple[int,
         heads = width // model["vision_cfg"].get("head_width", _HEAD_WIDTH)
     else:
         raise FlowleyError(
-            "the settings of this CLIP model are needed, which alone say if its activation is QuickGELU: "
-            "put its open_clip_config.json (open_clip) or config.json (Hugging Face) beside the weights"
+            "this CLIP model needs its settings, because only they say whether the activation is QuickGELU; "
+            "put open_clip_config.json (open_clip) or config.json (Hugging Face) next to the weights"
         )
     if activation not in _ACTIVATIONS:
-        raise FlowleyError(f"CLIP with the activation {activation!r} is not supported")
+        raise FlowleyError(f"CLIP with activation {activation!r} is not supported")
     return heads, _ACTIVATIONS[activation]

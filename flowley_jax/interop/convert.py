@@ -1,4 +1,4 @@
-"""From published files to bundles and back."""
+"""Conversion of published files to bundles and back."""
 
 import logging
 import shutil
@@ -7,107 +7,125 @@ from pathlib import Path
 
 import numpy as np
 
+from flowley_jax.common.files import atomic_write, name_errors
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle, SourceFile, write_bundle
-from flowley_jax.interop.kinds import KINDS, check_kind, describe, identify
-from flowley_jax.interop.sources import find_source, read_settings
-from flowley_jax.interop.weight_files import PICKLED, SUFFIXES, WITHIN, read_arrays, write_arrays
-from flowley_jax.whole_files import naming, replacing
+from flowley_jax.interop.registry import FORMATS, check_format, describe, identify
+from flowley_jax.interop.sources import find_weights, read_settings
+from flowley_jax.interop.weight_files import ENTRY, PICKLED, SUFFIXES, read_arrays, write_arrays
 
 log = logging.getLogger(__name__)
 
 
 def convert(source: str, out: Path, *, expect: str | None = None) -> Bundle:
-    """Makes the bundle of a source in a folder of `out` called as its kind, or finds it made.
+    """Convert a published model to a bundle in a sub-folder of `out` that is named after its format.
+
+    An existing bundle that was made from the same files is kept.
 
     Args:
-      source: a file, a folder, or a repository on the hub.
-      expect: kind that it must be.
+      source: file, folder, or repository on the Hugging Face hub.
+      out: folder of the bundles.
+      expect: name of the format that the model must have.
+
+    Returns:
+      The bundle.
 
     Raises:
-      FlowleyError: it cannot be read, is nothing that this project knows or not what is expected, lacks
-        weights or settings, or the folder holds the bundle of other weights.
+      FlowleyError: the source cannot be read, has an unknown or unexpected format, or lacks weights or
+        settings; or the sub-folder holds a bundle of different weights.
     """
-    found = find_source(source)
-    arrays, notes = read_arrays(found.weights)
+    weights = find_weights(source)
+    arrays, notes = read_arrays(weights.path)
     if expect:
-        check_kind(arrays, KINDS[expect], str(found.weights))
-    kind = identify(arrays)
-    if kind is None:
-        wanted = ", ".join(kind.title for kind in KINDS.values())
-        raise FlowleyError(f"{found.weights}: is {describe(arrays)}; known are {wanted}")
-    settings = found.settings_file(kind.name)
-    tokenizer = found.tokenizer if kind.name == "t5" else ()
-    weights = tuple(SourceFile.of(path) for path in found.files)
-    beside = tuple(SourceFile.of(path) for path in (settings, *tokenizer) if path)
-    folder = out / kind.name
-    made = _made_before(folder)
-    if made and made.sources == weights + beside:
-        log.info("%s is made already of the same files", folder)
-        return made
-    if made and made.sources[: len(weights)] != weights:
+        check_format(arrays, FORMATS[expect], str(weights.path))
+    model_format = identify(arrays)
+    if model_format is None:
+        known = ", ".join(entry.title for entry in FORMATS.values())
+        raise FlowleyError(f"{weights.path}: is {describe(arrays)}; known: {known}")
+    settings = weights.settings_file(model_format.name)
+    tokenizer = weights.tokenizer if model_format.name == "t5" else ()
+    weight_sources = tuple(SourceFile.of(path) for path in weights.files)
+    other_sources = tuple(SourceFile.of(path) for path in (settings, *tokenizer) if path)
+    folder = out / model_format.name
+    existing = _existing_bundle(folder)
+    if existing and existing.sources == weight_sources + other_sources:
+        log.info("%s was already made from the same files", folder)
+        return existing
+    if existing and existing.sources[: len(weight_sources)] != weight_sources:
         raise FlowleyError(
-            f"{folder}: is made of {made.sources[0].name} with other weights; remove it, or choose "
-            "another --out"
+            f"{folder}: was made from other weights ({existing.sources[0].name}); remove it, or choose "
+            "a different --out"
         )
     try:
         bundle = write_bundle(
-            folder, kind, arrays, read_settings(settings), weights + beside, notes.get(WITHIN, "")
+            folder,
+            model_format,
+            arrays,
+            read_settings(settings),
+            weight_sources + other_sources,
+            notes.get(ENTRY, ""),
         )
     except FlowleyError as error:
-        raise FlowleyError(f"{found.weights}: {error}") from error
+        raise FlowleyError(f"{weights.path}: {error}") from error
     for path in tokenizer:
-        with naming(folder / path.name):
+        with name_errors(folder / path.name):
             shutil.copyfile(path, folder / path.name)
-    if kind.name == "t5" and not tokenizer:
+    if model_format.name == "t5" and not tokenizer:
         log.warning(
-            "%s: no tokenizer beside the weights; put tokenizer.json and tokenizer_config.json there and run "
-            "again",
-            found.weights,
+            "%s: no tokenizer next to the weights; put tokenizer.json and tokenizer_config.json there and "
+            "run this again",
+            weights.path,
         )
-    log.info("%s: %s, %s numbers", folder, kind.title, f"{bundle.parameters:,}")
+    log.info("%s: %s with %s parameters", folder, model_format.title, f"{bundle.parameters:,}")
     return bundle
 
 
 def inspect(source: str, *, expect: str | None = None) -> str:
-    """What a source is, in one line.
-
-    Raises:
-      FlowleyError: it cannot be read, or is not what is expected.
-    """
-    found = find_source(source)
-    arrays, _ = read_arrays(found.weights)
-    if expect:
-        check_kind(arrays, KINDS[expect], str(found.weights))
-    numbers = sum(int(np.size(array)) for array in arrays.values())
-    types = ", ".join(sorted({str(array.dtype) for array in arrays.values()}))
-    return f"{found.weights}: {describe(arrays)}; {len(arrays)} weights of {numbers:,} numbers, {types}"
-
-
-def write_back(bundle: Path, path: Path) -> None:
-    """Writes a bundle's weights as published: names, shapes and types.
+    """Return a one-line description of the contents of a source.
 
     Args:
-      path: .safetensors, or .pth, .pt, .bin, .ckpt, which need PyTorch.
+      source: file, folder, or repository on the Hugging Face hub.
+      expect: name of the format that the model must have.
 
     Raises:
-      FlowleyError: no bundle, damaged, another ending, or PyTorch is needed and missing.
+      FlowleyError: the source cannot be read, or does not have the expected format.
+    """
+    weights = find_weights(source)
+    arrays, _ = read_arrays(weights.path)
+    if expect:
+        check_format(arrays, FORMATS[expect], str(weights.path))
+    parameters = sum(int(np.size(array)) for array in arrays.values())
+    types = ", ".join(sorted({str(array.dtype) for array in arrays.values()}))
+    return (
+        f"{weights.path}: {describe(arrays)}; {len(arrays)} weights with {parameters:,} parameters, {types}"
+    )
+
+
+def write_back(folder: Path, path: Path) -> None:
+    """Write a bundle's weights to one file, with their published names, shapes and types.
+
+    Args:
+      folder: folder of the bundle.
+      path: .safetensors file; or .pth, .pt, .bin or .ckpt file, which needs PyTorch.
+
+    Raises:
+      FlowleyError: the folder holds no bundle or a damaged one, the suffix of the file is unsupported, or
+        PyTorch is needed and not installed.
     """
     if path.suffix not in SUFFIXES:
         raise FlowleyError(f"{path}: must end in {', '.join(SUFFIXES)}")
-    opened = Bundle.open(bundle)
-    opened.check()
-    arrays = opened.arrays()
-    with naming(path):
+    bundle = Bundle.open(folder)
+    arrays = bundle.arrays()
+    with name_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in PICKLED:
-        _write_pickled(path, arrays, opened.within)
+        _write_pickled(path, arrays, bundle.entry)
     else:
         write_arrays(path, arrays, {})
 
 
-def _made_before(folder: Path) -> Bundle | None:
-    """The bundle there, unless it is damaged."""
+def _existing_bundle(folder: Path) -> Bundle | None:
+    """Return the bundle in a folder, or None if there is none or it is damaged."""
     try:
         bundle = Bundle.open(folder)
         bundle.check()
@@ -116,13 +134,13 @@ def _made_before(folder: Path) -> Bundle | None:
     return bundle
 
 
-def _write_pickled(path: Path, arrays: Mapping[str, np.ndarray], within: str) -> None:
+def _write_pickled(path: Path, arrays: Mapping[str, np.ndarray], entry: str) -> None:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise FlowleyError(
-            f"{path}: files of this kind are written by PyTorch, which is not installed (pip install torch); "
-            ".safetensors needs nothing"
+            f"{path}: PyTorch is needed to write this format and is not installed (pip install torch); "
+            "a .safetensors file can be written without it"
         ) from error
 
     def tensor(array: np.ndarray):
@@ -131,5 +149,5 @@ def _write_pickled(path: Path, arrays: Mapping[str, np.ndarray], within: str) ->
         return torch.from_numpy(array.copy())
 
     tensors = {name: tensor(array) for name, array in arrays.items()}
-    with replacing(path) as partial:
-        torch.save({within: tensors} if within else tensors, partial)
+    with atomic_write(path) as partial:
+        torch.save({entry: tensors} if entry else tensors, partial)

@@ -1,7 +1,10 @@
-"""The published Flowley state dict: names and layouts, in both directions.
+"""The state dict of the published PyTorch model: names and layouts, in both directions.
 
-Linear weights are (out, in) there and (in, out) here; convolutions (out, in, kernel) there and (kernel, in,
-out) here; fused attention maps are laid out (head, channel, q/k/v) there and (q/k/v, head, channel) here.
+| weight | PyTorch | here |
+|---|---|---|
+| linear | (out, in) | (in, out) |
+| convolution | (out, in, kernel) | (kernel, in, out) |
+| outputs of fused attention maps | (head, channel, q/k/v) | (q/k/v, head, channel) |
 """
 
 import dataclasses
@@ -14,16 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from flowley_jax.common.trees import differences
 from flowley_jax.errors import FlowleyError
-from flowley_jax.model import Flowley, ModelConfig
+from flowley_jax.model import Flowley, ModelConfig, abstract_model, merge_model
+from flowley_jax.model.attention import CrossProjection, QkvProjection
+from flowley_jax.model.layers import Conv1d, GatedMlp, Linear
+from flowley_jax.model.multi_stream import Branch
+from flowley_jax.model.single_stream import SingleStreamBlock
 
 PREFIX = "model."
+# Name of a single-stream block's self-attention, by variant.
+_SELF_ATTENTION = {"psca": "self_attn", "dit": "attn"}
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """How one tensor is stored there (`to_torch`) and here (`from_torch`)."""
+    """The conversion of one tensor in both directions."""
 
     to_torch: Callable[[np.ndarray], np.ndarray]
     from_torch: Callable[[np.ndarray], np.ndarray]
@@ -37,14 +47,18 @@ _LATENT = _Layout(to_torch=lambda x: x[None, None], from_torch=lambda x: x.resha
 
 
 def _fused(parts: int, num_heads: int) -> _Layout:
-    """Rows (head, channel, part) of the (out, in) weight or (out,) bias ↔ columns (part, head, channel)."""
+    """Return the layout of a fused attention map.
 
-    def to_torch(x):
+    PyTorch has rows (head, channel, part) of an (out, in) weight or an (out,) bias. Here they are columns
+    (part, head, channel).
+    """
+
+    def to_torch(x: np.ndarray) -> np.ndarray:
         rows = x.T if x.ndim == 2 else x
         rows = rows.reshape(parts, num_heads, -1, *rows.shape[1:])
         return np.moveaxis(rows, 0, 2).reshape(-1, *rows.shape[3:])
 
-    def from_torch(x):
+    def from_torch(x: np.ndarray) -> np.ndarray:
         rows = x.reshape(num_heads, -1, parts, *x.shape[1:])
         rows = np.moveaxis(rows, 2, 0).reshape(-1, *x.shape[1:])
         return rows.T if x.ndim == 2 else rows
@@ -54,73 +68,91 @@ def _fused(parts: int, num_heads: int) -> _Layout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Entry:
+    """A variable of the model and the layout of its tensor."""
+
     variable: nnx.Variable
     layout: _Layout
 
 
 def flowley_from_torch(state_dict: Mapping[str, np.ndarray], config: ModelConfig) -> Flowley:
-    """Builds the model from a published state dict.
+    """Build the model from a published state dict.
 
-    The original's configuration does not say whether its single-stream blocks share weights: where
-    `config.share_single` is set and the tensors under the block indices differ, a model with separate
-    blocks is built and the log says so.
+    The published configuration does not say whether the single-stream blocks share weights. If
+    `config.share_single` is set but the blocks' tensors differ, the model gets separate blocks, and a warning
+    is logged.
 
     Args:
-      state_dict: torch names (with or without the checkpoint's prefix "model.") to arrays.
-      config: sizes and variant, see `ModelConfig.from_torch_config`.
+      state_dict: arrays by PyTorch name, with or without the checkpoint's prefix "model.".
+      config: sizes and variant; see `ModelConfig.from_torch_config`.
 
     Raises:
-      FlowleyError: a key is missing, left over or of the wrong shape, or a fixed α differs from
-        config.balance; all of them are listed.
+      FlowleyError: a key is missing, unexpected or of the wrong shape, or a fixed α differs from
+        config.balance; the message lists all problems.
     """
     state_dict = _without_prefix(state_dict)
     if config.share_single and _blocks_differ(state_dict):
-        log.warning("the single-stream blocks of this state dict differ: building share_single=False")
+        log.warning(
+            "the single-stream blocks of this state dict differ: building a model with share_single=False"
+        )
         config = dataclasses.replace(config, share_single=False)
-    abstract = nnx.eval_shape(lambda: Flowley(config, rngs=nnx.Rngs(0)))
-    entries = _entries(abstract)
+    _, parameters, constants = abstract_model(config)
+    model = merge_model(config, parameters, constants)
+    entries = _entries(model)
     _check(state_dict, entries, config)
     for name, entry in entries.items():
         value = entry.layout.from_torch(np.asarray(state_dict[name], np.float32))
         entry.variable.set_value(jnp.asarray(value))
-    return abstract
+    return model
 
 
 def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> ModelConfig:
-    """Sizes by the shapes, or by the keyword names of the PyTorch model where `settings` have them.
+    """Return the configuration of a state dict.
 
-    What no shape tells (the mask's window, its fade, the frame rate) is then that of the published base
-    model.
+    It is read from `settings` if they have the keywords of the PyTorch model, and otherwise inferred from the
+    shapes. Shapes say nothing about the mask's windows and fade, the softmax scale and the frame rate, which
+    are then the published base model's.
+
+    Args:
+      arrays: the state dict, with or without the checkpoint's prefix "model.".
+      settings: values stored with it, by keyword; may be empty.
 
     Raises:
-      FlowleyError: a weight that tells a size is missing, or no configuration has these sizes.
+      FlowleyError: a weight that a size is read from is missing, or no configuration has these sizes.
     """
     named = _without_prefix(arrays)
     if "hidden_dim" in settings:
         return ModelConfig.from_torch_config(settings)
     try:
         width, audio_dim, _ = named["audio_projector.0.weight"].shape
+        single_type = "psca" if "single_modal_stream.0.vis_aud_cross_atn.q_prj.weight" in named else "dit"
+        num_heads = _heads(named, width, "multimodal_stream.0.audio_block.attn")
+        single_num_heads = _heads(named, width, f"single_modal_stream.0.{_SELF_ATTENTION[single_type]}")
         config = ModelConfig(
             audio_dim=audio_dim,
             video_dim=named["visual_projector.0.weight"].shape[1],
             text_dim=named["text_projector.0.weight"].shape[1],
             width=width,
-            num_heads=width // len(named["multimodal_stream.0.audio_block.attn.qk_norm.query_norm.scale"]),
+            num_heads=num_heads,
+            single_num_heads=None if single_num_heads == num_heads else single_num_heads,
             multi_depth=_depth(named, "multimodal_stream"),
             single_depth=_depth(named, "single_modal_stream"),
-            single_type="psca" if "single_modal_stream.0.vis_aud_cross_atn.q_prj.weight" in named else "dit",
+            single_type=single_type,
             share_single=not _blocks_differ(named),
         )
         inner = len(named["multimodal_stream.0.text_block.ffn.w1.weight"])
     except KeyError as error:
-        raise FlowleyError(f"Flowley's network lacks {error.args[0]}") from error
+        raise FlowleyError(f"the Flowley state dict lacks {error.args[0]}") from error
     if inner == config.mlp_width:
         return config
-    # The width within is rounded up to 256; the ratio that gives it without rounding does not exceed it.
+    # The inner width is rounded up to 256. This ratio gives exactly `inner` before rounding.
     config = dataclasses.replace(config, mlp_ratio=1.5 * inner / width)
     if inner != config.mlp_width:
-        raise FlowleyError(f"no mlp_ratio gives feed-forward nets {inner} wide at width {width}")
+        raise FlowleyError(f"no mlp_ratio gives feed-forward nets of inner width {inner} at width {width}")
     return config
+
+
+def _heads(named: Mapping[str, np.ndarray], width: int, attention: str) -> int:
+    return width // len(named[f"{attention}.qk_norm.query_norm.scale"])
 
 
 def _depth(named: Mapping[str, np.ndarray], stack: str) -> int:
@@ -128,7 +160,7 @@ def _depth(named: Mapping[str, np.ndarray], stack: str) -> int:
 
 
 def flowley_to_torch(model: Flowley) -> dict[str, np.ndarray]:
-    """The model's state dict under the published names, without the checkpoint's prefix, float32.
+    """Return the model's float32 state dict under the published names, without the checkpoint's prefix.
 
     Shared single-stream blocks are repeated under every index, as in the published file.
     """
@@ -137,8 +169,8 @@ def flowley_to_torch(model: Flowley) -> dict[str, np.ndarray]:
         for name, entry in _entries(model).items()
     }
     if model.config.balance is not None and model.config.single_type == "psca":
-        fixed = np.asarray(model.config.balance, np.float32)
-        result.update({_balance_name(index): fixed for index in range(model.config.single_depth)})
+        balance = np.asarray(model.config.balance, np.float32)
+        result.update({_balance_name(index): balance for index in range(model.config.single_depth)})
     return result
 
 
@@ -163,25 +195,20 @@ def _check(state_dict: Mapping[str, np.ndarray], entries: Mapping[str, _Entry], 
     fixed_balances = set()
     if config.balance is not None and config.single_type == "psca":
         fixed_balances = {_balance_name(index) for index in range(config.single_depth)}
-    problems = [f"missing {name}" for name in entries if name not in state_dict]
-    problems += [
-        f"left over {name}" for name in state_dict if name not in entries and name not in fixed_balances
-    ]
+    expected = {
+        name: str(entry.layout.to_torch(np.empty(entry.variable.shape, np.bool_)).shape)
+        for name, entry in entries.items()
+    }
+    shapes = {name: str(np.shape(x)) for name, x in state_dict.items() if name not in fixed_balances}
+    problems = differences(expected, shapes)
     for name in sorted(fixed_balances & set(state_dict)):
         value = float(np.asarray(state_dict[name]))
         if not np.isclose(value, config.balance or 0.0, rtol=0, atol=1e-6):
-            problems.append(f"{name} is {value}, config.balance is {config.balance}")
-    for name, entry in entries.items():
-        if name not in state_dict:
-            continue
-        want = entry.layout.to_torch(np.empty(entry.variable.shape, np.bool_)).shape
-        have = np.shape(state_dict[name])
-        if have != want:
-            problems.append(f"{name} has shape {have}, expected {want}")
+            problems.append(f"  {name}: found {value}, expected config.balance={config.balance}")
     if problems:
         raise FlowleyError(
-            "\n  ".join(
-                [f"the state dict does not fit the configuration; {len(problems)} problems:", *problems]
+            "\n".join(
+                [f"the state dict does not match the configuration; {len(problems)} differences:", *problems]
             )
         )
 
@@ -191,37 +218,37 @@ def _balance_name(index: int) -> str:
 
 
 def _entries(model: Flowley) -> dict[str, _Entry]:
-    """Torch name → variable and layout, in the order of the network."""
-    found: dict[str, _Entry] = {}
+    """Return the variable and layout of every PyTorch name, in the order of the network."""
+    entries: dict[str, _Entry] = {}
 
     def add(name: str, variable: nnx.Variable, layout: _Layout) -> None:
-        found[name] = _Entry(variable=variable, layout=layout)
+        entries[name] = _Entry(variable=variable, layout=layout)
 
-    def linear(name: str, layer, layout: _Layout = _LINEAR) -> None:
+    def linear(name: str, layer: Linear | Conv1d, layout: _Layout = _LINEAR) -> None:
         add(f"{name}.weight", layer.kernel, layout)
         if layer.bias is not None:
             add(f"{name}.bias", layer.bias, layout if layout not in (_LINEAR, _CONV) else _PLAIN)
 
-    def time_map(name: str, layer) -> None:
+    def linear_or_conv(name: str, layer: Linear | Conv1d) -> None:
         linear(name, layer, _CONV if layer.kernel.ndim == 3 else _LINEAR)
 
-    def gated(name: str, mlp) -> None:
+    def gated(name: str, mlp: GatedMlp) -> None:
         for part in ("w1", "w2", "w3"):
-            time_map(f"{name}.{part}", getattr(mlp, part))
+            linear_or_conv(f"{name}.{part}", getattr(mlp, part))
 
-    def self_attention(name: str, qkv) -> None:
+    def self_attention(name: str, qkv: QkvProjection) -> None:
         linear(f"{name}.qkv_prj", qkv.qkv, _fused(3, qkv.num_heads))
         add(f"{name}.qk_norm.query_norm.scale", qkv.query_norm.scale, _PLAIN)
         add(f"{name}.qk_norm.key_norm.scale", qkv.key_norm.scale, _PLAIN)
 
-    def cross_attention(name: str, cross) -> None:
+    def cross_attention(name: str, cross: CrossProjection) -> None:
         linear(f"{name}.q_prj", cross.q)
         linear(f"{name}.kv_prj", cross.kv, _fused(2, cross.num_heads))
         add(f"{name}.q_norm.scale", cross.query_norm.scale, _PLAIN)
         add(f"{name}.k_norm.scale", cross.key_norm.scale, _PLAIN)
 
-    def block_tail(name: str, block) -> None:
-        time_map(f"{name}.linear1", block.out)
+    def block_tail(name: str, block: Branch | SingleStreamBlock) -> None:
+        linear_or_conv(f"{name}.linear1", block.out)
         gated(f"{name}.ffn", block.ffn)
         linear(f"{name}.adaLN_modulation.adaLN_modulation.1", block.modulation.linear)
 
@@ -234,7 +261,7 @@ def _entries(model: Flowley) -> dict[str, _Entry]:
         ("visual_projector", model.video_input),
         ("audio_projector", model.audio_input),
     ):
-        time_map(f"{name}.0", projection.first)
+        linear_or_conv(f"{name}.0", projection.first)
         gated(f"{name}.2", projection.mlp)
     linear("text_cond_projector", model.global_condition.text)
     linear("visual_cond_projector", model.global_condition.video)
@@ -253,15 +280,13 @@ def _entries(model: Flowley) -> dict[str, _Entry]:
     for index in range(model.config.single_depth):
         block = model.single_stream[0 if model.config.share_single else index]
         name = f"single_modal_stream.{index}"
-        if block.reader is None:
-            self_attention(f"{name}.attn", block.qkv)
-        else:
-            if block.reader.balance is not None:
-                add(_balance_name(index), block.reader.balance, _PLAIN)
-            self_attention(f"{name}.self_attn", block.qkv)
+        if block.reader is not None and block.reader.balance is not None:
+            add(_balance_name(index), block.reader.balance, _PLAIN)
+        self_attention(f"{name}.{_SELF_ATTENTION[model.config.single_type]}", block.qkv)
+        if block.reader is not None:
             cross_attention(f"{name}.vis_aud_cross_atn", block.reader.video)
             cross_attention(f"{name}.tex_aud_cross_atn", block.reader.text)
         block_tail(name, block)
     linear("final_layer.adaLN_modulation.adaLN_modulation.1", model.final_modulation.linear)
-    time_map("final_layer.conv", model.final_conv)
-    return found
+    linear_or_conv("final_layer.conv", model.final_conv)
+    return entries

@@ -1,4 +1,4 @@
-"""Published weights into modules whose attributes are called as in the file, by one walk over their paths."""
+"""Loading of published weights into modules whose attributes are named as in the file."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,50 +6,62 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from flowley_jax.common.trees import describe_leaves, differences
 from flowley_jax.errors import FlowleyError
 
-Layout = Callable[[str, np.ndarray], np.ndarray]
-"""Name and array of the file to the array of the module."""
+_MAX_SHOWN = 20
+
+# Function from the name and array of a published weight to the array of the module.
+ArrayConverter = Callable[[str, np.ndarray], np.ndarray]
 
 
 def load_module(
-    build: Callable[[], nnx.Module], arrays: Mapping[str, np.ndarray], *, layout: Layout, what: str
+    build: Callable[[], nnx.Module],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    convert: ArrayConverter,
+    title: str,
 ) -> nnx.Module:
-    """A module with the weights of a file, float32; names the file has beyond the module's are ignored.
+    """Return a module with published weights, in float32. Weights that the module does not have are ignored.
 
     Args:
-      build: makes the module; only its shapes are computed.
-      arrays: by the names of the module's paths, joined with dots.
-      what: the model, for messages.
+      build: function that constructs the module; only its shapes are computed.
+      arrays: weights by the paths of the module's parameters, joined with dots.
+      convert: conversion of a published array, already float32, to the module's layout.
+      title: name of the model, for messages.
 
     Raises:
-      FlowleyError: weights are missing, of another shape, or not finite; all of them are listed.
+      FlowleyError: weights are missing, have the wrong shape, or are not finite. The message lists them.
     """
     module = nnx.eval_shape(build)
-    problems, found = [], {}
-    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-        name = ".".join(map(str, path))
-        if name not in arrays:
-            problems.append(f"missing {name}")
-            continue
-        value = layout(name, np.asarray(arrays[name]).astype(np.float32))
-        if value.shape != variable.shape:
-            problems.append(f"{name} has shape {value.shape}, expected {variable.shape}")
-        elif not np.isfinite(value).all():
-            problems.append(f"{name} has values that are not finite")
-        found[name] = value
+    parameters = {
+        ".".join(map(str, path)): variable
+        for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))
+    }
+    converted = {
+        name: convert(name, np.asarray(arrays[name]).astype(np.float32))
+        for name in parameters
+        if name in arrays
+    }
+    problems = differences(describe_leaves(parameters), describe_leaves(converted))
+    problems += [f"  {name}: not finite" for name, array in converted.items() if not np.isfinite(array).all()]
     if problems:
-        shown = "; ".join(problems[:20]) + ("; …" if len(problems) > 20 else "")
+        shown = problems[:_MAX_SHOWN] + ["  …"] * (len(problems) > _MAX_SHOWN)
         raise FlowleyError(
-            f"the weights do not fit {what} ({len(problems)} problem{'s' * (len(problems) > 1)}): {shown}"
+            "\n".join([f"the weights do not fit {title}; {len(problems)} differences:", *shown])
         )
-    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-        variable.set_value(jnp.asarray(found[".".join(map(str, path))]))
+    for name, variable in parameters.items():
+        variable.set_value(jnp.asarray(converted[name]))
     return module
 
 
-def count_of(arrays: Mapping[str, np.ndarray], pattern: str) -> int:
-    """How many names there are of the pattern, from number 0 on."""
+def count_numbered(arrays: Mapping[str, np.ndarray], pattern: str) -> int:
+    """Return the number of consecutive names in `arrays`, counted from 0.
+
+    Args:
+      arrays: arrays by name.
+      pattern: name with `{}` for the number.
+    """
     count = 0
     while pattern.format(count) in arrays:
         count += 1

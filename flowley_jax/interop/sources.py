@@ -1,4 +1,4 @@
-"""Where published weights come from: a file, a folder with one, or a repository on the Hugging Face hub."""
+"""Published weights on disk or on the Hugging Face hub: which file of a folder or repository to read."""
 
 import dataclasses
 import json
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.weight_files import INDEX, SUFFIXES, parts_of
+from flowley_jax.interop.weight_files import INDEX, SUFFIXES, shards_of
 
 log = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
-# Settings by preference: open_clip's say the activation where both are there, and are no other model's.
+# In order of preference: if both exist, only open_clip's file states the activation. Only CLIP has that file.
 _SETTINGS = ("open_clip_config.json", "config.json")
-_OPEN_CLIP = "clip"
+_OPEN_CLIP_FORMAT = "clip"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 _WEIGHTS = (
     "open_clip_model.safetensors",
@@ -29,31 +29,39 @@ _WEIGHTS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """Weights with what lies beside them.
+class WeightSource:
+    """Published weights, and the tokenizer next to them.
 
     Attributes:
-      weights: a file, or the index of several.
+      path: file of the weights, or the index of several files.
       files: all files of the weights.
-      tokenizer: its files.
+      tokenizer: files of the tokenizer.
     """
 
-    weights: Path
+    path: Path
     files: tuple[Path, ...]
     tokenizer: tuple[Path, ...]
 
-    def settings_file(self, kind: str) -> Path | None:
-        """The published configuration file of a kind of model, where it lies beside the weights."""
-        names = _SETTINGS if kind == _OPEN_CLIP else _SETTINGS[1:]
-        paths = (self.weights.parent / name for name in names)
+    def settings_file(self, model_format: str) -> Path | None:
+        """Return the published configuration file next to the weights, or None if there is none.
+
+        Args:
+          model_format: name of the model's format.
+        """
+        names = _SETTINGS if model_format == _OPEN_CLIP_FORMAT else _SETTINGS[1:]
+        paths = (self.path.parent / name for name in names)
         return next((path for path in paths if path.is_file()), None)
 
 
-def find_source(source: str) -> Source:
-    """The weights behind a command line's argument; a hub's files are downloaded or found in its cache.
+def find_weights(source: str) -> WeightSource:
+    """Return the weights that a command-line argument names.
+
+    Args:
+      source: file, folder, or repository on the Hugging Face hub; a repository's files are downloaded, or
+        taken from the hub's cache.
 
     Raises:
-      FlowleyError: there is nothing of that name, no weights or several in a folder, or the hub cannot be
+      FlowleyError: nothing has that name, a folder holds no weight file or several, or the hub cannot be
         reached.
     """
     path = Path(source)
@@ -64,46 +72,46 @@ def find_source(source: str) -> Source:
         path = _download(source)
     weights = _weights_in(path) if path.is_dir() else path
     folder = weights.parent
-    files = tuple(parts_of(weights)) if weights.name.endswith(INDEX) else (weights,)
-    return Source(
-        weights=weights,
+    files = tuple(shards_of(weights)) if weights.name.endswith(INDEX) else (weights,)
+    return WeightSource(
+        path=weights,
         files=files,
         tokenizer=tuple(folder / name for name in _TOKENIZER if (folder / name).is_file()),
     )
 
 
 def _weights_in(folder: Path) -> Path:
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    candidates = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     for name in _WEIGHTS:
         if (folder / name).is_file():
-            others = [path.name for path in found if path.name != name and "-of-" not in path.name]
+            others = [path.name for path in candidates if path.name != name and "-of-" not in path.name]
             if others:
-                log.info("%s: taking %s; there are also %s", folder, name, ", ".join(others))
+                log.info("%s: reading %s and ignoring %s", folder, name, ", ".join(others))
             return folder / name
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found)
+    if len(candidates) != 1:
+        names = ", ".join(path.name for path in candidates)
         raise FlowleyError(
-            f"{folder}: holds {'several files of weights: ' + names if found else 'no file of weights'}; "
-            "name the file"
+            f"{folder}: holds {f'several weight files ({names})' if candidates else 'no weight file'}; "
+            "give the path of the file"
         )
-    return found[0]
+    return candidates[0]
 
 
 def read_settings(path: Path | None) -> Mapping[str, Any]:
-    """What a published configuration file says; nothing where there is none.
+    """Return the contents of a published configuration file; empty if `path` is None.
 
     Raises:
-      FlowleyError: it is no JSON object.
+      FlowleyError: the file is not a JSON object.
     """
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text())
+        settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise FlowleyError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(found, Mapping):
+    if not isinstance(settings, Mapping):
         raise FlowleyError(f"{path}: must hold a JSON object")
-    return found
+    return settings
 
 
 def _download(repository: str) -> Path:
@@ -111,13 +119,13 @@ def _download(repository: str) -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.utils import logging as hub_logging
 
-    # Its warnings of every attempt come again as the one error below.
+    # The client warns about every attempt; the one error below says the same.
     hub_logging.set_verbosity_error()
     log.info("asking the Hugging Face hub for %s", repository)
     try:
-        present = HfApi().list_repo_files(repository)
-        wanted = _files_to_fetch(present)
-        log.info("downloading %s of %s", ", ".join(wanted), repository)
+        available = HfApi().list_repo_files(repository)
+        wanted = _files_to_fetch(available)
+        log.info("downloading %s from %s", ", ".join(wanted), repository)
         return Path(snapshot_download(repository, allow_patterns=wanted))
     except RepositoryNotFoundError as error:
         raise FlowleyError(
@@ -125,17 +133,17 @@ def _download(repository: str) -> Path:
         ) from error
     except FlowleyError as error:
         raise FlowleyError(f"{repository}: {error}") from error
-    # What a failed connection raises depends on the version of the hub's client and what it is built on.
+    # The exception of a failed connection depends on the version of the client and of its HTTP library.
     except Exception as error:
         cached = _cached(repository)
         if cached is not None:
-            log.info("the hub cannot be reached; using what was downloaded of %s before", repository)
+            log.info("the hub cannot be reached; using the earlier download of %s", repository)
             return cached
         raise FlowleyError(
             f"{repository}: no such file or folder, and the hub cannot be reached ({type(error).__name__}). "
-            f"Where it can, fetch from https://huggingface.co/{repository}/tree/main the weights (one of "
-            f"{', '.join(_WEIGHTS)}), {' or '.join(_SETTINGS)}, and for text {', '.join(_TOKENIZER)}; put "
-            "them into one folder and give its path as --source"
+            f"Download from https://huggingface.co/{repository}/tree/main the weights (one of "
+            f"{', '.join(_WEIGHTS)}), the settings ({' or '.join(_SETTINGS)}) and, for a text encoder, "
+            f"{', '.join(_TOKENIZER)}; put them into one folder and give its path as --source"
         ) from error
 
 
@@ -149,15 +157,15 @@ def _cached(repository: str) -> Path | None:
     return folder if any((folder / name).is_file() for name in _WEIGHTS) else None
 
 
-def _files_to_fetch(present: Sequence[str]) -> list[str]:
-    """The weights in the form liked best, all their parts, settings and tokenizer."""
-    weights = next((name for name in _WEIGHTS if name in present), None)
+def _files_to_fetch(available: Sequence[str]) -> list[str]:
+    """Return the files of a repository to download: weights in the preferred form, settings and tokenizer."""
+    weights = next((name for name in _WEIGHTS if name in available), None)
     if weights is None:
         raise FlowleyError(
-            f"the repository has none of {', '.join(_WEIGHTS)}; download its weights and name the file"
+            f"the repository has none of {', '.join(_WEIGHTS)}; download its weights and give their path"
         )
-    parts = []
+    shards = []
     if weights.endswith(INDEX):
         stem, suffix = weights.removesuffix(INDEX).split(".")
-        parts = [name for name in present if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name)]
-    return [weights, *parts, *(name for name in (*_SETTINGS, *_TOKENIZER) if name in present)]
+        shards = [name for name in available if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name)]
+    return [weights, *shards, *(name for name in (*_SETTINGS, *_TOKENIZER) if name in available)]

@@ -1,4 +1,4 @@
-"""Published T5 and FLAN-T5 encoders, alone or with their decoder, which is ignored."""
+"""Published T5 and FLAN-T5 encoders. The decoder, if the file has one, is ignored."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from flowley_jax.encoders.t5 import FeedForward, T5Config, T5Encoder
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.modules import load_module
+from flowley_jax.networks.t5 import FeedForward, T5Config, T5Encoder
 
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 _FEED_FORWARD: Mapping[str, FeedForward] = {"gated-gelu": "gated-gelu", "relu": "relu"}
@@ -16,15 +16,15 @@ _NEEDED = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 
 
 def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> T5Config:
-    """Sizes by `config.json`, the number of embeddings by the weights.
+    """Return the sizes of the encoder, from `config.json` and from the embedding table.
 
     Raises:
-      FlowleyError: settings are missing, or ask for a variant that is not supported.
+      FlowleyError: settings are missing, or the variant is not supported.
     """
     missing = [name for name in _NEEDED if name not in settings]
     if missing:
         raise FlowleyError(
-            f"the config.json of this T5 model is needed beside the weights (it tells {missing[0]})"
+            f"this T5 model needs its config.json (for {missing[0]}); put it next to the weights"
         )
     feed_forward = settings.get("feed_forward_proj", "relu")
     if feed_forward not in _FEED_FORWARD:
@@ -39,21 +39,21 @@ def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) 
 
 
 def t5_from_torch(arrays: Mapping[str, np.ndarray], config: T5Config) -> T5Encoder:
-    """The encoder with a file's weights.
+    """Return the encoder with published weights.
 
     Raises:
-      FlowleyError: weights are missing or of another shape; all of them are listed.
+      FlowleyError: weights are missing or have the wrong shape; the message lists them.
     """
 
-    def layout(name: str, array: np.ndarray) -> np.ndarray:
+    def convert(name: str, array: np.ndarray) -> np.ndarray:
         is_table = name == "shared.weight" or name.endswith("relative_attention_bias.weight")
         return array if array.ndim != 2 or is_table else np.ascontiguousarray(array.T)
 
     module = load_module(
         lambda: T5Encoder(config, rngs=nnx.Rngs(0)),
         {**arrays, "shared.weight": _embeddings(arrays)},
-        layout=layout,
-        what="the T5 encoder",
+        convert=convert,
+        title="the T5 encoder",
     )
     assert isinstance(module, T5Encoder)
     return module
@@ -63,4 +63,4 @@ def _embeddings(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     for name in _EMBEDDINGS:
         if name in arrays:
             return arrays[name]
-    raise FlowleyError(f"the T5 encoder has no embeddings: neither {' nor '.join(_EMBEDDINGS)}")
+    raise FlowleyError(f"the T5 encoder has no embedding table: neither {' nor '.join(_EMBEDDINGS)}")

@@ -1,8 +1,8 @@
-"""PyTorch's zip checkpoints, read without PyTorch and without running what is in them.
+"""A reader of PyTorch's zip checkpoints that needs no PyTorch and runs no code from them.
 
-Such a file is a zip archive of `data.pkl`, a pickle whose tensors refer to storages by key, and of the
-storages' bytes as `data/<key>`. The unpickler here knows tensors, parameters, ordered dictionaries and
-storages by name, and refuses every other one, so that nothing in a file is ever called.
+Such a checkpoint is a zip archive. `data.pkl` is a pickle whose tensors refer to storages by key, and
+`data/<key>` holds the bytes of a storage. The unpickler here knows tensors, parameters, ordered dictionaries
+and storages by name and refuses every other class or function, so nothing in a file is ever called.
 """
 
 import collections
@@ -35,23 +35,23 @@ _TAR_OFFSET, _TAR_MAGIC = 257, b"ustar"
 
 
 def read_torch_file(path: Path) -> Any:
-    """What `torch.save` wrote, with NumPy arrays in place of tensors.
+    """Return the object that `torch.save` wrote, with NumPy arrays instead of tensors.
 
     Raises:
-      FlowleyError: not such a file, older than the zip format (PyTorch 1.6), damaged, or it holds something
-        other than tensors in plain containers, which is named and not run.
+      FlowleyError: the file is not a PyTorch checkpoint, is older than the zip format (PyTorch 1.6), is
+        damaged, or holds something other than tensors in plain containers, which the message names.
     """
     if not zipfile.is_zipfile(path):
         raise FlowleyError(
-            other_file(path)
-            or f"{path}: is no PyTorch checkpoint, or is truncated (its zip directory is missing)"
+            wrong_file_message(path)
+            or f"{path}: is not a PyTorch checkpoint, or is truncated (the zip directory is missing)"
         )
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             pickles = [name for name in names if name.endswith("/data.pkl") or name == "data.pkl"]
             if len(pickles) != 1:
-                raise FlowleyError(f"{path}: is a zip archive, but holds no PyTorch checkpoint (data.pkl)")
+                raise FlowleyError(f"{path}: is a zip archive without a PyTorch checkpoint (data.pkl)")
             folder = pickles[0].removesuffix("data.pkl")
             order = f"{folder}byteorder"
             if order in names and archive.read(order) != b"little":
@@ -59,8 +59,8 @@ def read_torch_file(path: Path) -> Any:
             return _Unpickler(archive, folder).load()
     except _Refused as error:
         raise FlowleyError(
-            f"{path}: holds {error}, which is no tensor; it was not loaded, as loading may run programs. If "
-            "you trust it, save its weights alone where PyTorch is: "
+            f"{path}: holds {error}, which is not a tensor; the file was not loaded, because that can run "
+            "arbitrary code. If you trust it, save only its weights with PyTorch: "
             "torch.save(torch.load(PATH, weights_only=False)['state_dict'], NEW_PATH)"
         ) from error
     except FlowleyError:
@@ -71,16 +71,16 @@ def read_torch_file(path: Path) -> Any:
 
 
 class _Refused(Exception):
-    """Names what a pickle wanted to call."""
+    """Reference of a pickle to a class or function that is not allowed."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Tensors as views of the archive's storages, which are read once each."""
+    """Unpickler of tensors as views of the archive's storages, each of which is read once."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str):
         super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")), encoding="utf-8")
         self._archive, self._folder = archive, folder
-        self._read: dict[str, np.ndarray] = {}
+        self._storages: dict[str, np.ndarray] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
@@ -100,22 +100,26 @@ class _Unpickler(pickle.Unpickler):
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, np.dtype):
             raise _Refused(f"a storage of kind {kind!r}")
-        if key not in self._read:
+        if key not in self._storages:
             data = self._archive.read(f"{self._folder}data/{key}")
             if len(data) < count * dtype.itemsize:
                 raise ValueError(f"storage {key} has {len(data)} bytes, expected {count * dtype.itemsize}")
-            self._read[key] = np.frombuffer(data, dtype, count)
-        return self._read[key]
+            self._storages[key] = np.frombuffer(data, dtype, count)
+        return self._storages[key]
 
 
-def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any):
-    reach = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+def _tensor(
+    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> np.ndarray:
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride), default=0) < 0:
-        raise ValueError(f"tensor of size {tuple(size)}, strides {tuple(stride)} at {offset}")
+        raise ValueError(
+            f"tensor at offset {offset} has invalid size {tuple(size)} or strides {tuple(stride)}"
+        )
     if 0 in size:
         return np.zeros(size, storage.dtype)
-    if reach >= len(storage):
-        raise ValueError(f"tensor of size {tuple(size)} reaches beyond its storage of {len(storage)}")
+    if last >= len(storage):
+        raise ValueError(f"tensor of size {tuple(size)} exceeds its storage of {len(storage)}")
     steps = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 
@@ -124,21 +128,23 @@ def _parameter(data: np.ndarray, *_: Any) -> np.ndarray:
     return data
 
 
-def other_file(path: Path) -> str | None:
-    """What a file is, and how to get the one that was meant, where its first bytes tell that it is none of
-    weights."""
+def wrong_file_message(path: Path) -> str | None:
+    """Return an error message if the first bytes show that a file is not a weight file, or else None.
+
+    The message says what the file is and how to get the right one.
+    """
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
         return f"{path}: is empty"
     if _LEGACY_MAGIC in start[:32] or start[_TAR_OFFSET:][:5] == _TAR_MAGIC:
         return (
-            f"{path}: was written in PyTorch's format before version 1.6; load it there and save it again, "
-            "with torch.save(torch.load(PATH, weights_only=True), NEW_PATH)"
+            f"{path}: was written by PyTorch before version 1.6; load and save it again with PyTorch: "
+            "torch.save(torch.load(PATH, weights_only=True), NEW_PATH)"
         )
     if start.startswith(b"version https://git-lfs"):
         return f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`"
     if start.lstrip()[:1] in (b"<", b"{"):
         shown = start.lstrip()[:20]
-        return f"{path}: is text ({shown!r}), perhaps the page of an error; download the file again"
+        return f"{path}: is text ({shown!r}), perhaps an error page; download the file again"
     return None

@@ -1,1 +1,1 @@
-"""Operations that deserve an implementation per platform."""
+"""Operations with one implementation per platform."""

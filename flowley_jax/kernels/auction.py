@@ -1,7 +1,7 @@
 """Linear assignment on an accelerator: an auction in which all unassigned rows bid at once.
 
-An exact solver takes one small step after the other, some 7,000 for 256 rows, and a device waits in each of
-them; an auction needs about 700 rounds of a few reductions over the whole matrix.
+An exact solver takes small steps one after another, about 7,000 for 256 rows, and a device would wait in each
+of them. An auction needs about 700 rounds of a few reductions over the whole matrix.
 """
 
 import math
@@ -11,167 +11,198 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from flowley_jax.devices import platform_in_use
+from flowley_jax.common.devices import platform_in_use
 
-# In units of a matrix's mean distance of a cost from the least one of its row.
+# Bidding increments ε, relative to a matrix's mean distance of a cost from the lowest cost of its row.
 FIRST_INCREMENT, LAST_INCREMENT = 2.0**-3, 2.0**-15
-NARROWING = 4.0
-# An auction that is not over after this many rounds per row hands out what is left.
-PATIENCE = 64
-# A GPU's host decides after every iteration of a loop whether there is another one.
+# Each phase of the auction has one increment, this many times smaller than the previous phase's.
+INCREMENT_DECAY = 4.0
+# After this many rounds per row, the auction stops and unassigned columns are distributed in order.
+MAX_ROUNDS_PER_ROW = 64
+# On a GPU, the host decides after every loop iteration whether to run another one.
 ROUNDS_PER_ITERATION = 8
-# On a TPU a matrix and what is made of it in a round stay in a core's vector memory, in tiles of 8 × 128.
-LANES, LARGEST_IN_VMEM = 128, 512
-# Owner of a column that only fills up a tile, which no row is.
-_FILLING = 2**20
-_NEVER = -1e30
+# On a TPU, a matrix and the arrays of a round stay in a core's vector memory, padded to tiles of 8 × 128.
+LANES, MAX_SIZE_IN_VMEM = 128, 512
+_UNASSIGNED = -1
+# Owner of the columns that only pad a tile: not a row, and not _UNASSIGNED.
+_PADDING_OWNER = 2**20
+_PADDING_VALUE = -1e30
 
 
-class _Auction(NamedTuple):
-    """Of every column, (…, 1, N): owner, -1 for none; price; the auction's increment, the same for all."""
+class _State(NamedTuple):
+    """State of an auction, one entry per column; each array is (…, 1, N).
 
-    owner: jax.Array
-    price: jax.Array
+    Attributes:
+      owners: row that owns each column, or _UNASSIGNED.
+      prices: price of each column.
+      increment: bidding increment of the current phase, the same in every entry.
+    """
+
+    owners: jax.Array
+    prices: jax.Array
     increment: jax.Array
 
 
-def assign(costs: Float[Array, "G N N"], *, interpret: Any = False) -> Int[Array, "G N"]:
-    """The column of every row, each column once, in each of G matrices (Bertsekas, 1988: ε-scaled auction).
+def assign(
+    costs: Float[Array, "G N N"], *, rounds_per_iteration: int = ROUNDS_PER_ITERATION, interpret: Any = False
+) -> Int[Array, "G N"]:
+    """Assign each row of each matrix its own column, at nearly the lowest total cost.
 
-    The total cost is at most N·2⁻¹⁵ spreads above the least one, a spread being the mean distance of a cost
-    from the least of its row; for costs without near ties it is the least one. Matrices of which an auction
-    takes longer than 64·N rounds get the columns that are left in the rows' order.
+    This is the auction algorithm with ε-scaling (Bertsekas, 1988). The total cost is at most N·2⁻¹⁵ spreads
+    above the lowest possible one, where a spread is the mean distance of a cost from the lowest cost of its
+    row; without near ties it is the lowest. If the auction takes more than 64·N rounds, unassigned columns go
+    to unassigned rows in order.
 
     Args:
-      interpret: run the TPU's kernel in Pallas's interpreter: True, or pltpu.InterpretParams.
+      costs: G matrices of N rows and N columns, float32.
+      rounds_per_iteration: bidding rounds per iteration of the XLA loop; no effect on the result.
+      interpret: run the TPU kernel in Pallas's interpreter: True, or pltpu.InterpretParams.
+
+    Returns:
+      Column of each row, int32.
     """
     size = costs.shape[1]
     if size == 1:
         return jnp.zeros(costs.shape[:2], jnp.int32)
-    # What all columns cost a row more does not change its choice, and would cost digits.
+    # The lowest cost of a row changes none of its choices, and would cost digits.
     values = jnp.min(costs, axis=2, keepdims=True) - costs
     spread = jnp.maximum(-jnp.mean(values, axis=(1, 2), keepdims=True), jnp.finfo(costs.dtype).tiny)
     values = values / spread
-    in_kernel = interpret or (platform_in_use() == "tpu" and size <= LARGEST_IN_VMEM)
-    owner = _by_pallas(values, interpret) if in_kernel else _by_xla(values)
-    return _hand_out(owner)
+    if interpret or (platform_in_use() == "tpu" and size <= MAX_SIZE_IN_VMEM):
+        owners = _run_pallas(values, interpret)
+    else:
+        owners = _run_xla(values, rounds_per_iteration)
+    return _columns_of_rows(owners)
 
 
-def _by_xla(values: Float[Array, "G N N"]) -> Int[Array, "G N"]:
-    size = values.shape[1]
-
-    def unfinished(state):
-        auction, rounds = state
-        return _unfinished(auction) & (rounds < PATIENCE * size)
-
-    def several(state):
-        auction, rounds = state
-        for _ in range(ROUNDS_PER_ITERATION):
-            auction = _round(values, size, auction)
-        return auction, rounds + ROUNDS_PER_ITERATION
-
-    start = _start((len(values), 1, size), size)
-    return jax.lax.while_loop(unfinished, several, (start, jnp.int32(0)))[0].owner[:, 0]
-
-
-def _by_pallas(values: Float[Array, "G N N"], interpret) -> Int[Array, "G N"]:
-    """One matrix after the other, each from beginning to end in vector memory."""
+def _run_xla(values: Float[Array, "G N N"], rounds_per_iteration: int) -> Int[Array, "G N"]:
+    """Return the owner of each column after the auction."""
     groups, size, _ = values.shape
-    filled = LANES * math.ceil(size / LANES)
-    values = jnp.pad(
-        values, ((0, 0), (0, filled - size), (0, filled - size)), constant_values=jnp.float32(_NEVER)
-    )
 
-    def kernel(values, owner, price, increment):
-        # Mosaic carries numbers through a loop, and rows of them only in memory.
-        rows = (owner, price, increment)
-        _store(rows, _start((1, filled), size))
+    def unfinished(carry):
+        state, rounds = carry
+        return _unfinished(state) & (rounds < MAX_ROUNDS_PER_ROW * size)
 
-        def unfinished(state):
-            return (state[0] > 0) & (state[1] < PATIENCE * size)
+    def iterate(carry):
+        state, rounds = carry
+        for _ in range(rounds_per_iteration):
+            state = _bidding_round(values, size, state)
+        return state, rounds + rounds_per_iteration
 
-        def once(state):
-            auction = _round(values[...], size, _Auction(*(row[...] for row in rows)))
-            _store(rows, auction)
-            return _unfinished(auction).astype(jnp.int32), state[1] + 1
+    start = _initial_state((groups, 1, size), size)
+    state, _ = jax.lax.while_loop(unfinished, iterate, (start, jnp.int32(0)))
+    return state.owners[:, 0]
 
-        jax.lax.while_loop(unfinished, once, (jnp.int32(1), jnp.int32(0)))
 
-    owner: Any = pl.pallas_call(
+def _run_pallas(values: Float[Array, "G N N"], interpret: Any) -> Int[Array, "G N"]:
+    """Return the owner of each column; each matrix stays in vector memory for its whole auction."""
+    groups, size, _ = values.shape
+    padded = LANES * math.ceil(size / LANES)
+    padding = (0, padded - size)
+    values = jnp.pad(values, ((0, 0), padding, padding), constant_values=jnp.float32(_PADDING_VALUE))
+
+    def kernel(values_ref, owners_ref, prices_scr, increment_scr):
+        """Run the auction of one matrix.
+
+        values_ref is (padded, padded) float32; owners_ref (1, padded) int32, the output; prices_scr and
+        increment_scr (1, padded) float32.
+        """
+        # Mosaic carries scalars through a loop, but no arrays; these live in memory.
+        refs = (owners_ref, prices_scr, increment_scr)
+        _store(refs, _initial_state((1, padded), size))
+
+        def unfinished(carry):
+            running, rounds = carry
+            return (running > 0) & (rounds < MAX_ROUNDS_PER_ROW * size)
+
+        def iterate(carry):
+            state = _bidding_round(values_ref[...], size, _State(*(ref[...] for ref in refs)))
+            _store(refs, state)
+            return _unfinished(state).astype(jnp.int32), carry[1] + 1
+
+        jax.lax.while_loop(unfinished, iterate, (jnp.int32(1), jnp.int32(0)))
+
+    owners: Any = pl.pallas_call(
         kernel,
         grid=(groups,),
-        in_specs=[pl.BlockSpec((None, filled, filled), lambda group: (group, 0, 0))],
-        out_specs=pl.BlockSpec((None, 1, filled), lambda group: (group, 0, 0)),
-        out_shape=jax.ShapeDtypeStruct((groups, 1, filled), jnp.int32),
-        scratch_shapes=[pltpu.VMEM((1, filled), jnp.float32)] * 2,
+        in_specs=[pl.BlockSpec((None, padded, padded), lambda group: (group, 0, 0))],
+        out_specs=pl.BlockSpec((None, 1, padded), lambda group: (group, 0, 0)),
+        out_shape=jax.ShapeDtypeStruct((groups, 1, padded), jnp.int32),
+        scratch_shapes=[pltpu.VMEM((1, padded), jnp.float32)] * 2,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         interpret=interpret,
+        name="auction",
     )(values)
-    return owner[:, 0, :size]
+    return owners[:, 0, :size]
 
 
-def _store(rows, auction: _Auction) -> None:
-    for row, value in zip(rows, auction, strict=True):
-        row[...] = value
+def _store(refs, state: _State) -> None:
+    for ref, value in zip(refs, state, strict=True):
+        ref[...] = value
 
 
-def _start(shape: tuple[int, ...], size: int) -> _Auction:
-    return _Auction(
-        owner=_nobodys(shape, size),
-        price=jnp.zeros(shape, jnp.float32),
+def _initial_state(shape: tuple[int, ...], size: int) -> _State:
+    return _State(
+        owners=_no_owners(shape, size),
+        prices=jnp.zeros(shape, jnp.float32),
         increment=jnp.full(shape, FIRST_INCREMENT, jnp.float32),
     )
 
 
-def _unfinished(auction: _Auction):
-    """Whether a column has no owner, or a finer auction is still to come."""
-    return (jnp.min(auction.owner) < 0) | (jnp.max(auction.increment) > LAST_INCREMENT)
+def _unfinished(state: _State) -> Bool[Array, ""]:
+    """Return whether a column is unassigned, or a phase with a smaller increment is still to come."""
+    return (jnp.min(state.owners) < 0) | (jnp.max(state.increment) > LAST_INCREMENT)
 
 
-def _round(values, size: int, auction: _Auction) -> _Auction:
-    """Every row without a column bids for its best one; where all have one, the next finer auction begins."""
-    owner, price, increment = auction
-    # Mosaic broadcasts numbers, and not the outcomes of comparisons.
-    lowest = jnp.broadcast_to(jnp.min(owner, axis=-1, keepdims=True), owner.shape)
-    sold = (lowest >= 0) & (increment > LAST_INCREMENT)
-    increment = jnp.where(sold, increment / NARROWING, increment)
-    owner = jnp.where(sold, _nobodys(owner.shape, size), owner)
+def _bidding_round(values: jax.Array, size: int, state: _State) -> _State:
+    """Let every unassigned row bid for its best column, and give each column to its highest bidder.
+
+    Where all columns are assigned, the next phase begins first: with a smaller increment, the same prices and
+    no owners.
+    """
+    owners, prices, increment = state
+    # Mosaic broadcasts numbers, but not booleans.
+    lowest_owner = jnp.broadcast_to(jnp.min(owners, axis=-1, keepdims=True), owners.shape)
+    restart = (lowest_owner >= 0) & (increment > LAST_INCREMENT)
+    increment = jnp.where(restart, increment / INCREMENT_DECAY, increment)
+    owners = jnp.where(restart, _no_owners(owners.shape, size), owners)
 
     rows, columns = _indices(values.shape, -2), _indices(values.shape, -1)
-    owned = jnp.max(jnp.where(owner == rows, 1.0, 0.0), axis=-1, keepdims=True)
-    waiting = (owned == 0.0) & (_indices(owned.shape, -2) < size)
-    gain = values - price
+    is_owner = jnp.max(jnp.where(owners == rows, 1.0, 0.0), axis=-1, keepdims=True)
+    unassigned_rows = (is_owner == 0.0) & (_indices(is_owner.shape, -2) < size)
+    gain = values - prices
     best = jnp.max(gain, axis=-1, keepdims=True)
-    is_wanted = columns == jnp.argmax(gain, axis=-1, keepdims=True).astype(columns.dtype)
-    second = jnp.max(jnp.where(is_wanted, -jnp.inf, gain), axis=-1, keepdims=True)
-    margin = jnp.where(waiting, best - second, -jnp.inf)
-    bids = jnp.where(is_wanted, margin, -jnp.inf)
-    highest = jnp.max(bids, axis=-2, keepdims=True)
-    bidder = jnp.argmax(bids, axis=-2, keepdims=True).astype(owner.dtype)
-    bought = highest >= 0.0
-    return _Auction(
-        owner=jnp.where(bought, bidder, owner),
-        price=jnp.where(bought, price + highest + increment, price),
+    is_best = columns == jnp.argmax(gain, axis=-1, keepdims=True).astype(columns.dtype)
+    second_best = jnp.max(jnp.where(is_best, -jnp.inf, gain), axis=-1, keepdims=True)
+    margin = jnp.where(unassigned_rows, best - second_best, -jnp.inf)
+    bids = jnp.where(is_best, margin, -jnp.inf)
+    highest_bid = jnp.max(bids, axis=-2, keepdims=True)
+    highest_bidder = jnp.argmax(bids, axis=-2, keepdims=True).astype(owners.dtype)
+    sold = highest_bid >= 0.0
+    return _State(
+        owners=jnp.where(sold, highest_bidder, owners),
+        prices=jnp.where(sold, prices + highest_bid + increment, prices),
         increment=increment,
     )
 
 
-def _nobodys(shape: tuple[int, ...], size: int) -> Int[Array, "..."]:
-    """Owners before anything is sold."""
-    return jnp.where(_indices(shape, -1) < size, -1, _FILLING)
+def _no_owners(shape: tuple[int, ...], size: int) -> Int[Array, "..."]:
+    """Return the owners before the first sale."""
+    return jnp.where(_indices(shape, -1) < size, _UNASSIGNED, _PADDING_OWNER)
 
 
 def _indices(shape: tuple[int, ...], axis: int) -> Int[Array, "..."]:
     return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) + axis)
 
 
-def _hand_out(owner: Int[Array, "G N"]) -> Int[Array, "G N"]:
-    """The column of every row, from the owners; what is left goes to the rows without, in their order."""
-    rows = jnp.arange(owner.shape[1], dtype=owner.dtype)
-    owns = owner[:, None, :] == rows[None, :, None]
-    poor, free = ~jnp.any(owns, axis=2), owner < 0
-    rank_of_row, rank_of_column = jnp.cumsum(poor, axis=1), jnp.cumsum(free, axis=1)
-    meets = rank_of_row[:, :, None] == rank_of_column[:, None, :]
-    return jnp.argmax(owns | (poor[:, :, None] & free[:, None, :] & meets), axis=2).astype(jnp.int32)
+def _columns_of_rows(owners: Int[Array, "G N"]) -> Int[Array, "G N"]:
+    """Return each row's column; unassigned columns go to unassigned rows, in order."""
+    rows = jnp.arange(owners.shape[1], dtype=owners.dtype)
+    owns = owners[:, None, :] == rows[None, :, None]
+    unassigned_rows, unassigned_columns = ~jnp.any(owns, axis=2), owners < 0
+    row_rank, column_rank = jnp.cumsum(unassigned_rows, axis=1), jnp.cumsum(unassigned_columns, axis=1)
+    same_rank = row_rank[:, :, None] == column_rank[:, None, :]
+    fallback = unassigned_rows[:, :, None] & unassigned_columns[:, None, :] & same_rank
+    return jnp.argmax(owns | fallback, axis=2).astype(jnp.int32)

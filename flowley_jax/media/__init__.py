@@ -1,1 +1,1 @@
-"""Reading and writing video and sound, through PyAV alone."""
+"""Reading and writing of video and sound, with PyAV and soundfile."""

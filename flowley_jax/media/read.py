@@ -1,4 +1,4 @@
-"""Reading video and sound with PyAV, at the rates and sizes that the features need."""
+"""Read video and sound with PyAV, at the rates and sizes that the features need."""
 
 import contextlib
 import dataclasses
@@ -19,17 +19,17 @@ from flowley_jax.errors import FlowleyError
 
 SILENT_PEAK = 1e-6
 NORMALISED_PEAK = 0.95
-# More than its filter is long.
-_RESAMPLER_SECONDS = 1.0
-# Decoding what lies between two frames is faster than a jump to the key frame before the second.
-_JUMP_SECONDS = 15.0
+# Sound to read past the end, so that the resampler's filter has all its input. The filter is much shorter.
+_RESAMPLER_MARGIN = 1.0
+# If the next frame is nearer than this, decoding up to it is faster than a seek to the key frame before it.
+_SEEK_SECONDS = 15.0
 
 
 class MediaError(FlowleyError):
     """A file that cannot be used.
 
     Attributes:
-      reason: missing, unreadable, picture, no_video, no_audio or silent.
+      reason: "missing", "unreadable", "picture", "no_video", "no_audio" or "silent".
     """
 
     def __init__(self, message: str, reason: str = "unreadable"):
@@ -39,7 +39,15 @@ class MediaError(FlowleyError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MediaInfo:
-    """What a file holds: duration in seconds, frame rate in frames per second, pixels, sample rate in Hz."""
+    """Streams of a media file; fields of a stream that the file lacks are None.
+
+    Attributes:
+      duration: seconds; 0 if the header does not state it.
+      video_fps: mean frame rate in frames per second.
+      width, height: size of the picture in pixels, before rotation.
+      has_audio: whether there is an audio stream.
+      sample_rate: sample rate of the sound in Hz.
+    """
 
     duration: float
     video_fps: float | None
@@ -50,10 +58,10 @@ class MediaInfo:
 
 
 def probe(path: str | Path) -> MediaInfo:
-    """Reads the file's headers.
+    """Read a file's headers.
 
     Raises:
-      MediaError: the file is missing or is no media file.
+      MediaError: the file is missing or is not a media file.
     """
     with _open(Path(path)) as container:
         video = _video_stream(container)
@@ -71,17 +79,18 @@ def probe(path: str | Path) -> MediaInfo:
 def read_frames(
     path: str | Path, *, fps: float, size: int | None = None, seconds: float | None = None
 ) -> np.ndarray:
-    """Frames that ffmpeg's `fps` filter gives from the start of the file, turned upright.
+    """Return the frames that FFmpeg's `fps` filter gives from the start of the file, turned upright.
 
     Args:
       fps: frames per second.
-      size: resize to size × size as 8-bit, bicubic (a = −0.5), antialiased, aspect ratio not kept.
-      seconds: at most round(seconds·fps) frames; a shorter video gives fewer.
+      size: resize to size × size in 8 bits, bicubic (a = −0.5), antialiased; the aspect ratio is not kept.
+      seconds: return at most round(seconds·fps) frames; a shorter video gives fewer.
 
-    Returns: uint8 (T, H, W, 3), RGB.
+    Returns:
+      uint8 (T, H, W, 3), RGB.
 
     Raises:
-      MediaError: the file is missing, unreadable, has no video stream or no frame.
+      MediaError: the file is missing, unreadable, or has no video stream or no frame.
     """
     path = Path(path)
     limit = None if seconds is None else round(seconds * fps)
@@ -102,12 +111,14 @@ def read_frames(
 
 
 def read_frames_at(path: str | Path, shares: Sequence[float]) -> list[np.ndarray]:
-    """The first frames at or behind some instants, turned upright; none for an instant behind the last frame.
+    """Return the first frame at or after each of several instants, turned upright.
 
     Args:
-      shares: the instants in ascending order, as shares of the length that the file's header states.
+      shares: instants in ascending order, as fractions of the duration that the file's header states.
 
-    Returns: for each frame uint8 (H, W, 3), RGB; none where the header states no length.
+    Returns:
+      One uint8 (H, W, 3) RGB array per instant. Instants after the last frame have none, and the list is
+      empty if the header states no duration.
 
     Raises:
       MediaError: the file is missing, unreadable or has no video stream.
@@ -120,27 +131,28 @@ def read_frames_at(path: str | Path, shares: Sequence[float]) -> list[np.ndarray
         if not container.duration:
             return []
         stream.thread_type = "AUTO"
-        length, start = container.duration / av.time_base, (container.start_time or 0) / av.time_base
-        found = list(_frames_from(container, stream, [start + share * length for share in shares]))
-        return [np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) for frame in found]
+        duration, start = container.duration / av.time_base, (container.start_time or 0) / av.time_base
+        frames = list(_frames_from(container, stream, [start + share * duration for share in shares]))
+        return [np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) for frame in frames]
 
 
 def read_audio(
     path: str | Path, *, sample_rate: int, seconds: float | None = None, normalize_peak: bool = False
 ) -> np.ndarray:
-    """The sound as one channel: mean of the channels, peak normalised if asked, resampled, then cut.
+    """Return the sound in one channel: average the channels, normalise the peak, resample, cut.
 
     Args:
-      sample_rate: Hz. The resampler is soxr's high quality one; the published features were made with a
-        windowed sinc of other parameters.
-      seconds: at most this much; a shorter sound stays shorter.
-      normalize_peak: divide by the peak of the whole track and multiply by 0.95.
+      sample_rate: Hz. The resampler is soxr's high-quality one; the published features were made with a
+        windowed sinc filter with different parameters.
+      seconds: return at most this much; a shorter sound stays shorter.
+      normalize_peak: scale the sound so that the peak of the whole track is 0.95.
 
-    Returns: float32 (N,).
+    Returns:
+      float32 (N,).
 
     Raises:
-      MediaError: the file is missing, unreadable, has no audio stream or no sample, or is silent where
-        its peak is to be normalised.
+      MediaError: the file is missing or unreadable, has no audio stream or no sample, or, with
+        `normalize_peak`, is silent.
     """
     path = Path(path)
     with _open(path) as container:
@@ -148,10 +160,10 @@ def read_audio(
             raise MediaError(f"{path}: has no audio stream", "no_audio")
         stream = container.streams.audio[0]
         rate = stream.rate
-        # A peak is that of the whole track; otherwise no more is needed than the resampler reads.
+        # Normalisation needs the peak of the whole track; otherwise the rest of the track is not decoded.
         limit = None
         if seconds is not None and not normalize_peak:
-            limit = round((seconds + _RESAMPLER_SECONDS) * rate)
+            limit = round((seconds + _RESAMPLER_MARGIN) * rate)
         chunks = list(_mono(container, stream, limit))
     if not chunks:
         raise MediaError(f"{path}: its audio stream has no sample", "unreadable")
@@ -167,9 +179,32 @@ def read_audio(
     return np.ascontiguousarray(wave, np.float32)
 
 
+def channel_peak(path: str | Path, *, seconds: float) -> float:
+    """Return the largest absolute sample of any audio channel; 0 if there is none.
+
+    It can be large although `read_audio` returns silence: channels in opposite phase cancel each other.
+
+    Args:
+      path: file with an audio stream.
+      seconds: length that is examined, from the start.
+
+    Raises:
+      MediaError: the file is missing or unreadable.
+    """
+    peak, resampler = 0.0, av.AudioResampler(format="fltp")
+    with _open(Path(path)) as container:
+        for stream in container.streams.audio[:1]:
+            for frame in container.decode(stream):
+                if frame.time is not None and frame.time > seconds:
+                    break
+                for converted in resampler.resample(frame):
+                    peak = max(peak, float(np.abs(converted.to_ndarray()).max(initial=0.0)))
+    return peak
+
+
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[av.container.InputContainer]:
-    """Opens a file and turns every library error inside the block into one that names it."""
+    """Open a file; turn every PyAV error within the block into a MediaError that names the file."""
     if not path.exists():
         raise MediaError(f"{path}: no such file", "missing")
     try:
@@ -183,18 +218,18 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
 
 
 def _mono(container, stream, limit: int | None) -> Iterator[np.ndarray]:
-    """The mean of the channels, piece by piece, until there are so many samples."""
+    """Yield chunks of the mean of the channels until at least `limit` samples are out."""
     resampler, count = av.AudioResampler(format="fltp"), 0
     for frame in container.decode(stream):
-        for part in resampler.resample(frame):
-            yield part.to_ndarray().mean(axis=0)
-            count += part.samples
+        for chunk in resampler.resample(frame):
+            yield chunk.to_ndarray().mean(axis=0)
+            count += chunk.samples
         if limit is not None and count >= limit:
             return
 
 
 def _video_stream(container: av.container.InputContainer):
-    """The first that is not the cover of a sound file."""
+    """Return the first video stream that is not the cover picture of a sound file, or None."""
     return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
 
 
@@ -203,14 +238,14 @@ def _reason(error: Exception) -> str:
 
 
 def _at_rate(container, stream, fps: float) -> Iterator[tuple[av.VideoFrame, int]]:
-    """Frames, and by how many degrees counterclockwise each is to be turned to stand upright."""
+    """Yield frames at a rate, each with the degrees counterclockwise that turn it upright."""
     if stream.format is None:
-        # Headers without the stream's parameters, as a file cut short may have them.
+        # The header of a file that was cut short may lack the stream's parameters.
         return
     graph = av.filter.Graph()
     source = graph.add_buffer(template=stream)
-    wanted = fractions.Fraction(fps).limit_denominator(1001)
-    rate = graph.add("fps", f"fps={wanted}{_lead(container, stream, fps)}")
+    exact_fps = fractions.Fraction(fps).limit_denominator(1001)
+    rate = graph.add("fps", f"fps={exact_fps}{_start_option(container, stream, fps)}")
     sink = graph.add("buffersink")
     source.link_to(rate)
     rate.link_to(sink)
@@ -225,8 +260,11 @@ def _at_rate(container, stream, fps: float) -> Iterator[tuple[av.VideoFrame, int
         yield from ((out, rotation) for out in _pull(sink))
 
 
-def _lead(container, stream, fps: float) -> str:
-    """Repeats the first frame from the file's start on, where the picture begins a frame or more later."""
+def _start_option(container, stream, fps: float) -> str:
+    """Return the option of the `fps` filter that repeats the first frame from the file's start on.
+
+    It is empty unless the picture begins a frame or more after the file's start.
+    """
     start = (container.start_time or 0) / av.time_base
     if stream.start_time is None or float(stream.start_time * stream.time_base) - start < 1.0 / fps:
         return ""
@@ -234,10 +272,10 @@ def _lead(container, stream, fps: float) -> str:
 
 
 def _frames_from(container, stream, times: Sequence[float]) -> Iterator[av.VideoFrame]:
-    """The first frame at or behind each of some ascending times in seconds."""
+    """Yield the first frame at or after each of several ascending times in seconds."""
     frames, reached = container.decode(stream), 0.0
     for time in times:
-        if time - reached > _JUMP_SECONDS:
+        if time - reached > _SEEK_SECONDS:
             container.seek(int(time * av.time_base))
             frames = container.decode(stream)
         frame = next((frame for frame in frames if frame.time is not None and frame.time >= time), None)

@@ -1,4 +1,4 @@
-"""Writing video and sound with PyAV; a file appears whole or not at all."""
+"""Write video and sound; a file appears whole or not at all."""
 
 import contextlib
 import fractions
@@ -11,11 +11,11 @@ import av.error
 import numpy as np
 import soundfile
 
+from flowley_jax.common.files import atomic_write
 from flowley_jax.errors import FlowleyError
-from flowley_jax.whole_files import replacing
+from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES
 
-AUDIO_SUFFIXES = (".wav", ".flac")
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
+# Samples of one AAC frame.
 AAC_FRAME = 1024
 
 
@@ -29,22 +29,28 @@ def write_video(
     crf: int = 20,
     preset: str = "veryfast",
 ) -> None:
-    """H.264 (yuv420p) and AAC; the bytes depend on the input alone.
+    """Write H.264 (yuv420p) and AAC; the bytes depend on the input only.
 
     Args:
+      path: file to write: .mp4, .mkv or .mov.
       frames: uint8 (T, H, W, 3) RGB with even H and W.
-      audio: float32 (N,) or (N, C) in [-1, 1] at `sample_rate` Hz; None for a silent video.
+      fps: frames per second.
+      audio: float32 (N,) or (N, C) in [-1, 1]; None for a silent video.
+      sample_rate: sample rate of `audio` in Hz.
       crf, preset: x264's quality and speed.
+
+    Raises:
+      FlowleyError: the suffix is not one of these three, or the file cannot be written.
     """
-    with _replacing(Path(path), VIDEO_SUFFIXES) as partial, _container(partial) as container:
+    with _writing(Path(path), MUX_SUFFIXES) as partial, _container(partial) as container:
         video = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
-        # With the macroblock tree, equal frames of small pictures give unequal bytes now and then.
+        # With macroblock-tree rate control, small pictures sometimes get different bytes for equal input.
         video.options = {"crf": str(crf), "preset": preset, "threads": "1", "mbtree": "0"}
-        sound = None if audio is None else _audio_stream(container, audio, _required(sample_rate))
+        sound = None if audio is None else _audio_stream(container, audio, _required(sample_rate), path)
         if sound is not None:
-            # ffmpeg's default search for quantisers takes five times as long as everything else here.
+            # FFmpeg's default quantiser search takes five times as long as everything else here.
             sound.options = {"aac_coder": "fast"}
         for image in frames:
             container.mux(
@@ -56,13 +62,22 @@ def write_video(
 
 
 def mux_audio(video_path: str | Path, audio: np.ndarray, sample_rate: int, out_path: str | Path) -> None:
-    """Puts a sound onto a video from its start: the video's packets are copied, its own sound is left out.
+    """Copy a video without re-encoding its picture, with `audio` in place of its own sound.
+
+    The sound starts at the start of the file. `out_path` may be `video_path`.
 
     Args:
-      audio: float32 (N,) or (N, C) in [-1, 1] at `sample_rate` Hz.
+      video_path: video to copy the picture of.
+      audio: float32 (N,) or (N, C) in [-1, 1].
+      sample_rate: sample rate of `audio` in Hz.
+      out_path: file to write: .mp4, .mkv or .mov.
+
+    Raises:
+      FlowleyError: the video cannot be read, its codec does not fit into the new container, or the new file
+        cannot be written. The message names the file.
     """
     video_path = Path(video_path)
-    with _replacing(Path(out_path), VIDEO_SUFFIXES) as partial, _source(video_path) as source:
+    with _writing(Path(out_path), MUX_SUFFIXES) as partial, _source(video_path) as source:
         if not source.streams.video:
             raise FlowleyError(f"{video_path}: has no video stream")
         with _container(partial) as container:
@@ -70,7 +85,7 @@ def mux_audio(video_path: str | Path, audio: np.ndarray, sample_rate: int, out_p
             if stream.codec.canonical_name not in container.supported_codecs:
                 raise _cannot_hold(out_path, video_path, stream)
             copied = container.add_stream_from_template(stream)
-            sound = _audio_stream(container, audio, sample_rate)
+            sound = _audio_stream(container, audio, sample_rate, out_path)
             try:
                 container.start_encoding()
             except (av.error.ArgumentError, av.error.PatchWelcomeError) as error:
@@ -82,19 +97,25 @@ def mux_audio(video_path: str | Path, audio: np.ndarray, sample_rate: int, out_p
 
 
 def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
-    """Writes .wav (16-bit) or .flac (16-bit).
+    """Write a .wav or .flac file of 16 bits per sample.
 
     Args:
+      path: file to write.
       audio: float (N,) or (N, C); clipped to [-1, 1].
+      sample_rate: Hz.
+
+    Raises:
+      FlowleyError: the suffix is neither .wav nor .flac, or the file cannot be written.
     """
-    with _replacing(Path(path), AUDIO_SUFFIXES) as partial:
+    with _writing(Path(path), AUDIO_SUFFIXES) as partial:
         soundfile.write(partial, np.clip(audio, -1.0, 1.0), sample_rate, subtype="PCM_16")
 
 
-def _replacing(path: Path, suffixes: tuple[str, ...]) -> contextlib.AbstractContextManager[Path]:
+def _writing(path: Path, suffixes: tuple[str, ...]) -> contextlib.AbstractContextManager[Path]:
+    """Return the context of an atomic write of a file with one of these suffixes."""
     if path.suffix not in suffixes:
-        raise FlowleyError(f"{path}: the ending must be one of {', '.join(suffixes)}")
-    return replacing(path, av.error.FFmpegError, soundfile.SoundFileError)
+        raise FlowleyError(f"{path}: the extension must be one of {', '.join(suffixes)}")
+    return atomic_write(path, av.error.FFmpegError, soundfile.SoundFileError)
 
 
 def _cannot_hold(out_path, video_path: Path, stream) -> FlowleyError:
@@ -111,11 +132,13 @@ def _source(path: Path) -> av.container.InputContainer:
 
 
 def _timed_packets(source: av.container.InputContainer, stream) -> Iterator[av.Packet]:
-    """A stream's packets, with times that count from the file's start.
+    """Yield a stream's packets, with times relative to the file's start.
 
-    The first ones of Matroska have no decoding time, and get the instants before.
+    The first packets of Matroska files lack a decoding time; they get times just before the first one that
+    has it.
     """
     start = round((source.start_time or 0) / av.time_base / stream.time_base)
+    # Packets before the first decoding time; None after it.
     untimed: list[av.Packet] | None = []
     for packet in source.demux(stream):
         if packet.size == 0:
@@ -130,13 +153,13 @@ def _timed_packets(source: av.container.InputContainer, stream) -> Iterator[av.P
             untimed.append(packet)
         else:
             step = packet.duration or round(1 / (stream.average_rate * stream.time_base))
-            for before, early in enumerate(untimed):
-                early.dts = packet.dts - (len(untimed) - before) * step
+            for index, early in enumerate(untimed):
+                early.dts = packet.dts - (len(untimed) - index) * step
                 yield early
             untimed = None
             yield packet
     if untimed:
-        raise FlowleyError(f"{source.name}: its video has no decoding times, so that it cannot be copied")
+        raise FlowleyError(f"{source.name}: its video has no decoding times, so it cannot be copied")
 
 
 def _container(partial: Path) -> av.container.OutputContainer:
@@ -144,10 +167,10 @@ def _container(partial: Path) -> av.container.OutputContainer:
     return av.open(str(partial), "w", options={**options, "fflags": "+bitexact"})
 
 
-def _audio_stream(container, audio: np.ndarray, sample_rate: int):
+def _audio_stream(container, audio: np.ndarray, sample_rate: int, path: str | Path):
     channels = 1 if audio.ndim == 1 else audio.shape[1]
     if channels not in (1, 2):
-        raise FlowleyError(f"{container.name}: sound of {channels} channels; one or two can be written")
+        raise FlowleyError(f"{path}: channels={channels} must be 1 or 2")
     return container.add_stream("aac", rate=sample_rate, layout="mono" if channels == 1 else "stereo")
 
 

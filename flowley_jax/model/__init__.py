@@ -1,6 +1,6 @@
-"""The network: pure NNX, ignorant of data, training and meshes."""
+"""The network: Flax NNX modules that know nothing of data, training or meshes."""
 
 from flowley_jax.model.config import ModelConfig
-from flowley_jax.model.flowley import Flowley
+from flowley_jax.model.flowley import Constant, Flowley, abstract_model, merge_model
 
-__all__ = ["Flowley", "ModelConfig"]
+__all__ = ["Constant", "Flowley", "ModelConfig", "abstract_model", "merge_model"]

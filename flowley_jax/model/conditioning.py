@@ -1,4 +1,4 @@
-"""From raw features to model width, and the global condition that drives every adaLN."""
+"""Projections of the inputs to the model width, and the global condition that drives every adaLN."""
 
 import math
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flowley_jax.model import initializers
 from flowley_jax.model.config import ModelConfig
 from flowley_jax.model.layers import Conv1d, GatedMlp, Key, Linear, dropout, fold
 
@@ -15,9 +14,17 @@ TIME_EMBEDDING_WIDTH = 256
 AUDIO_KERNEL = 7
 VIDEO_KERNEL = 3
 
+_time_embedding_normal = jax.nn.initializers.normal(0.02)
+
 
 class InputProjection(nnx.Module):
-    """A first map (linear, or a convolution for audio), SiLU and a gated net, without dropout."""
+    """A map to the model width, SiLU and a gated net without dropout.
+
+    Args:
+      inputs: channels of the input.
+      first_kernel: kernel size of the first map if it is a convolution; None makes it linear.
+      kernel: kernel size of the gated net's convolutions; None makes them linear.
+    """
 
     def __init__(
         self,
@@ -36,12 +43,13 @@ class InputProjection(nnx.Module):
         )
         self.mlp = GatedMlp(config.width, config.mlp_width, kernel=kernel, rngs=rngs, dtype=dtype)
 
+    @jax.named_scope("input_projection")
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
         return self.mlp(jax.nn.silu(self.first(x)))
 
 
 class CrossInput(nnx.Module):
-    """P_v or P_t: Linear, SiLU, dropout, Linear between the two stacks."""
+    """P_v or P_t, between the two stacks: Linear, SiLU, dropout, Linear."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
@@ -49,6 +57,7 @@ class CrossInput(nnx.Module):
         self.second = Linear(config.width, config.width, rngs=rngs, dtype=dtype)
         self.dropout = config.dropout
 
+    @jax.named_scope("cross_input")
     def __call__(self, x: Float[Array, "B T D"], *, key: Key | None) -> Float[Array, "B T D"]:
         return self.second(dropout(jax.nn.silu(self.first(x)), self.dropout, key))
 
@@ -57,10 +66,11 @@ class TimeEmbedding(nnx.Module):
     """Sinusoidal embedding of t, Linear, SiLU, Linear."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        dtype, init = jnp.dtype(config.dtype), initializers.time_embedding_normal
+        dtype, init = jnp.dtype(config.dtype), _time_embedding_normal
         self.first = Linear(TIME_EMBEDDING_WIDTH, config.width, rngs=rngs, dtype=dtype, init=init)
         self.second = Linear(config.width, config.width, rngs=rngs, dtype=dtype, init=init)
 
+    @jax.named_scope("time_embedding")
     def __call__(self, t: Float[Array, " B"]) -> Float[Array, "B D"]:
         return self.second(jax.nn.silu(self.first(sinusoidal_embedding(t))))
 
@@ -75,13 +85,21 @@ class GlobalCondition(nnx.Module):
         self.mlp = GatedMlp(width, config.mlp_width, dropout=config.dropout, rngs=rngs, dtype=dtype)
         self.time = TimeEmbedding(config, rngs=rngs)
 
-    def __call__(self, video, text, t: Float[Array, " B"], *, key: Key | None) -> Float[Array, "B D"]:
+    @jax.named_scope("global_condition")
+    def __call__(
+        self,
+        video: Float[Array, "B Tv D"],
+        text: Float[Array, "B Tt D"],
+        t: Float[Array, " B"],
+        *,
+        key: Key | None,
+    ) -> Float[Array, "B D"]:
         pooled = self.text(jnp.mean(text, axis=1)) + self.video(jnp.mean(video, axis=1))
         return self.mlp(pooled, key=fold(key, 0)) + self.time(t)
 
 
 def sinusoidal_embedding(t: Float[Array, " B"]) -> Float[Array, "B 256"]:
-    """[cos(t·f_k), sin(t·f_k)] with f_k = exp(−ln(10000)·k/128) and t in [0, 1] as it is."""
+    """Return [cos(t·f_k), sin(t·f_k)] with f_k = exp(−ln(10000)·k/128); t in [0, 1] is not rescaled."""
     half = TIME_EMBEDDING_WIDTH // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]

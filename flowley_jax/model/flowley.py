@@ -1,11 +1,13 @@
 """The whole network: velocity of the audio latent, given video, text and time."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from flowley_jax.model import initializers
 from flowley_jax.model.conditioning import (
     AUDIO_KERNEL,
     VIDEO_KERNEL,
@@ -17,19 +19,30 @@ from flowley_jax.model.config import ModelConfig
 from flowley_jax.model.layers import Conv1d, Key, Modulation, fold, modulated_norm
 from flowley_jax.model.multi_stream import MultiStreamBlock
 from flowley_jax.model.single_stream import SingleStreamBlock
-from flowley_jax.model.stack import Fetch, as_stored, run_blocks
+from flowley_jax.model.stack import GatherWeights, identity, run_blocks
+
+# Every part folds its own number into an item's dropout key. The gaps leave room for 100 multi-stream blocks
+# before the numbers of the two stacks meet. Changing a number changes the dropout of runs that resume.
+_GLOBAL_CONDITION_STREAM = 0
+_CROSS_VIDEO_STREAM = 1
+_CROSS_TEXT_STREAM = 2
+_FIRST_MULTI_STREAM = 100
+_FIRST_SINGLE_STREAM = 200
 
 
 class Constant(nnx.Variable):
-    """A value that belongs to the model and is never trained: latent statistics, empty features."""
+    """A value that belongs to the model and is never trained: latent statistics and empty features."""
 
 
 class Flowley(nnx.Module):
-    """Velocity network of the rectified flow (arXiv 2607.06405).
+    """Velocity network of the rectified flow (arXiv 2607.06405; equations in docs/model.md).
 
-    `latent_mean` and `latent_std`, (audio_dim,), are the training set's statistics; the network itself
-    sees standardised latents only. `empty_video` (video_dim,) and `empty_text` (text_dim,) stand for a
-    missing condition and are repeated over frames and tokens.
+    Attributes:
+      config: sizes and variant.
+      latent_mean, latent_std: (audio_dim,) statistics of the training set; the network itself sees only
+        standardised latents.
+      empty_video, empty_text: (video_dim,) and (text_dim,) features that replace a missing condition,
+        repeated over frames and tokens.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -63,9 +76,10 @@ class Flowley(nnx.Module):
             rngs=rngs,
             dtype=dtype,
             init=zeros,
-            bias_init=initializers.zero_bias,
+            bias_init=zeros,
         )
 
+    @jax.named_scope("flowley")
     def __call__(
         self,
         latent: Float[Array, "B Ta audio_dim"],
@@ -76,69 +90,118 @@ class Flowley(nnx.Module):
         *,
         deterministic: bool = True,
         rng: Key | None = None,
-        fetch: Fetch = as_stored,
+        gather_weights: GatherWeights = identity,
     ) -> Float[Array, "B Ta audio_dim"]:
-        """Velocity at the standardised noisy latent x_t.
+        """Return the velocity at the noisy latent x_t, in float32.
 
         Args:
           latent: x_t, standardised.
           video, text: features; text is padded to Tt.
-          text_len: number of valid text tokens; the joint attention does not read beyond it.
-          t: time in [0, 1], 0 is noise and 1 is data.
-          deterministic: True turns dropout off; otherwise `rng` must be given.
-          rng: (B,) keys, one for every item: an item's dropout does not depend on the batch it is in.
-          fetch: applied to the weights of a block where the block is computed; see `stack`.
+          text_len: number of valid text tokens; the joint attention does not read the others.
+          t: time in [0, 1]; 0 is noise and 1 is data.
+          deterministic: turn dropout off; False needs `rng`.
+          rng: (B,) keys, one for each item, so that an item's dropout does not depend on its batch.
+          gather_weights: applied to the weights of a block inside its step; see `run_blocks`.
 
-        Returns: velocity, float32.
+        Raises:
+          ValueError: dropout is on and `rng` is missing.
         """
         if not deterministic and rng is None:
-            raise ValueError("deterministic=False needs rng, a key for every item's dropout")
+            raise ValueError("deterministic=False needs rng, one dropout key for each item")
         key = None if deterministic else rng
-        audio = self.audio_input(latent)
-        video = self.video_input(video)
-        text = self.text_input(text)
-        condition = self.global_condition(video, text, t, key=fold(key, 0))
+        with jax.named_scope("audio"):
+            audio = self.audio_input(latent)
+        with jax.named_scope("video"):
+            video = self.video_input(video)
+        with jax.named_scope("text"):
+            text = self.text_input(text)
+        condition = self.global_condition(video, text, t, key=fold(key, _GLOBAL_CONDITION_STREAM))
 
+        audio, video, text = self._run_multi_stream(
+            (audio, video, text), text_len, condition, key, gather_weights
+        )
+        audio = self._run_single_stream(audio, video, text, condition, key, gather_weights)
+
+        with jax.named_scope("final_layer"):
+            shift, scale = self.final_modulation(condition)
+            return self.final_conv(modulated_norm(audio, shift, scale)).astype(jnp.float32)
+
+    def _run_multi_stream(
+        self,
+        streams: tuple[Array, Array, Array],
+        text_len: Array,
+        condition: Array,
+        key: Key | None,
+        gather_weights: GatherWeights,
+    ) -> tuple[Array, Array, Array]:
+        audio, video, _ = streams
         key_lengths = audio.shape[1] + video.shape[1] + text_len
 
-        def joint(block, streams, index):
-            return block(*streams, condition=condition, key_lengths=key_lengths, key=fold(key, 100 + index))
+        def apply(block: MultiStreamBlock, streams: tuple[Array, Array, Array], index: Any):
+            block_key = fold(key, _FIRST_MULTI_STREAM + index)
+            return block(*streams, condition=condition, key_lengths=key_lengths, key=block_key)
 
-        audio, video, text = run_blocks(
+        return run_blocks(
             self.multi_stream,
-            joint,
-            (audio, video, text),
+            apply,
+            streams,
             range(self.config.multi_depth),
             config=self.config,
-            fetch=fetch,
+            gather_weights=gather_weights,
         )
 
+    def _run_single_stream(
+        self,
+        audio: Array,
+        video: Array,
+        text: Array,
+        condition: Array,
+        key: Key | None,
+        gather_weights: GatherWeights,
+    ) -> Array:
         if self.cross_video is not None and self.cross_text is not None:
-            video = self.cross_video(video, key=fold(key, 1))
-            text = self.cross_text(text, key=fold(key, 2))
+            video = self.cross_video(video, key=fold(key, _CROSS_VIDEO_STREAM))
+            text = self.cross_text(text, key=fold(key, _CROSS_TEXT_STREAM))
 
-        def refine(block, audio, depth):
+        def apply(block: SingleStreamBlock, audio: Array, depth: tuple[Any, Any]) -> Array:
             index, fade_scale = depth
-            return block(
-                audio, video, text, condition=condition, fade_scale=fade_scale, key=fold(key, 200 + index)
-            )
+            block_key = fold(key, _FIRST_SINGLE_STREAM + index)
+            return block(audio, video, text, condition=condition, fade_scale=fade_scale, key=block_key)
 
-        audio = run_blocks(
+        return run_blocks(
             self.single_stream,
-            refine,
+            apply,
             audio,
             list(enumerate(self.config.fade_scales)),
             config=self.config,
-            fetch=fetch,
+            gather_weights=gather_weights,
         )
 
-        shift, scale = self.final_modulation(condition)
-        return self.final_conv(modulated_norm(audio, shift, scale)).astype(jnp.float32)
-
     def standardise(self, latent: Float[Array, "B Ta audio_dim"]) -> Float[Array, "B Ta audio_dim"]:
-        """(latent − mean) / std per channel."""
+        """Return (latent − mean) / std per channel."""
         return (latent - self.latent_mean[...][None, None]) / self.latent_std[...][None, None]
 
     def destandardise(self, latent: Float[Array, "B Ta audio_dim"]) -> Float[Array, "B Ta audio_dim"]:
-        """latent · std + mean per channel."""
+        """Return latent · std + mean per channel."""
         return latent * self.latent_std[...][None, None] + self.latent_mean[...][None, None]
+
+
+@functools.lru_cache(maxsize=32)
+def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, Any, Any]:
+    """Trace the constructor once per configuration, without allocating any weight.
+
+    The returned states are shared between callers: do not modify them.
+
+    Returns:
+      The graph definition, the shapes of the parameters and the shapes of the constants, both states of
+      `jax.ShapeDtypeStruct` leaves.
+    """
+    model = nnx.eval_shape(lambda: Flowley(config, rngs=nnx.Rngs(0)))
+    graphdef, parameters, constants = nnx.split(model, nnx.Param, Constant)
+    return graphdef, parameters, constants
+
+
+def merge_model(config: ModelConfig, parameters: Any, constants: Any) -> Flowley:
+    """Build the model of this configuration around existing parameters and constants."""
+    # Copy the variables, not the arrays: setting a value of the model must not change the given states.
+    return nnx.merge(abstract_model(config)[0], parameters, constants, copy=True)

@@ -1,5 +1,5 @@
-"""From a silent video and a prompt to sound, with a trained model."""
+"""Sample sound for silent video and a prompt with a trained model."""
 
-from flowley_jax.sampling.sampler import Clip, Sampler
+from flowley_jax.sampling.sampler import Clip, EncodedClip, Sampler
 
-__all__ = ["Clip", "Sampler"]
+__all__ = ["Clip", "EncodedClip", "Sampler"]

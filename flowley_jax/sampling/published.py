@@ -1,50 +1,48 @@
-"""The published system from a folder of bundles: network, encoders, codec, vocoder."""
+"""The published system, loaded from a folder of bundles: network, encoders, codec and vocoder."""
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from flowley_jax.audio.bigvgan_vocoder import BigVganVocoder
-from flowley_jax.audio.vae_codec import VaeCodec
 from flowley_jax.config import SampleConfig
-from flowley_jax.data.parts import Parts
-from flowley_jax.encoders.clip_frames import ClipFrames
-from flowley_jax.encoders.t5_text import T5Text
+from flowley_jax.data.component_registry import Role, pretrained_component
+from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import MANIFEST_FILE, WEIGHTS_FILE, Bundle
-from flowley_jax.interop.kinds import KINDS
+from flowley_jax.interop.pretrained import Dtype
+from flowley_jax.interop.registry import FORMATS
 from flowley_jax.model import ModelConfig
 from flowley_jax.model.flowley import Constant
 from flowley_jax.sampling.sampler import Sampler
 
-Dtype = Literal["float32", "bfloat16"]
 SECONDS = 8.0
 
 
 def load_published(
     folder: str | Path, *, settings: SampleConfig | None = None, dtype: Dtype = "float32"
 ) -> Sampler:
-    """A sampler of the bundles in a folder, one for each kind.
+    """Return a sampler of the published system.
 
     Args:
-      settings: guidance scale and solver; the averaging length does not matter, since published weights are
-        averages already.
+      folder: folder with one bundle of each format, in sub-folders named after the formats.
+      settings: guidance scale and solver. The averaging length has no effect, because published weights are
+        already averages.
       dtype: compute type of all stages.
 
     Raises:
       FlowleyError: bundles are missing, damaged, or do not fit together.
     """
     folder = Path(folder)
-    bundles = _open_all(folder)
-    parts = _parts(bundles, dtype, source=str(folder))
-    _check_sizes(bundles["flowley"].config, parts, folder)
+    bundles = _open_bundles(folder)
+    components = _components(bundles, dtype, source=str(folder))
+    _check_sizes(bundles["flowley"].config, components, folder)
     model = bundles["flowley"].load(dtype=dtype)
-    parts = dataclasses.replace(
-        parts,
+    components = dataclasses.replace(
+        components,
         latent_mean=np.asarray(model.latent_mean[...]),
         latent_std=np.asarray(model.latent_std[...]),
     )
@@ -52,56 +50,58 @@ def load_published(
     return Sampler(
         graphdef=graphdef,
         variables=(parameters, constants),
-        parts=parts,
+        components=components,
         settings=settings or SampleConfig(),
-        place=str(bundles["flowley"].folder),
+        weights_path=str(bundles["flowley"].folder),
         origin={name: bundle.sha256[:16] for name, bundle in bundles.items()},
     )
 
 
-def _parts(bundles: Mapping[str, Bundle], dtype: Dtype, source: str) -> Parts:
-    channels = bundles["audio_vae"].config.latent_dim
-    return Parts(
+def _components(bundles: Mapping[str, Bundle], dtype: Dtype, source: str) -> Components:
+    def component(role: Role, **settings: Any) -> Any:
+        entry = pretrained_component(role)
+        return entry.load()(bundle=bundles[entry.bundle_format], dtype=dtype, **settings)
+
+    codec = component("codec")
+    return Components(
         seconds=SECONDS,
-        video_encoder=ClipFrames(
-            bundle=bundles["clip"], fps=bundles["flowley"].config.video_fps, dtype=dtype
-        ),
-        text_encoder=T5Text(bundle=bundles["t5"], dtype=dtype),
-        codec=VaeCodec(bundle=bundles["audio_vae"], dtype=dtype),
-        vocoder=BigVganVocoder(bundle=bundles["bigvgan"], dtype=dtype),
-        # The network has them; its file is not read before all sizes fit.
-        latent_mean=np.zeros(channels, np.float32),
-        latent_std=np.ones(channels, np.float32),
+        video_encoder=component("video_encoder", fps=bundles["flowley"].config.video_fps),
+        text_encoder=component("text_encoder"),
+        codec=codec,
+        vocoder=component("vocoder"),
+        # Placeholders: the network file has the statistics, but is read only after the sizes are checked.
+        latent_mean=np.zeros(codec.latent_dim, np.float32),
+        latent_std=np.ones(codec.latent_dim, np.float32),
         source=source,
     )
 
 
-def _check_sizes(config: ModelConfig, parts: Parts, folder: Path) -> None:
-    wanted = {
-        "clip": ("video_dim", config.video_dim, parts.dims.video_dim),
-        "t5": ("text_dim", config.text_dim, parts.dims.text_dim),
-        "audio_vae": ("audio_dim", config.audio_dim, parts.dims.audio_dim),
+def _check_sizes(config: ModelConfig, components: Components, folder: Path) -> None:
+    sizes = {
+        "video_dim": (config.video_dim, components.dims.video_dim, components.video_encoder),
+        "text_dim": (config.text_dim, components.dims.text_dim, components.text_encoder),
+        "audio_dim": (config.audio_dim, components.dims.audio_dim, components.codec),
     }
-    wrong = [
-        f"flowley's {name} is {mine}, {kind} gives {theirs}"
-        for kind, (name, mine, theirs) in wanted.items()
-        if mine != theirs
+    problems = [
+        f"flowley has {name}={expected}, {component.name} has {actual}"
+        for name, (expected, actual, component) in sizes.items()
+        if expected != actual
     ]
-    if wrong:
-        raise FlowleyError(f"{folder}: bundles do not fit together: {'; '.join(wrong)}")
+    if problems:
+        raise FlowleyError(f"{folder}: the bundles do not fit together: {'; '.join(problems)}")
 
 
-def _open_all(folder: Path) -> dict[str, Bundle]:
+def _open_bundles(folder: Path) -> dict[str, Bundle]:
     if not folder.is_dir():
         raise FlowleyError(f"{folder}: no such folder")
     files = MANIFEST_FILE, WEIGHTS_FILE
-    missing = [kind for kind in KINDS if not all((folder / kind / name).is_file() for name in files)]
+    missing = [name for name in FORMATS if not all((folder / name / file).is_file() for file in files)]
     if missing:
-        titles = ", ".join(f"{kind} ({KINDS[kind].title})" for kind in missing)
+        titles = ", ".join(f"{name} ({FORMATS[name].title})" for name in missing)
         raise FlowleyError(
             f"{folder}: lacks {titles}; python -m flowley_jax.convert --source FILE --out {folder} makes them"
         )
-    bundles = {kind: Bundle.open(folder / kind) for kind in KINDS}
-    for kind, bundle in bundles.items():
-        bundle.check_kind(kind)
+    bundles = {name: Bundle.open(folder / name) for name in FORMATS}
+    for name, bundle in bundles.items():
+        bundle.check_format(name)
     return bundles

@@ -1,4 +1,4 @@
-"""The loop around the training step: data, logs, validation, checkpoints, interruption."""
+"""The training loop: reads batches, runs steps, and logs, stores, validates and stops when that is due."""
 
 import dataclasses
 import logging
@@ -7,209 +7,292 @@ from pathlib import Path
 import grain
 import jax
 
+from flowley_jax.common import distributed
+from flowley_jax.common.trees import named_leaves
 from flowley_jax.config import ExperimentConfig
-from flowley_jax.data.parts import Parts
+from flowley_jax.data.components import Components
 from flowley_jax.data.pipeline import train_batches
 from flowley_jax.data.record import has_split, open_records
 from flowley_jax.errors import FlowleyError
-from flowley_jax.training import processes, weights
-from flowley_jax.training import workdir as workdirs
-from flowley_jax.training.asides import Asides
-from flowley_jax.training.checkpoint import EmaSnapshots, RunCheckpoints
-from flowley_jax.training.clock import Clock
-from flowley_jax.training.goodput import Goodput
-from flowley_jax.training.optimizer import make_optimizer
-from flowley_jax.training.profiling import ProfileWindow
-from flowley_jax.training.reports import Reports
+from flowley_jax.model import ModelConfig
+from flowley_jax.runs import weights
+from flowley_jax.runs.snapshots import EmaSnapshots
+from flowley_jax.runs.workdir import BASE, open_workdir
+from flowley_jax.training.checkpoint import RunCheckpoints
+from flowley_jax.training.flops import step_rate
+from flowley_jax.training.metrics import Reports, StepMetrics
 from flowley_jax.training.sharding import Layout, make_layout
-from flowley_jax.training.signals import StopSignal
-from flowley_jax.training.speed import speed_of
-from flowley_jax.training.state import TrainState, abstract_state, create_state, state_from
-from flowley_jax.training.step import make_train_step, make_valid_step
-from flowley_jax.training.window import Window
+from flowley_jax.training.state import (
+    StepConfig,
+    TrainState,
+    abstract_state,
+    create_state,
+    model_weights,
+    state_from_weights,
+)
+from flowley_jax.training.step import train_step
+from flowley_jax.training.timing import ProfileWindow, Timing
+from flowley_jax.training.validation import validation_losses, write_previews
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a call of `train` ended: the last finished step, and whether a signal stopped it early."""
+    """Result of `train`.
+
+    Attributes:
+      step: the last finished step.
+      interrupted: whether a signal stopped the run before its last step.
+    """
 
     step: int
     interrupted: bool
 
 
 def train(config: ExperimentConfig, workdir: Path) -> Outcome:
-    """Trains until `config.train.steps`, going on from the newest checkpoint in `workdir`.
+    """Train until `config.train.steps`, resuming from the newest checkpoint in `workdir`.
 
-    SIGTERM and Ctrl-C finish the current step, store it and return.
+    On SIGTERM or Ctrl-C, finish the current step, store the state and return.
 
     Raises:
-      FlowleyError: records and model disagree about sizes, or the folder belongs to another run.
-      NonFiniteLossError: `train.max_skipped` steps in a row had no finite loss or gradient.
+      FlowleyError: the records do not fit the model, or the folder belongs to another run.
+      NonFiniteLossError: `train.max_skipped` steps in a row had a non-finite loss or gradient.
     """
-    goodput = Goodput(workdir)
-    records = Path(config.data.records)
-    parts = Parts.load(records)
-    _check_sizes(config, parts, records)
-    # Whatever refuses this run does so before the folder is its own.
-    layout = make_layout(config)
-    workdirs.open_workdir(workdir, config, parts, records)
-    log.info("%s; batches of %d", layout.described(), config.data.batch_size)
-    _tell_of_splits(config, records)
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    batches = _batches(config, layout, records)
+    timing = Timing(workdir, checkpoint_minutes=config.train.checkpoint_minutes)
+    run = _open_run(config, workdir)
+    every, layout, step_config = config.train, run.layout, run.step_config
+    batches = _local_batches(run)
+    validates = has_split(run.records, "valid")
+
     with (
-        RunCheckpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints,
+        RunCheckpoints(workdir, keep=every.keep_checkpoints) as checkpoints,
         EmaSnapshots(workdir) as snapshots,
-        StopSignal() as stop,
+        distributed.StopSignal() as stop,
     ):
-        resumes = checkpoints.latest_step is not None
-        graphdef, state = _begin(config, optimizer, layout, parts, workdir, resumes=resumes)
-        _tell_of_whole_weights(layout.left_whole(state.parameters))
-        train_step = make_train_step(config, graphdef, optimizer, layout)
-        if resumes:
+        state = _first_state(run, resuming=checkpoints.latest_step is not None)
+        if checkpoints.latest_step is not None:
             state, data_state = checkpoints.restore(state)
             batches.set_state(data_state)
+        _log_start(run, state)
         first = step = int(state.step)
-        _tell_of_start(config, state, workdir)
-        window = Window(config, speed_of(config, parts.lengths))
-        clock = Clock(goodput, window, minutes=config.train.checkpoint_minutes)
-        profile = ProfileWindow(workdir, first=config.train.profile_from, count=config.train.profile_steps)
-        with profile, Reports(workdir, first_step=first, last_step=config.train.steps) as reports:
-            asides = Asides(
-                config=config,
-                records=records,
-                parts=parts,
-                layout=layout,
-                graphdef=graphdef,
-                valid_step=make_valid_step(config, graphdef, layout) if has_split(records, "valid") else None,
-                batches=batches,
-                window=window,
-                clock=clock,
-                goodput=goodput,
-                reports=reports,
-                snapshots=snapshots,
-                checkpoints=checkpoints,
-            )
-            goodput.spent("start")
-            while step < config.train.steps and not stop.requested_at(step):
-                batch = layout.place_rows(next(batches))
+        rate = step_rate(config, run.components.lengths)
+        metrics = StepMetrics(every, timing, batch_size=config.data.batch_size, rate=rate)
+        with (
+            ProfileWindow(workdir, first=every.profile_from, count=every.profile_steps) as profile,
+            Reports(workdir, first_step=first, last_step=every.steps) as reports,
+            jax.transfer_guard("disallow"),
+        ):
+            timing.charge("start")
+            # Collective: every process asks, also before the first step.
+            stop.requested_at(step)
+            while step < every.steps and not stop.requested:
+                batch = layout.shard_local_rows(next(batches))
                 if step == first:
-                    log.info("compiling the step, which may take minutes")
+                    log.info("compiling the training step, which can take minutes")
                 step += 1
-                waited = clock.batch_is_there(step)
-                profile.before(step)
-                with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    state, metrics = train_step(state, batch)
+                timing.batch_ready(step, devices_idle=metrics.devices_idle)
+                with profile.step(step):
+                    state, step_metrics = train_step(state, batch, config=step_config, layout=layout)
                 if step == first + 1:
-                    log.info("compiled in %.0f s", clock.compiled())
-                    waited = 0.0
-                window.add(step, metrics, waited)
-                profile.after(step, metrics)
-                clock.step_is_done(step)
-                asides.after(step, state)
-            window.finish_step()
+                    log.info("compiled in %.0f s", timing.compiled())
+                metrics.add(step, step_metrics)
+                profile.after(step, step_metrics)
+                timing.charge_step(step)
+
+                log_is_due = _is_due(step, every.log_every, last=every.steps)
+                if log_is_due:
+                    with metrics.paused("reports", step=step):
+                        reports.training(step, {**metrics.close_window(), **timing.goodput})
+                        timing.write(step)
+                if _is_due(step, config.ema.snapshot_every, last=every.steps):
+                    with metrics.paused("checkpoint", step=step):
+                        snapshots.save(step, state.averages, state.constants)
+                if stop.requested_at(step) and step < every.steps:
+                    # The state comes first: a machine that is being preempted has no time for validation.
+                    break
+                # Before the next batch is drawn, so that the stored data position belongs to the state.
+                checkpoint_is_due = _is_due(step, every.checkpoint_every, last=every.steps)
+                if checkpoint_is_due or (log_is_due and timing.checkpoint_is_old()):
+                    with metrics.paused("checkpoint", step=step):
+                        checkpoints.save(step, state, batches.get_state())
+                        timing.checkpoint_stored()
+                if validates and _is_due(step, every.valid_every, last=every.steps):
+                    with metrics.paused("reports", step=step):
+                        reports.validation(step, _validation_losses(run, state))
+                if validates and step % every.preview_every == 0:
+                    with metrics.paused("reports", step=step):
+                        _write_previews(run, reports, step, state)
             if stop.requested and step > first:
-                asides.store(step, state)
+                with metrics.paused("checkpoint", step=step):
+                    checkpoints.save(step, state, batches.get_state())
+            metrics.wait()
     if step > first:
-        goodput.spent("checkpoint")
-        goodput.write(step)
-    return _ended(step, config.train.steps, workdir)
+        # Leaving the block above waited for the last checkpoint.
+        timing.charge("checkpoint")
+        timing.write(step)
+    return _outcome(run, step)
 
 
-def _ended(step: int, steps: int, workdir: Path) -> Outcome:
-    interrupted = step < steps
-    how = "stopped at step %d of %d; the same command goes on" if interrupted else "finished at step %d of %d"
-    log.info(f"{how}; checkpoints in %s", step, steps, workdir)
-    return Outcome(step=step, interrupted=interrupted)
+def _is_due(step: int, interval: int, *, last: int) -> bool:
+    return step % interval == 0 or step == last
 
 
-def _batches(config: ExperimentConfig, layout: Layout, records: Path) -> grain.DatasetIterator:
-    """Those rows of every batch that this process feeds."""
-    rows, group = layout.rows(config.data.batch_size)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """The parts of a run that do not change: its configuration, folder, components and layout."""
+
+    config: ExperimentConfig
+    workdir: Path
+    components: Components
+    layout: Layout
+
+    @property
+    def records(self) -> Path:
+        return Path(self.config.data.records)
+
+    @property
+    def step_config(self) -> StepConfig:
+        return StepConfig.from_experiment(self.config)
+
+
+def _open_run(config: ExperimentConfig, workdir: Path) -> _Run:
+    """Check everything that could prevent the run, and then claim the folder for it."""
+    records = Path(config.data.records)
+    components = Components.load(records)
+    _check_records(config.model, components, records)
+    layout = make_layout(config.mesh, config.model, batch_size=config.data.batch_size)
+    open_workdir(workdir, config, components, records)
+    log.info("%s; %d clips per step", layout, config.data.batch_size)
+    _log_splits(records, config.data.batch_size)
+    return _Run(config=config, workdir=workdir, components=components, layout=layout)
+
+
+def _check_records(model: ModelConfig, components: Components, records: Path) -> None:
+    expected = {
+        "audio_dim": (model.audio_dim, components.dims.audio_dim),
+        "video_dim": (model.video_dim, components.dims.video_dim),
+        "text_dim": (model.text_dim, components.dims.text_dim),
+        "video_fps": (model.video_fps, components.video_fps),
+    }
+    wrong = [
+        f"model.{name}={ours}, records have {theirs}"
+        for name, (ours, theirs) in expected.items()
+        if ours != theirs
+    ]
+    if wrong:
+        raise FlowleyError(
+            f"{records}: the records do not fit the model: {'; '.join(wrong)}. Set these values, or take the "
+            "configuration that the records were made for"
+        )
+
+
+def _local_batches(run: _Run) -> grain.DatasetIterator:
+    """Return an iterator over the rows of every batch that this process reads."""
+    data = run.config.data
+    rows, group = run.layout.batch_rows(data.batch_size)
     return train_batches(
-        records,
-        batch_size=config.data.batch_size,
-        seed=config.seed,
+        run.records,
+        batch_size=data.batch_size,
+        seed=run.config.seed,
         rows=rows,
         group=group,
-        num_workers=config.data.num_workers,
-        feature_dtype=config.model.dtype,
-        captions=dict(zip(config.data.captions, config.data.caption_weights, strict=True)),
+        num_workers=data.num_workers,
+        feature_dtype=run.config.model.dtype,
+        captions=dict(zip(data.captions, data.caption_weights, strict=True)),
     )
 
 
-def _begin(
-    config: ExperimentConfig, optimizer, layout: Layout, parts: Parts, workdir: Path, *, resumes: bool
-):
-    """Structure and first state: random, or what `config.start` names.
+def _first_state(run: _Run, *, resuming: bool) -> TrainState:
+    """Return the state to start from: random, from the weights that `start.weights` names, or only shapes.
 
-    A checkpoint replaces all but the weights that LoRA adapts, which are kept in the run's folder: a run that
-    goes on without LoRA needs shapes alone.
+    A run that resumes needs shapes only, since the checkpoint replaces them. The exception is the weights
+    that LoRA adapts: checkpoints leave them out, and the run's folder keeps a copy.
     """
-    if resumes and not config.lora.rank:
-        return abstract_state(config, optimizer, layout)
-    kept = workdir / workdirs.BASE
+    config, layout, step_config = run.config, run.layout, run.step_config
+    if resuming and not config.lora.rank:
+        return abstract_state(step_config, layout)
     if not config.start.weights:
+        components = run.components
         return create_state(
-            config, optimizer, layout, latent_mean=parts.latent_mean, latent_std=parts.latent_std
+            step_config, layout, latent_mean=components.latent_mean, latent_std=components.latent_std
         )
-    if kept.exists():
-        found = weights.read_weights(kept, config.model)
+    base = run.workdir / BASE
+    if base.exists():
+        initial = weights.read_weights(base, config.model)
     else:
         log.info("starting from %s", config.start.weights)
-        found = weights.starting_weights(config)
-    processes.wait_for_all("starting weights read")
-    if config.lora.rank and not kept.exists() and processes.is_first():
-        weights.write_weights(kept, found, {"source": config.start.weights})
-    return state_from(found.parameters, found.constants, config, optimizer, layout)
+        initial = weights.starting_weights(config.start, config.model)
+    distributed.wait_for_all("starting weights read")
+    if config.lora.rank and not base.exists() and distributed.is_first():
+        weights.write_weights(base, initial, {"source": config.start.weights})
+    return state_from_weights(step_config, layout, initial.parameters, initial.constants)
 
 
-def _tell_of_splits(config: ExperimentConfig, records: Path) -> None:
+def _validation_losses(run: _Run, state: TrainState) -> dict[str, float]:
+    return validation_losses(
+        model_weights(state, run.config.lora),
+        state.constants,
+        run.records,
+        config=run.step_config,
+        layout=run.layout,
+        batch_size=run.config.data.batch_size,
+    )
+
+
+def _write_previews(run: _Run, reports: Reports, step: int, state: TrainState) -> None:
+    write_previews(
+        reports.writer,
+        step,
+        state,
+        run.records,
+        run.components,
+        config=run.step_config,
+        layout=run.layout,
+        sample=run.config.sample,
+    )
+
+
+def _outcome(run: _Run, step: int) -> Outcome:
+    steps = run.config.train.steps
+    if step < steps:
+        log.info("stopped at step %d of %d; run the same command to resume", step, steps)
+    else:
+        log.info("finished step %d of %d", step, steps)
+    log.info("checkpoints are in %s", run.workdir / "checkpoints")
+    return Outcome(step=step, interrupted=step < steps)
+
+
+def _log_splits(records: Path, batch_size: int) -> None:
     clips = len(open_records(records, "train"))
-    if clips < config.data.batch_size:
+    if clips < batch_size:
         log.warning(
-            "%s has %d clips to train on: every batch of %d has some of them again",
+            "%s has only %d training clips: every batch of %d repeats some of them",
             records,
             clips,
-            config.data.batch_size,
+            batch_size,
         )
     if not has_split(records, "valid"):
         log.info("%s has no valid split: no validation and no previews", records)
 
 
-def _tell_of_start(config: ExperimentConfig, state: TrainState, workdir: Path) -> None:
+def _log_start(run: _Run, state: TrainState) -> None:
+    undivided = run.layout.undivided_weights(state.parameters)
+    if undivided:
+        log.warning(
+            "%d weights are replicated because the mesh does not divide them, e.g. %s",
+            len(undivided),
+            undivided[0],
+        )
     trained, frozen = (
-        sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.parameters, state.frozen)
+        sum(leaf.size for leaf in named_leaves(tree).values()) for tree in (state.parameters, state.frozen)
     )
     log.info(
         "%s at step %d of %d in %s; %s parameters%s",
         "resuming" if state.step else "starting",
         state.step,
-        config.train.steps,
-        workdir,
+        run.config.train.steps,
+        run.workdir,
         f"{trained:,}",
-        f" beside {frozen:,} that stay as they are" if frozen else "",
+        f" (plus {frozen:,} frozen)" if frozen else "",
     )
-
-
-def _tell_of_whole_weights(names: list[str]) -> None:
-    if names:
-        log.warning("%d weights stay whole, which the mesh does not divide, such as %s", len(names), names[0])
-
-
-def _check_sizes(config: ExperimentConfig, parts: Parts, records: Path) -> None:
-    wanted = {
-        "audio_dim": (config.model.audio_dim, parts.dims.audio_dim),
-        "video_dim": (config.model.video_dim, parts.dims.video_dim),
-        "text_dim": (config.model.text_dim, parts.dims.text_dim),
-        "video_fps": (config.model.video_fps, parts.video_fps),
-    }
-    wrong = [
-        f"model.{name}={mine}, records have {theirs}"
-        for name, (mine, theirs) in wanted.items()
-        if mine != theirs
-    ]
-    if wrong:
-        raise FlowleyError(f"{records}: does not fit the model: {'; '.join(wrong)}")

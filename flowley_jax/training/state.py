@@ -1,6 +1,8 @@
-"""The state of a training run: data only."""
+"""The state of a training run, which is data only, and the optimiser that updates it."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,23 +11,23 @@ import numpy as np
 import optax
 from flax import nnx
 
-from flowley_jax.config import ExperimentConfig
-from flowley_jax.model import Flowley
-from flowley_jax.model.flowley import Constant
-from flowley_jax.training import lora
+from flowley_jax.config import ExperimentConfig, FlowConfig, LoraConfig, OptimConfig
+from flowley_jax.model import Flowley, ModelConfig
+from flowley_jax.model.flowley import Constant, abstract_model
+from flowley_jax.runs import lora
 from flowley_jax.training.sharding import Layout
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes, plus the model's constants.
+    """Everything that a step changes, and the weights and constants that it only reads.
 
     Attributes:
-      step: finished steps, int32.
-      parameters: what is trained, float32: the nnx.State of nnx.Param, or LoRA's adapters.
-      frozen: the nnx.State of nnx.Param under LoRA; empty without. Checkpoints leave it out.
-      constants: nnx.State of the latent statistics and empty features.
+      step: number of finished steps, int32.
+      parameters: trained weights, float32: the nnx.State of nnx.Param, or LoRA's adapters.
+      frozen: the nnx.State of nnx.Param that LoRA adapts; empty without LoRA. Checkpoints leave it out.
+      constants: nnx.State of the latent statistics and the empty features.
       optimizer: optax state.
-      averages: one tree like `parameters` for every EMA track.
+      averages: one tree like `parameters` for each EMA track.
     """
 
     step: jax.Array
@@ -36,99 +38,155 @@ class TrainState(NamedTuple):
     averages: tuple
 
     @property
-    def as_stored(self) -> "TrainState":
-        """Without what never changes."""
+    def without_frozen(self) -> "TrainState":
+        """The part of the state that a checkpoint holds."""
         return self._replace(frozen={})
 
 
-def create_state(
-    config: ExperimentConfig,
-    optimizer: optax.GradientTransformation,
-    layout: Layout,
-    *,
-    latent_mean: np.ndarray,
-    latent_std: np.ndarray,
-) -> tuple[nnx.GraphDef, TrainState]:
-    """Random values, each made where `layout` wants it: no device ever holds all of them.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """Everything that the programs of a run depend on. Runs with equal values share their programs.
 
-    Args:
-      latent_mean, latent_std: (audio_dim,) statistics of the training latents.
+    Attributes:
+      seed: decides the initial weights and every random draw.
+      model, flow, optim, lora: sections of the experiment's configuration.
+      sigma_rels: lengths of the EMA tracks.
+      accumulation: number of microbatches per step.
+      log_every: update ratios are computed at every step that is a multiple of this.
+      total_steps: last step of the learning-rate schedule; 0 for a schedule that has none.
     """
-    build = _beginning(config, optimizer)
-    graphdef, shapes = _shapes_of(build, config, layout)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    statistics = (np.asarray(value, np.float32) for value in (latent_mean, latent_std))
-    return jax.jit(build, out_shardings=(graphdef, shardings))(*statistics)
+
+    seed: int
+    model: ModelConfig
+    flow: FlowConfig
+    optim: OptimConfig
+    lora: LoraConfig
+    sigma_rels: tuple[float, ...]
+    accumulation: int
+    log_every: int
+    total_steps: int
+
+    @classmethod
+    def from_experiment(cls, config: ExperimentConfig) -> "StepConfig":
+        """Return the values that the programs of this experiment depend on."""
+        return cls(
+            seed=config.seed,
+            model=config.model,
+            flow=config.flow,
+            optim=config.optim,
+            lora=config.lora,
+            sigma_rels=config.ema.sigma_rels,
+            accumulation=config.train.accumulation,
+            log_every=config.train.log_every,
+            total_steps=config.train.steps if config.optim.schedule == "cosine" else 0,
+        )
 
 
-def state_from(
-    parameters: Any,
-    constants: Any,
-    config: ExperimentConfig,
-    optimizer: optax.GradientTransformation,
-    layout: Layout,
-) -> tuple[nnx.GraphDef, TrainState]:
-    """The state of a run that begins with given weights, which every process has in its memory."""
-    graphdef, shapes = abstract_state(config, optimizer, layout)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    placed = layout.place_weights((parameters, constants))
+def create_state(
+    config: StepConfig, layout: Layout, *, latent_mean: np.ndarray, latent_std: np.ndarray
+) -> TrainState:
+    """Return the state of a new run with random weights.
 
-    def build(parameters, constants):
-        return _initial(parameters, constants, config, optimizer)
-
-    return graphdef, jax.jit(build, out_shardings=shardings)(*placed)
-
-
-def abstract_state(
-    config: ExperimentConfig, optimizer: optax.GradientTransformation, layout: Layout
-) -> tuple[nnx.GraphDef, TrainState]:
-    """What a run's state consists of, as shapes with their shardings; no array is made."""
-    return _shapes_of(_beginning(config, optimizer), config, layout)
-
-
-def weights_of(state: TrainState, config: ExperimentConfig, trained: Any = None) -> Any:
-    """The network's weights, with LoRA's adapters added.
+    Every weight is initialised with its own sharding: no device ever holds all of them.
 
     Args:
-      trained: in place of the state's own, such as averages.
+      latent_mean, latent_std: statistics (audio_dim,) of the training latents.
+    """
+    statistics = (np.asarray(value, np.float32) for value in (latent_mean, latent_std))
+    return _random_state_program(config, layout)(*statistics)
+
+
+def state_from_weights(config: StepConfig, layout: Layout, parameters: Any, constants: Any) -> TrainState:
+    """Return the state of a new run that starts from given weights.
+
+    Args:
+      parameters, constants: a model's weights, which every process has whole.
+    """
+    program = jax.jit(
+        functools.partial(_initial_state, config),
+        out_shardings=layout.state_shardings(abstract_state(config, layout)),
+    )
+    return program(*layout.shard_weights((parameters, constants)))
+
+
+@functools.lru_cache
+def abstract_state(config: StepConfig, layout: Layout) -> TrainState:
+    """Return the shapes and shardings of a run's state. No array is made."""
+    _, parameters, constants = abstract_model(config.model)
+    shapes = jax.eval_shape(functools.partial(_initial_state, config), parameters, constants)
+    return layout.abstract_state(shapes)
+
+
+def model_weights(state: TrainState, config: LoraConfig, *, trained: Any = None) -> Any:
+    """Return the network's weights, with LoRA's adapters merged.
+
+    Args:
+      trained: replaces the state's trained weights, for example by an average of them.
     """
     trained = state.parameters if trained is None else trained
-    if not config.lora.rank:
+    if not config.rank:
         return trained
-    return lora.merged(state.frozen, trained, strength=config.lora.strength)
+    return lora.merged(state.frozen, trained, strength=config.strength)
 
 
-def _beginning(config: ExperimentConfig, optimizer: optax.GradientTransformation) -> Callable:
-    """What makes structure and random values from the statistics of the latents."""
+def learning_rate(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Return the schedule: linear warm-up, then decay at given steps or by a cosine.
 
-    def build(latent_mean: jax.Array, latent_std: jax.Array) -> tuple[nnx.GraphDef, TrainState]:
+    Args:
+      total_steps: the last training step, where a cosine reaches zero.
+    """
+    warmup = config.warmup_steps
+
+    def warm(step):
+        return config.learning_rate * (step + 1) / (warmup + 1)
+
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(config.learning_rate, max(1, total_steps - warmup))
+    else:
+        after = optax.piecewise_constant_schedule(
+            config.learning_rate, {step: config.decay_factor for step in config.decay_steps}
+        )
+    return optax.join_schedules([warm, after], [warmup])
+
+
+def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """Return AdamW after clipping by the global norm, with weight decay on every parameter."""
+    clip = (
+        optax.clip_by_global_norm(config.clip_norm) if math.isfinite(config.clip_norm) else optax.identity()
+    )
+    return optax.chain(
+        clip,
+        optax.adamw(
+            learning_rate(config, total_steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+        ),
+    )
+
+
+@functools.lru_cache
+def _random_state_program(config: StepConfig, layout: Layout) -> Any:
+    def build(latent_mean: jax.Array, latent_std: jax.Array) -> TrainState:
         model = Flowley(config.model, rngs=nnx.Rngs(params=jax.random.key(config.seed)))
         model.latent_mean.set_value(latent_mean)
         model.latent_std.set_value(latent_std)
         _, parameters, constants = nnx.split(model, nnx.Param, Constant)
-        return nnx.graphdef(model), _initial(parameters, constants, config, optimizer)
+        return _initial_state(config, parameters, constants)
 
-    return build
-
-
-def _shapes_of(build: Callable, config: ExperimentConfig, layout: Layout) -> tuple[nnx.GraphDef, TrainState]:
-    statistics = jax.ShapeDtypeStruct((config.model.audio_dim,), jnp.float32)
-    # JAX remembers what it has traced, so that the network is built once for its shapes and its values.
-    graphdef, shapes = jax.eval_shape(build, statistics, statistics)
-    return graphdef, layout.placed(shapes, layout.of_state(shapes))
+    return jax.jit(build, out_shardings=layout.state_shardings(abstract_state(config, layout)))
 
 
-def _initial(parameters, constants, config: ExperimentConfig, optimizer) -> TrainState:
+def _initial_state(config: StepConfig, parameters: Any, constants: Any) -> TrainState:
     frozen = {}
     if config.lora.rank:
         frozen = parameters
         parameters = lora.new_adapters(frozen, config.lora, jax.random.key(config.seed))
-    averages = tuple(jax.tree.map(jnp.copy, parameters) for _ in config.ema.sigma_rels)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         parameters=parameters,
         frozen=frozen,
         constants=constants,
-        optimizer=optimizer.init(parameters),
-        averages=averages,
+        optimizer=make_optimizer(config.optim, config.total_steps).init(parameters),
+        averages=tuple(jax.tree.map(jnp.copy, parameters) for _ in config.sigma_rels),
     )

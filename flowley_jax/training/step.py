@@ -1,40 +1,46 @@
-"""One training step and one validation step, as pure functions."""
+"""The training step and the validation step: jitted functions.
 
+Configuration and layout are static arguments, so that every run with the same ones uses the same programs.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
-from flowley_jax.config import ExperimentConfig
-from flowley_jax.devices import platform_in_use
+from flowley_jax.common.devices import BATCH_AXES, platform_in_use
+from flowley_jax.common.trees import path_name
+from flowley_jax.config import FlowConfig
 from flowley_jax.flow import path
+from flowley_jax.flow.coupling import group_size, immiscible_assignment
 from flowley_jax.flow.guidance import drop_conditions, random_drops
-from flowley_jax.flow.losses import Losses, flow_losses
+from flowley_jax.flow.losses import LossConfig, Losses, flow_losses
 from flowley_jax.flow.time_sampling import sample_times
 from flowley_jax.model import Flowley
-from flowley_jax.model.stack import Fetch, as_stored
-from flowley_jax.training.ema import update_averages
-from flowley_jax.training.pairing import paired_noise
+from flowley_jax.model.flowley import merge_model
+from flowley_jax.model.stack import GatherWeights, identity
+from flowley_jax.runs.ema import update_averages
 from flowley_jax.training.sharding import Layout
-from flowley_jax.training.state import TrainState, weights_of
-from flowley_jax.training.update_ratios import update_ratios
+from flowley_jax.training.state import StepConfig, TrainState, make_optimizer, model_weights
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# Parts of the network whose weights are fetched block by block.
+# Sections of the network whose weights are gathered block by block, where each block is computed.
 _BLOCKS = ("multi_stream", "single_stream")
 
 
 class Examples(NamedTuple):
-    """What the network is given and what it shall answer, each with the batch in front.
+    """The network's inputs and targets for one batch; the batch is the first axis of every array.
 
     Attributes:
-      noisy, target: x_t and the velocity there (B, Ta, C); t: (B,).
+      noisy, target: x_t and the velocity at x_t (B, Ta, C); t: (B,).
       video, text, text_len: conditions, some of them dropped.
-      keys: (B,) of each item's dropout; None without dropout.
+      dropout_keys: (B,) random keys; None without dropout.
     """
 
     noisy: jax.Array
@@ -43,95 +49,105 @@ class Examples(NamedTuple):
     video: jax.Array
     text: jax.Array
     text_len: jax.Array
-    keys: jax.Array | None
+    dropout_keys: jax.Array | None
 
 
-def make_train_step(
-    config: ExperimentConfig,
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    layout: Layout,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The jitted step; it donates the state. Randomness is folded from the seed and the step's number, and
-    belongs to places in the whole batch: neither the mesh nor accumulation changes it.
+@functools.partial(jax.jit, static_argnames=("config", "layout"), donate_argnames="state")
+def train_step(
+    state: TrainState, batch: Batch, *, config: StepConfig, layout: Layout
+) -> tuple[TrainState, Metrics]:
+    """Return the state after one step, and the step's metrics. The old state is donated.
 
-    Where loss or gradient is not finite, the metric `skipped` is 1, and nothing but the number of steps
-    changes.
+    Random keys are folded from the seed and the step's number, and belong to positions in the whole batch:
+    neither the mesh nor accumulation changes them. If the loss or the gradient is not finite, only the step
+    number changes, and the metric `skipped` is 1.
     """
-    key = jax.random.key(config.seed)
+    with layout.activate():
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        model = merge_model(config.model, model_weights(state, config.lora), state.constants)
+        examples = draw_examples(
+            model, layout.constrain_batch(batch), key, config.flow, layout, training=True
+        )
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        model = nnx.merge(graphdef, weights_of(state, config), state.constants)
-        step_key = jax.random.fold_in(key, state.step)
-        examples = draw_examples(model, layout.split_batch(batch), step_key, config, layout, training=True)
-
-        def loss(parameters, examples):
-            fetched = layout.fetch(weights_of(state, config, parameters), but=_BLOCKS)
-            model = nnx.merge(graphdef, fetched, state.constants)
-            losses = example_losses(model, layout.split_batch(examples), config, fetch=layout.fetch)
+        def loss(parameters: Any, examples: Examples) -> tuple[jax.Array, Losses]:
+            weights = model_weights(state, config.lora, trained=parameters)
+            gathered = layout.gather_weights(weights, skip=_BLOCKS)
+            model = merge_model(config.model, gathered, state.constants)
+            losses = velocity_losses(
+                model, layout.constrain_batch(examples), config.flow.loss, layout.gather_weights
+            )
             return losses.total, losses
 
-        gradients, losses = _accumulated(
-            jax.grad(loss, has_aux=True), state.parameters, examples, config.train.accumulation
+        gradients, losses = _accumulate(
+            jax.grad(loss, has_aux=True), state.parameters, examples, config.accumulation
         )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters: Any = optax.apply_updates(state.parameters, updates)
-        finished = state.step + 1
-        averages = update_averages(state.averages, parameters, finished, config.ema.sigma_rels)
+        with jax.named_scope("optimizer"):
+            optimizer = make_optimizer(config.optim, config.total_steps)
+            updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
+            parameters: Any = optax.apply_updates(state.parameters, updates)
+        step = state.step + 1
+        with jax.named_scope("ema"):
+            averages = update_averages(state.averages, parameters, step, config.sigma_rels)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(losses.total) & jnp.isfinite(norm)
-        changed = (parameters, optimizer_state, averages)
-        kept = (state.parameters, state.optimizer, state.averages)
-        parameters, optimizer_state, averages = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), changed, kept
-        )
-        reported = finite & (finished % config.train.log_every == 0)
+        with jax.named_scope("skip_if_not_finite"):
+            parameters, optimizer_state, averages = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                (parameters, optimizer_state, averages),
+                (state.parameters, state.optimizer, state.averages),
+            )
         metrics = {
             **_named(losses),
             "gradient_norm": norm,
             "skipped": 1.0 - finite,
-            **update_ratios(updates, state.parameters, when=reported),
+            **update_ratios(updates, state.parameters, when=finite & (step % config.log_every == 0)),
         }
-        after = state._replace(
-            step=finished, parameters=parameters, optimizer=optimizer_state, averages=averages
+        state = state._replace(step=step, parameters=parameters, optimizer=optimizer_state, averages=averages)
+        return jax.lax.with_sharding_constraint(state, layout.state_shardings(state)), metrics
+
+
+@functools.partial(jax.jit, static_argnames=("config", "layout"))
+def valid_step(
+    parameters: Any,
+    constants: Any,
+    batch: Batch,
+    index: jax.Array | int,
+    *,
+    config: StepConfig,
+    layout: Layout,
+) -> Metrics:
+    """Return the losses of a batch without dropout. The random draws depend only on the batch's index.
+
+    Args:
+      parameters, constants: the network's weights, with LoRA merged.
+    """
+    with layout.activate():
+        key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
+        gathered = layout.gather_weights(parameters, skip=_BLOCKS)
+        model = merge_model(config.model, gathered, constants)
+        examples = draw_examples(
+            model, batch, jax.random.fold_in(key, index), config.flow, layout, training=False
         )
-        return jax.lax.with_sharding_constraint(after, layout.of_state(after)), metrics
-
-    return layout.jit(step, donate_argnums=0)
+        return _named(velocity_losses(model, examples, config.flow.loss, layout.gather_weights))
 
 
-def make_valid_step(
-    config: ExperimentConfig, graphdef: nnx.GraphDef, layout: Layout
-) -> Callable[[TrainState, Batch, int], Metrics]:
-    """The jitted validation: the same loss without dropout; draws depend on the batch index alone."""
-    key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
-
-    def step(state: TrainState, batch: Batch, index) -> Metrics:
-        fetched = layout.fetch(weights_of(state, config), but=_BLOCKS)
-        model = nnx.merge(graphdef, fetched, state.constants)
-        step_key = jax.random.fold_in(key, index)
-        examples = draw_examples(model, batch, step_key, config, layout, training=False)
-        return _named(example_losses(model, examples, config, fetch=layout.fetch))
-
-    return layout.jit(step)
-
-
+@jax.named_scope("examples")
 def draw_examples(
-    model: Flowley, batch: Batch, key: jax.Array, config: ExperimentConfig, layout: Layout, *, training: bool
+    model: Flowley, batch: Batch, key: jax.Array, config: FlowConfig, layout: Layout, *, training: bool
 ) -> Examples:
-    """Noisy latents and their targets for a batch of records (spec/model.md, Rectified flow).
+    """Return noisy latents and their target velocities for a batch of records (docs/model.md).
 
-    Latents are drawn from the codec's posterior and standardised with the model's statistics. Outside
-    training, dropout and condition dropout are off. A clip without a picture has the empty video. No trained
-    weight is read.
+    Latents are drawn from the codec's posterior and standardised with the model's statistics. Dropout and
+    condition dropout apply only in training. A clip without video gets the empty video feature. The model's
+    constants are read; its trained weights are not.
     """
     keys = jax.random.split(key, 5)
     data = model.standardise(path.draw_latent(keys[0], batch["audio_mean"], batch["audio_std"]))
     noise = jax.random.normal(keys[1], data.shape, jnp.float32)
-    if config.flow.immiscible:
-        noise = paired_noise(data, noise, group=config.flow.coupling_group, layout=layout)
-    t = sample_times(keys[2], data.shape[0], config.flow.time)
-    dropout = config.flow.condition_dropout if training else 0.0
+    if config.immiscible:
+        noise = couple_noise(data, noise, group=config.coupling_group, layout=layout)
+    t = sample_times(keys[2], data.shape[0], config.time)
+    dropout = config.condition_dropout if training else 0.0
     drop_video, drop_text = random_drops(keys[3], data.shape[0], dropout)
     video, text = drop_conditions(
         model,
@@ -147,42 +163,125 @@ def draw_examples(
         video=video,
         text=text,
         text_len=batch["text_len"],
-        keys=jax.random.split(keys[4], data.shape[0]) if training else None,
+        dropout_keys=jax.random.split(keys[4], data.shape[0]) if training else None,
     )
 
 
-def example_losses(
-    model: Flowley, examples: Examples, config: ExperimentConfig, *, fetch: Fetch = as_stored
+def velocity_losses(
+    model: Flowley, examples: Examples, config: LossConfig, gather_weights: GatherWeights = identity
 ) -> Losses:
-    """Losses of the network's answers."""
+    """Return the losses of the velocity that the network predicts.
+
+    Args:
+      gather_weights: applied to each block's weights where the block is computed.
+    """
     velocity = model(
         examples.noisy,
         examples.video,
         examples.text,
         examples.text_len,
         examples.t,
-        deterministic=examples.keys is None,
-        rng=examples.keys,
-        fetch=fetch,
+        deterministic=examples.dropout_keys is None,
+        rng=examples.dropout_keys,
+        gather_weights=gather_weights,
     )
-    return flow_losses(velocity, examples.target, config.flow.loss)
+    return flow_losses(velocity, examples.target, config)
 
 
-def _accumulated(gradient, parameters, examples: Examples, parts: int):
-    """Means of gradients and losses over the parts of a batch, one after the other."""
-    if parts == 1:
+@jax.named_scope("coupling")
+def couple_noise(
+    data: Float[Array, "B Ta C"], noise: Float[Array, "B Ta C"], *, group: int, layout: Layout
+) -> Float[Array, "B Ta C"]:
+    """Return the noise that immiscible coupling assigns to each latent; it is the same on any mesh.
+
+    The assignment is an auction of hundreds of rounds. If it were split over devices, they would wait for
+    each other in every round. So each device runs the auctions of the groups that its own shard of the batch
+    belongs to; a group within one shard never leaves its device.
+
+    Args:
+      group: number of consecutive examples that are coupled with each other.
+    """
+    batch = len(data)
+    size = group_size(batch, group)
+    if layout.mesh.size == 1:
+        return noise[immiscible_assignment(data, noise, group=size)]
+    split, replicated = PartitionSpec(BATCH_AXES), PartitionSpec()
+    if batch % layout.batch_shards:
+        shard, in_spec, out_spec = batch, replicated, replicated
+    else:
+        shard = batch // layout.batch_shards
+        in_spec, out_spec = (replicated if shard % size else split), split
+    couple = functools.partial(_couple_shard, group=size, shard=shard)
+    return jax.shard_map(couple, in_specs=(in_spec, in_spec), out_specs=out_spec, check_vma=False)(
+        data, noise
+    )
+
+
+def _couple_shard(data: jax.Array, noise: jax.Array, *, group: int, shard: int) -> jax.Array:
+    """Return the noise for one device's `shard` latents, given its own or all latents of the batch."""
+    if shard % group == 0:
+        return noise[immiscible_assignment(data, noise, group=group)]
+    groups = len(data) // group
+    # A shard that does not align with groups can overlap one more group at each end.
+    needed = 1 if group % shard == 0 else min(groups, shard // group + 2)
+    first_row = jax.lax.axis_index(BATCH_AXES) * shard
+    start = group * jnp.minimum(first_row // group, groups - needed)
+    data, noise = (jax.lax.dynamic_slice_in_dim(x, start, needed * group) for x in (data, noise))
+    coupled = noise[immiscible_assignment(data, noise, group=group)]
+    return jax.lax.dynamic_slice_in_dim(coupled, first_row - start, shard)
+
+
+@jax.named_scope("update_ratios")
+def update_ratios(updates: Any, parameters: Any, *, when: jax.Array) -> dict[str, jax.Array]:
+    """Return ‖update‖ / ‖weights‖ of every block, and of every section outside of the blocks.
+
+    Args:
+      when: whether to compute the ratios, which reads all weights once more; they are 0 otherwise.
+
+    Returns:
+      Scalars named `update_ratio/<block>`.
+    """
+    blocks: dict[str, list[tuple[jax.Array, jax.Array]]] = {}
+    for (leaf_path, update), weight in zip(
+        jax.tree.leaves_with_path(updates), jax.tree.leaves(parameters), strict=True
+    ):
+        blocks.setdefault(_block_of(path_name(leaf_path)), []).append((update, weight))
+
+    def compute():
+        return {
+            name: _norm(update for update, _ in pairs) / _norm(weight for _, weight in pairs)
+            for name, pairs in blocks.items()
+        }
+
+    ratios = jax.lax.cond(when, compute, lambda: {name: jnp.zeros(()) for name in blocks})
+    return {f"update_ratio/{name}": value for name, value in ratios.items()}
+
+
+def _norm(leaves) -> jax.Array:
+    # A layer that is all zeros, such as the last one at first, must not divide by zero.
+    return jnp.maximum(optax.tree.norm(list(leaves)), 1e-12)
+
+
+def _block_of(name: str) -> str:
+    first, second, *_ = name.split("/")
+    return f"{first}/{second}" if second.isdigit() else first
+
+
+def _accumulate(gradient: Callable[..., Any], parameters: Any, examples: Examples, microbatches: int) -> Any:
+    """Return the means of gradients and losses over microbatches that are computed one after another."""
+    if microbatches == 1:
         return gradient(parameters, examples)
-    # Every part takes from all of the batch, and so from all devices.
-    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), examples)
+    # Every microbatch takes rows from the whole batch, and so from every device.
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0), examples)
     shapes = jax.eval_shape(gradient, parameters, jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, gradient(parameters, part)), None
+    def add(total, microbatch):
+        return jax.tree.map(jnp.add, total, gradient(parameters, microbatch)), None
 
     # XLA:CPU differentiates convolutions inside a loop 26 times slower than outside.
     total, _ = jax.lax.scan(add, zeros, split, unroll=platform_in_use() == "cpu")
-    return jax.tree.map(lambda leaf: leaf / parts, total)
+    return jax.tree.map(lambda leaf: leaf / microbatches, total)
 
 
 def _named(losses: Losses) -> Metrics:

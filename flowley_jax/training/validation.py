@@ -1,28 +1,87 @@
-"""The loss of a state on clips that it is not trained on."""
+"""Validation losses, and previews of a few held-out clips."""
 
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from flowley_jax.config import ExperimentConfig
+from flowley_jax.config import SampleConfig
+from flowley_jax.data.components import Components
 from flowley_jax.data.pipeline import eval_batches
+from flowley_jax.flow.sampler import item_key, sample_latents
+from flowley_jax.model.flowley import abstract_model
+from flowley_jax.training.metrics import MetricWriter
 from flowley_jax.training.sharding import Layout
-from flowley_jax.training.state import TrainState
+from flowley_jax.training.state import StepConfig, TrainState, model_weights
+from flowley_jax.training.step import valid_step
+
+PREVIEW_CLIPS = 2
 
 
 def validation_losses(
-    valid_fn, state: TrainState, records: Path, config: ExperimentConfig, layout: Layout
+    parameters: Any,
+    constants: Any,
+    records: Path,
+    *,
+    config: StepConfig,
+    layout: Layout,
+    batch_size: int,
 ) -> dict[str, float]:
-    """Mean losses over the valid split, named `valid/…`; the same draws at every call.
+    """Return the mean losses over the valid split, named `valid/…`. Every call draws the same noise.
 
     Args:
-      valid_fn: of `make_valid_step`.
+      parameters, constants: the network's weights on the layout's devices, with LoRA merged.
     """
     sums: dict[str, float] = {}
-    count = 0
-    for index, batch in enumerate(eval_batches(records, "valid", batch_size=config.data.batch_size)):
+    clips = 0
+    for index, batch in enumerate(eval_batches(records, "valid", batch_size=batch_size)):
         size = len(batch["text_len"])
-        for name, value in jax.device_get(valid_fn(state, layout.place(batch), index)).items():
+        losses = valid_step(
+            parameters, constants, layout.shard_batch(batch), index, config=config, layout=layout
+        )
+        for name, value in jax.device_get(losses).items():
             sums[name] = sums.get(name, 0.0) + float(value) * size
-        count += size
-    return {f"valid/{name}": value / count for name, value in sums.items()}
+        clips += size
+    return {f"valid/{name}": value / clips for name, value in sums.items()}
+
+
+def write_previews(
+    writer: MetricWriter | None,
+    step: int,
+    state: TrainState,
+    records: Path,
+    components: Components,
+    *,
+    config: StepConfig,
+    layout: Layout,
+    sample: SampleConfig,
+) -> None:
+    """Sample the first validation clips, and write their sounds and mel pictures to TensorBoard.
+
+    The weights are the first EMA track's. For comparison, the real sound is written after its round trip
+    through codec and vocoder. Collective, since the weights are on all devices; the process with a writer
+    samples.
+    """
+    averaged = model_weights(state, config.lora, trained=state.averages[0])
+    variables = layout.to_host((averaged, state.constants))
+    if writer is None:
+        return
+    batch = next(islice(eval_batches(records, "valid", batch_size=PREVIEW_CLIPS), 1))
+    clips, audio_length = batch["audio_mean"].shape[:2]
+    solution = sample_latents(
+        abstract_model(config.model)[0],
+        variables,
+        jnp.stack([item_key(config.seed, f"preview {index}") for index in range(clips)]),
+        *(jnp.asarray(batch[name]) for name in ("video_features", "text_features", "text_len")),
+        audio_length=audio_length,
+        guidance=sample.guidance,
+        solver=sample.solver,
+    )
+    for name, latents in (("generated", np.asarray(solution.latent)), ("real", batch["audio_mean"])):
+        mels, waves = components.codec.decode(latents), components.decode_audio(latents)
+        for index in range(clips):
+            writer.picture(step, f"{name}/{index}/mel", mels[index])
+            writer.sound(step, f"{name}/{index}/sound", waves[index], components.sample_rate)

@@ -1,4 +1,4 @@
-"""Griffin–Lim: exact length and alignment, determinism, and sound that has the mel it was made from."""
+"""Griffin–Lim: exact length and alignment, determinism, and the mel spectrogram of the result."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from flowley_jax.errors import FlowleyError
 
 
 def _impact(mel, start, seconds=0.8):
-    """A decaying noise burst that starts at sample `start`."""
+    """Return a decaying noise burst that starts at sample `start`."""
     rng = np.random.default_rng(0)
     wave = np.zeros(round(seconds * mel.sample_rate), np.float32)
     length = len(wave) - start
@@ -20,7 +20,7 @@ def _impact(mel, start, seconds=0.8):
 
 @pytest.mark.parametrize("mel", [MEL_16K, MEL_44K], ids=lambda mel: mel.name)
 @pytest.mark.parametrize("offset", [0, 77, 130])
-def test_click_stays_where_it_was(mel, offset):
+def test_click_keeps_its_position(mel, offset):
     wave = np.zeros(64 * mel.hop, np.float32)
     click = 30 * mel.hop + offset
     wave[click] = 0.9
@@ -37,25 +37,25 @@ def test_impacts_stay_sharp():
     rebuilt = np.abs(GriffinLimVocoder(mel=MEL_16K)(frames[None])[0])
     loud = np.flatnonzero(rebuilt > 0.5 * rebuilt.max())[0]
     assert abs(loud - start) <= 0.004 * MEL_16K.sample_rate
-    # Window length before the impact and more: silence, up to a weak echo.
+    # More than a window before the impact, there is silence up to a weak echo.
     assert rebuilt[: start - 1024].max() < 0.05 * rebuilt.max()
 
 
-def test_mel_of_the_result_is_the_mel_it_was_made_from():
+def test_result_has_the_mel_spectrogram_it_was_made_from():
     frames = log_mel(_impact(MEL_16K, 3000), MEL_16K)
     rebuilt = log_mel(GriffinLimVocoder(mel=MEL_16K, iterations=32)(frames[None])[0], MEL_16K)
     loud = frames > MEL_16K.floor + 2.0
     assert np.abs(rebuilt - frames)[loud].mean() < 0.1
 
 
-def test_the_same_frames_give_the_same_wave():
+def test_equal_frames_give_equal_waves():
     vocoder = GriffinLimVocoder(mel=MEL_16K)
     frames = log_mel(_impact(MEL_16K, 3000), MEL_16K)[None]
     assert isinstance(vocoder, Vocoder)
     np.testing.assert_array_equal(vocoder(frames), vocoder(frames))
 
 
-def test_magnitudes_are_non_negative_and_improve_on_the_clipped_inverse():
+def test_magnitudes_are_non_negative_and_better_than_the_clipped_inverse():
     mel = from_log(log_mel(_impact(MEL_16K, 3000), MEL_16K), MEL_16K)
 
     def error(iterations):
@@ -67,6 +67,6 @@ def test_magnitudes_are_non_negative_and_improve_on_the_clipped_inverse():
     assert error(8) < 0.05
 
 
-def test_wrong_bins():
+def test_wrong_number_of_bins_is_refused():
     with pytest.raises(FlowleyError, match=r"\(1, 10, 81\) must be \(batch, frames, 80\)"):
         GriffinLimVocoder(mel=MEL_16K)(np.zeros((1, 10, 81), np.float32))

@@ -1,4 +1,4 @@
-"""Batches: exact resume, whole epochs, order of evaluation, clear errors."""
+"""Batches of records: exact resume, order of training and evaluation, captions, and errors."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ DIMS = Dims(audio_length=5, audio_dim=3, video_length=4, video_dim=7, text_lengt
 
 
 def _example(index):
-    """Every entry is the example's number."""
+    """Return an example whose entries all equal its index."""
     return {
         "audio_mean": np.full((5, 3), index, np.float32),
         "audio_std": np.full((5, 3), index, np.float32),
@@ -45,7 +45,7 @@ def _order(batches, count):
     return np.concatenate([batch["text_len"] for batch in itertools.islice(batches, count)])
 
 
-def test_batches_are_contiguous_arrays_of_whole_examples(records):
+def test_batches_are_contiguous_arrays_of_complete_examples(records):
     batch = next(train_batches(records, batch_size=4, seed=0))
     shapes = {key: value.shape for key, value in batch.items()}
     assert shapes == {
@@ -65,23 +65,23 @@ def test_batches_are_contiguous_arrays_of_whole_examples(records):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_features_come_in_the_type_that_the_network_computes_in(records, num_workers):
+def test_features_have_the_compute_type_of_the_network(records, num_workers):
     batches = train_batches(records, batch_size=4, seed=0, feature_dtype="bfloat16", num_workers=num_workers)
     batch, exact = next(batches), next(train_batches(records, batch_size=4, seed=0))
     for name, values in batch.items():
-        narrow = name in ("video_features", "text_features")
-        assert values.dtype == (ml_dtypes.bfloat16 if narrow else exact[name].dtype)
+        is_feature = name in ("video_features", "text_features")
+        assert values.dtype == (ml_dtypes.bfloat16 if is_feature else exact[name].dtype)
         np.testing.assert_array_equal(values.astype(np.float32), exact[name])
 
 
-def test_every_epoch_is_a_permutation_of_its_own(records):
+def test_every_epoch_is_a_different_permutation(records):
     order = _order(train_batches(records, batch_size=4, seed=3), 10).reshape(4, COUNT)
     for epoch in order:
         assert sorted(epoch) == list(range(COUNT))
     assert len({tuple(epoch) for epoch in order}) == 4
 
 
-def test_order_is_a_function_of_the_seed(records):
+def test_order_depends_only_on_the_seed(records):
     first, again, other = (_order(train_batches(records, batch_size=4, seed=s), 5) for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -100,21 +100,21 @@ def test_resume_is_exact(records, drawn):
     np.testing.assert_array_equal(_order(resumed, 6), expected)
 
 
-def test_number_of_workers_changes_neither_order_nor_state(records):
-    # Grain's workers read flags, which a program's entry point parses.
+def test_number_of_workers_does_not_change_order_or_state(records):
+    # Grain's workers read flags, which the entry point of a program parses.
     flags.FLAGS.mark_as_parsed()
-    alone = train_batches(records, batch_size=4, seed=0)
+    single = train_batches(records, batch_size=4, seed=0)
     parallel = train_batches(records, batch_size=4, seed=0, num_workers=2)
     try:
-        np.testing.assert_array_equal(_order(parallel, 5), _order(alone, 5))
-        assert parallel.get_state() == alone.get_state()
+        np.testing.assert_array_equal(_order(parallel, 5), _order(single, 5))
+        assert parallel.get_state() == single.get_state()
     finally:
         parallel.close()
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_groups_of_processes_make_up_the_same_batches(records, groups):
-    """Whatever rows a group has: here every `groups`-th, in one session and after a resume."""
+def test_groups_of_processes_together_read_the_same_batches(records, groups):
+    """Each group has every `groups`-th row, before and after a resume."""
     rows = np.arange(4).reshape(-1, groups).T
     expected = _order(train_batches(records, batch_size=4, seed=5), 6).reshape(6, 4)
     for group in range(groups):
@@ -126,13 +126,13 @@ def test_groups_of_processes_make_up_the_same_batches(records, groups):
         np.testing.assert_array_equal(np.stack(first + later), expected[:, rows[group]])
 
 
-def test_evaluation_sees_every_example_once_in_order(records):
+def test_evaluation_reads_every_example_once_in_order(records):
     batches = list(eval_batches(records, "valid", batch_size=4))
     assert [len(batch["text_len"]) for batch in batches] == [4, 4, 2]
     assert _order(iter(batches), 3).tolist() == list(range(COUNT))
 
 
-def test_bad_settings_and_missing_records(records, tmp_path):
+def test_invalid_settings_and_missing_records_are_refused(records, tmp_path):
     with pytest.raises(FlowleyError, match=str(tmp_path)):
         train_batches(tmp_path, batch_size=1, seed=0)
     with pytest.raises(FlowleyError, match="'test'"):
@@ -153,14 +153,14 @@ def _with_other_captions(index):
 
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory):
-    """Records whose other captions have length 5, and one example without."""
+    """Records whose examples, except one, have a different caption of length 5."""
     folder = tmp_path_factory.mktemp("captioned")
     dims = dataclasses.replace(DIMS, more_captions=("soundcap",))
     write_records(folder, dims, {"train": lambda: map(_with_other_captions, range(COUNT))})
     return folder
 
 
-def test_captions_of_several_sources_are_drawn_by_their_weights(captioned):
+def test_caption_sources_are_drawn_by_their_weights(captioned):
     def lengths(weights, seed=0, steps=50):
         batches = train_batches(captioned, batch_size=COUNT, seed=seed, captions=weights)
         rows = [(b["audio_mean"][:, 0, 0], b["text_len"]) for b in itertools.islice(batches, steps)]
@@ -175,8 +175,8 @@ def test_captions_of_several_sources_are_drawn_by_their_weights(captioned):
     np.testing.assert_array_equal(drawn[drawn[:, 0] == 3, 1], 3)
     np.testing.assert_array_equal(drawn, lengths({"table": 1.0, "soundcap": 3.0}))
     assert (drawn[:, 1] != lengths({"table": 1.0, "soundcap": 3.0}, seed=1)[:, 1]).any()
-    alone = lengths({"soundcap": 1.0}, steps=2)
-    np.testing.assert_array_equal(alone[:, 1], np.where(alone[:, 0] == 3, 3, 5))
+    only_other = lengths({"soundcap": 1.0}, steps=2)
+    np.testing.assert_array_equal(only_other[:, 1], np.where(only_other[:, 0] == 3, 3, 5))
     table = lengths(None, steps=2)
     np.testing.assert_array_equal(table[:, 1], table[:, 0])
 
@@ -184,11 +184,11 @@ def test_captions_of_several_sources_are_drawn_by_their_weights(captioned):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"poems": 1.0}, "the records have none of 'poems'; they have table, soundcap"),
-        ({"soundcap": -1.0}, "weight of 'soundcap' is -1.0"),
+        ({"poems": 1.0}, "the records have no source 'poems'; they have table, soundcap"),
+        ({"soundcap": -1.0}, "weight soundcap=-1.0 must be at least 0"),
         ({"soundcap": 0.0}, "all weights are 0"),
     ],
 )
-def test_impossible_mixtures_of_captions(captioned, weights, message):
+def test_invalid_caption_weights_are_refused(captioned, weights, message):
     with pytest.raises(FlowleyError, match=message):
         train_batches(captioned, batch_size=2, seed=0, captions=weights)

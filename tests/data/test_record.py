@@ -1,8 +1,8 @@
-"""Records: what goes in comes out, without TensorFlow, for any sizes."""
+"""Records: exact round trips of any sizes without TensorFlow, and errors that name the file."""
 
-import subprocess
 import sys
 
+import children
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ from flowley_jax.data.record import (
     caption_sources,
     has_records,
     open_records,
-    texts_of,
     write_records,
 )
 from flowley_jax.errors import FlowleyError
@@ -45,7 +44,7 @@ def _examples(dims, count, seed=0):
 
 
 @pytest.mark.parametrize("dims", [_dims(), _dims(audio_length=1, video_dim=1, text_length=1)])
-def test_round_trip_keeps_order_and_bits(tmp_path, dims):
+def test_round_trip_preserves_order_and_bits(tmp_path, dims):
     written = {"train": _examples(dims, 12), "test": _examples(dims, 3, seed=1)}
     write_records(tmp_path, dims, {split: lambda rows=rows: rows for split, rows in written.items()})
     assert has_records(tmp_path)
@@ -53,13 +52,13 @@ def test_round_trip_keeps_order_and_bits(tmp_path, dims):
         read = open_records(tmp_path, split)
         assert len(read) == len(rows)
         for index, row in enumerate(rows):
-            assert texts_of(read[index]) == {key: row[key] for key in ("id", "caption", "label")}
+            assert tiny.texts_of(read[index]) == {key: row[key] for key in ("id", "caption", "label")}
             for field, values in arrays_of(read[index]).items():
                 assert values.dtype == {"text_len": np.int32, "has_video": np.bool_}.get(field, np.float32)
                 np.testing.assert_array_equal(values, row.get(field, True))
 
 
-def test_what_a_clip_lacks_is_marked_and_other_captions_are_kept(tmp_path):
+def test_missing_streams_are_marked_and_other_captions_are_stored(tmp_path):
     dims = _dims(more_captions=("soundcap",))
     rows = _examples(dims, 3)
     del rows[1]["video_features"]
@@ -72,16 +71,18 @@ def test_what_a_clip_lacks_is_marked_and_other_captions_are_kept(tmp_path):
     assert not blind["has_video"] and not arrays_of(blind)["video_features"].any()
     assert not mute["has_audio"] and not arrays_of(mute)["audio_mean"].any()
     assert caption_sources(first) == ["table", "soundcap"] and caption_sources(mute) == ["table"]
-    arrays = arrays_of(first, captions="soundcap")
+    arrays = arrays_of(first, caption_source="soundcap")
     np.testing.assert_array_equal(arrays["text_features"], other["text_features"])
     assert arrays["text_len"] == 2
     np.testing.assert_array_equal(arrays_of(first)["text_features"], rows[0]["text_features"])
     rows[1]["more_captions"] = {"poems": other}
-    with pytest.raises(FlowleyError, match="clip-1 has captions of 'poems', which the records do not have"):
+    with pytest.raises(
+        FlowleyError, match="clip-1 has captions from 'poems', which is not a source of the records"
+    ):
         write_records(tmp_path / "more", dims, {"train": lambda: rows})
 
 
-def test_text_is_stored_up_to_its_last_row_that_is_not_zero(tmp_path):
+def test_zero_rows_at_the_end_of_text_are_not_stored(tmp_path):
     dims = _dims(text_length=40, text_dim=16)
     rows = _examples(dims, 3)
     rows[0]["text_features"][5:] = 0.0
@@ -93,17 +94,17 @@ def test_text_is_stored_up_to_its_last_row_that_is_not_zero(tmp_path):
         np.testing.assert_array_equal(arrays_of(read[index])["text_features"], row["text_features"])
 
 
-def test_a_split_of_several_files_keeps_its_order(tmp_path, monkeypatch):
+def test_split_of_several_files_preserves_the_order(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "EXAMPLES_PER_FILE", 7)
     rows = _examples(_dims(), 20)
     write_records(tmp_path, _dims(), {"train": lambda: rows})
     read = open_records(tmp_path, "train")
-    assert [texts_of(read[index])["id"] for index in range(20)] == [row["id"] for row in rows]
+    assert [tiny.texts_of(read[index])["id"] for index in range(20)] == [row["id"] for row in rows]
     assert len(list(tmp_path.rglob("*array_record*"))) == 3
     assert not (tmp_path / ".partial").exists()
 
 
-def test_features_in_half_precision(tmp_path):
+def test_features_can_be_stored_in_half_precision(tmp_path):
     dims = _dims(feature_dtype="float16")
     rows = _examples(dims, 2)
     write_records(tmp_path, dims, {"train": lambda: rows})
@@ -120,11 +121,11 @@ def test_features_in_half_precision(tmp_path):
         write_records(tmp_path / "more", dims, {"train": lambda: rows})
 
 
-def test_an_example_that_does_not_fit_leaves_nothing(tmp_path):
+def test_example_that_does_not_fit_leaves_no_records(tmp_path):
     rows = _examples(_dims(), 2) + _examples(_dims(video_dim=8), 1)
     with pytest.raises(
         FlowleyError,
-        match=r"do not fit the records: video_features of clip-0 is \(4, 8\), and must be \(4, 7\)",
+        match=r"does not fit .*: video_features of clip-0 has shape \(4, 8\), expected \(4, 7\)",
     ):
         write_records(tmp_path, _dims(), {"train": lambda: rows})
     assert not has_records(tmp_path)
@@ -134,29 +135,31 @@ def test_an_example_that_does_not_fit_leaves_nothing(tmp_path):
 
 def test_records_are_never_overwritten(tmp_path):
     write_records(tmp_path, _dims(), {"train": lambda: _examples(_dims(), 1)})
-    with pytest.raises(FlowleyError, match="has records already"):
+    with pytest.raises(FlowleyError, match="already has records"):
         write_records(tmp_path, _dims(), {"train": lambda: _examples(_dims(), 2)})
     assert len(open_records(tmp_path, "train")) == 1
 
 
-def test_missing_and_empty_records_name_the_folder(tmp_path):
+def test_missing_or_empty_records_are_named_in_the_error(tmp_path):
     with pytest.raises(FlowleyError, match="nowhere: no such folder"):
         open_records(tmp_path / "nowhere", "train")
     with pytest.raises(FlowleyError, match=f"{tmp_path}: has no records"):
         open_records(tmp_path, "train")
-    with pytest.raises(FlowleyError, match="the split 'valid' has no example"):
+    with pytest.raises(FlowleyError, match="the split 'valid' has no examples"):
         write_records(tmp_path, _dims(), {"train": lambda: _examples(_dims(), 1), "valid": list})
     write_records(tmp_path, _dims(), {"train": lambda: _examples(_dims(), 1)})
-    with pytest.raises(FlowleyError, match=f"{tmp_path}: no examples in split 'valid'; there are train"):
+    with pytest.raises(
+        FlowleyError, match=f"{tmp_path}: split 'valid' has no examples; splits with examples: train"
+    ):
         open_records(tmp_path, "valid")
 
 
 def test_tensorflow_is_not_imported():
     program = "import sys, flowley_jax.data.pipeline; sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-W", "error", "-c", program], check=False).returncode == 0
+    assert children.run([sys.executable, "-W", "error", "-c", program]).returncode == 0
 
 
-def test_a_file_cut_short_is_named_when_it_is_opened(tmp_path):
+def test_truncated_file_is_named_when_it_is_opened(tmp_path):
     records = tiny.write_records(tmp_path / "records")
     path = next(records.rglob("*train*array_record*"))
     path.write_bytes(path.read_bytes()[:1000])
@@ -165,7 +168,7 @@ def test_a_file_cut_short_is_named_when_it_is_opened(tmp_path):
     assert len(open_records(records, "test")) > 0
 
 
-def test_bytes_that_change_within_a_file_end_the_reading_with_its_name(tmp_path):
+def test_changed_bytes_in_a_file_are_named_when_they_are_read(tmp_path):
     records = tiny.write_records(tmp_path / "records")
     path = next(records.rglob("*train*array_record*"))
     raw = bytearray(path.read_bytes())

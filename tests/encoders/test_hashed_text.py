@@ -1,4 +1,4 @@
-"""Hashed word vectors."""
+"""The text encoder by hashed word vectors."""
 
 import string
 
@@ -12,7 +12,7 @@ from flowley_jax.encoders.protocols import TextEncoder
 from flowley_jax.errors import FlowleyError
 
 
-def test_shapes_lengths_and_padding():
+def test_features_have_expected_shapes_lengths_and_padding():
     encoder = HashedTextEncoder(dim=16, max_tokens=6)
     features, lengths = encoder(["a glass ball", "", "bounces"])
     assert isinstance(encoder, TextEncoder)
@@ -24,7 +24,7 @@ def test_shapes_lengths_and_padding():
     np.testing.assert_array_equal(features[0, 3], features[1, 0])  # end of text
 
 
-def test_case_and_punctuation_do_not_matter_but_words_do():
+def test_only_the_words_matter_not_case_or_punctuation():
     encoder = HashedTextEncoder()
     a, _ = encoder(["A glass ball, bouncing!"])
     b, _ = encoder(["a glass  BALL bouncing"])
@@ -34,7 +34,7 @@ def test_case_and_punctuation_do_not_matter_but_words_do():
     assert differs[:5].tolist() == [False, True, False, False, False]
 
 
-def test_values_are_the_same_on_every_machine():
+def test_values_are_fixed_on_every_machine():
     features, _ = HashedTextEncoder(dim=4)(["glass"])
     np.testing.assert_allclose(features[0, 0], [-0.6354235, -0.0489246, 0.1840097, -0.7483206], atol=1e-6)
 
@@ -59,7 +59,7 @@ def test_any_text_is_encoded_or_refused_with_its_length(captions):
     assert ((lengths >= 1) & (lengths <= 8)).all()
 
 
-def test_absurdly_long_prompt():
+def test_very_long_prompt_is_refused_in_a_short_message():
     with pytest.raises(FlowleyError, match=r"10001 tokens.*max_tokens=32") as caught:
         HashedTextEncoder()(["word " * 10_000])
     assert len(str(caught.value)) < 200

@@ -1,4 +1,4 @@
-"""The pixel descriptor: what it must make readable, and what it must not depend on."""
+"""The pixel encoder: what a linear regression can read from its features, and its invariances."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ GREY = 96
 
 
 def _disc(rows, columns, colour=(220, 60, 40), radius=7.0):
-    """Frames (T, SIZE, SIZE, 3) of an antialiased disc whose centre follows `rows`, `columns` in pixels."""
+    """Return frames (T, SIZE, SIZE, 3) of an antialiased disc centred at `rows` and `columns` in pixels."""
     y, x = np.mgrid[:SIZE, :SIZE] + 0.5
     distance = np.hypot(y - np.reshape(rows, (-1, 1, 1)), x - np.reshape(columns, (-1, 1, 1)))
     cover = np.clip(radius + 0.5 - distance, 0.0, 1.0)[..., None]
@@ -20,7 +20,7 @@ def _disc(rows, columns, colour=(220, 60, 40), radius=7.0):
 
 
 def _bounces(impact_frames, count=48):
-    """Height in pixels of a ball that falls onto row 80 at each (fractional) impact frame."""
+    """Return the row, per frame, of a ball that hits row 80 at each (fractional) impact frame."""
     times = np.arange(count)
     impacts = np.concatenate([[-8.0], impact_frames, [count + 8.0]])
     after = np.searchsorted(impacts, times, side="right")
@@ -28,7 +28,7 @@ def _bounces(impact_frames, count=48):
     return 80.0 - 0.35 * (times - start) * (end - times)
 
 
-def test_shape_type_scale_and_determinism():
+def test_features_have_expected_shape_type_and_scale_and_are_deterministic():
     rng = np.random.default_rng(0)
     frames = _disc(20 + 50 * rng.random(40), np.linspace(10, 80, 40))
     encoder = PixelEncoder()
@@ -40,7 +40,7 @@ def test_shape_type_scale_and_determinism():
     assert np.abs(features).max() < 40.0
 
 
-def test_a_still_picture_has_colour_and_no_motion():
+def test_still_picture_has_colour_and_no_motion():
     still = np.repeat(_disc([50.0], [30.0]), 5, axis=0)
     features = PixelEncoder()(still)
     noise = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
@@ -50,7 +50,7 @@ def test_a_still_picture_has_colour_and_no_motion():
     assert np.abs(features).max() > 0.1
 
 
-def test_running_backwards_turns_the_signed_motion_round():
+def test_reversed_video_has_the_opposite_signed_motion():
     frames = _disc(np.linspace(20, 70, 20), np.full(20, 48.0))
     forwards, backwards = PixelEncoder()(frames), PixelEncoder()(frames[::-1])[::-1]
     signed = np.abs(forwards + backwards).max(axis=0) < 1e-4
@@ -60,7 +60,7 @@ def test_running_backwards_turns_the_signed_motion_round():
     assert (same | signed | (np.abs(forwards).max(axis=0) <= 0.5)).all()
 
 
-def test_position_is_readable_below_a_pixel_pair():
+def test_position_is_readable_within_two_pixels():
     rng = np.random.default_rng(1)
 
     def data(count):
@@ -73,7 +73,7 @@ def test_position_is_readable_below_a_pixel_pair():
     assert np.median(np.abs(_ridge(train, target, test) - expected)) < 2.0
 
 
-def test_time_since_impact_is_readable_below_a_frame():
+def test_time_since_impact_is_readable_within_a_fraction_of_a_frame():
     rng = np.random.default_rng(2)
 
     def data(clips):
@@ -88,24 +88,24 @@ def test_time_since_impact_is_readable_below_a_frame():
 
     train, target = data(200)
     test, expected = data(60)
-    # A guess that knows nothing is off by a quarter of a frame.
+    # A guess without any information is off by a quarter of a frame.
     assert np.median(np.abs(_ridge(train, target, test) - expected)) < 0.1
 
 
-def test_colour_of_what_moves_is_readable_beside_a_still_thing():
+def test_colour_of_a_moving_object_is_readable_next_to_a_still_one():
     colours = [(220, 60, 40), (60, 90, 220), (230, 230, 230)]
     rng = np.random.default_rng(3)
 
     def data(count):
-        kinds = rng.integers(0, 3, count)
+        choices = rng.integers(0, 3, count)
         features = []
-        for kind in kinds:
+        for choice in choices:
             frames = _disc(
-                rng.uniform(20, 40) + 3.0 * np.arange(4), np.full(4, rng.uniform(20, 76)), colours[kind]
+                rng.uniform(20, 40) + 3.0 * np.arange(4), np.full(4, rng.uniform(20, 76)), colours[choice]
             )
             frames[:, 70:90, 40:60] = colours[rng.integers(3)]
             features.append(PixelEncoder()(frames)[1:3].mean(axis=0))
-        return np.stack(features), np.eye(3)[kinds]
+        return np.stack(features), np.eye(3)[choices]
 
     train, target = data(300)
     test, expected = data(100)
@@ -113,7 +113,7 @@ def test_colour_of_what_moves_is_readable_beside_a_still_thing():
     assert (guesses == expected.argmax(axis=1)).mean() > 0.95
 
 
-def test_another_dim_is_a_fixed_projection():
+def test_other_widths_are_a_fixed_projection():
     frames = _disc(np.linspace(20, 70, 8), np.full(8, 48.0))
     native = PixelEncoder()(frames)
     projected = PixelEncoder(dim=900)(frames)
@@ -123,7 +123,7 @@ def test_another_dim_is_a_fixed_projection():
     assert np.linalg.norm(projected[0] - projected[5]) == pytest.approx(expected * scale, rel=0.15)
 
 
-def test_one_frame_and_bad_input():
+def test_one_frame_is_encoded_and_invalid_frames_are_refused():
     assert np.isfinite(PixelEncoder()(_disc([40.0], [40.0]))).all()
     for frames in (
         np.zeros((0, 96, 96, 3), np.uint8),
@@ -137,7 +137,7 @@ def test_one_frame_and_bad_input():
 
 
 def _ridge(train, target, test, strength=1e-2):
-    """Linear regression with a constant, in its dual form."""
+    """Predict by a linear regression with a constant, in its dual form."""
     mean, offset = train.mean(axis=0), target.mean(axis=0)
     centred = (train - mean).astype(np.float64)
     gram = centred @ centred.T

@@ -1,4 +1,4 @@
-"""What is found wrong with tables and the files that they name."""
+"""Findings of lint in tables, and in the files that they name."""
 
 import json
 
@@ -7,13 +7,14 @@ import pytest
 import shell
 import unusable
 
-import data_prep.lint.readings
-from data_prep.lint.check import Reading, lint
+import data_prep.lint.fingerprint_cache
+from data_prep.lint.check import LintOptions, lint
 from data_prep.lint.shift import check_shift
-from data_prep.tables import TableRow, read_table
+from data_prep.table_formats import read_table
+from flowley_jax.data.clip_table import TableRow
 from flowley_jax.errors import FlowleyError
 
-ROWS_ALONE = Reading(fingerprints=False)
+ROWS_ONLY = LintOptions(fingerprints=False)
 THINGS = (
     "dog",
     "rain",
@@ -30,7 +31,7 @@ THINGS = (
 
 
 def _table(folder, rows, *, files=True):
-    """A clip table with a file for each row."""
+    """Write a clip table, and a file for each row."""
     folder.mkdir(parents=True, exist_ok=True)
     for row in rows if files else ():
         (folder / row[1]).write_bytes(b"x")
@@ -42,21 +43,21 @@ def _by_code(findings):
 
 
 def _lines(finding):
-    return [example.line for example in finding.examples]
+    return [case.line for case in finding.cases]
 
 
 def _clean(number, split="train"):
     return [(f"c{i}", f"c{i}.mp4", f"sound of {i}", split, "a label") for i in range(number)]
 
 
-def test_a_clean_table_has_notes_at_most(tmp_path, capsys):
-    findings = lint(_table(tmp_path, _clean(4)), reading=ROWS_ALONE)
+def test_a_clean_table_gets_only_notes(tmp_path, capsys):
+    findings = lint(_table(tmp_path, _clean(4)), options=ROWS_ONLY)
     assert {finding.severity for finding in findings} <= {"note"}
     printed = capsys.readouterr().out
     assert "4 clips (flowley): 4 train" in printed and "findings: 2 note" in printed
 
 
-def test_rows_ids_captions_and_files(tmp_path):
+def test_faults_of_rows_ids_captions_and_files_are_found(tmp_path):
     rows = _clean(3)
     rows += [
         ("c0", "d.mp4", "", "valid", "a label"),
@@ -68,8 +69,8 @@ def test_rows_ids_captions_and_files(tmp_path):
     ]
     table = _table(tmp_path, rows)
     (tmp_path / "gone.mp4").unlink()
-    found = _by_code(lint(table, reading=ROWS_ALONE))
-    lines = {code: _lines(found[code]) for code in found if found[code].severity != "note"}
+    findings = _by_code(lint(table, options=ROWS_ONLY))
+    lines = {code: _lines(findings[code]) for code in findings if findings[code].severity != "note"}
     assert lines == {
         "malformed": [9, 10],
         "duplicate_id": [5],
@@ -80,42 +81,54 @@ def test_rows_ids_captions_and_files(tmp_path):
         "duplicate_file": [7],
         "untrained_label": [6],
     }
-    assert found["no_caption"].severity == found["duplicate_file"].severity == "warning"
-    assert str(found["clip_in_splits"].examples[0]) == "line 5, c0: valid, but c0 in line 2 is train"
+    assert findings["no_caption"].severity == findings["duplicate_file"].severity == "warning"
+    assert str(findings["clip_in_splits"].cases[0]) == "line 5, c0: valid, but c0 in line 2 is train"
 
 
-def test_youtube_videos_in_more_than_one_split(tmp_path):
+def test_youtube_videos_in_more_than_one_split_are_found(tmp_path):
     (tmp_path / "v.csv").write_text("abcdefghi-_,1,x,train\nabcdefghi-_,11,x,test\nother678901,1,x,test\n")
-    found = _by_code(lint(tmp_path / "v.csv", reading=ROWS_ALONE))
-    (example,) = found["video_in_splits"].examples
-    assert example.line == 2 and "abcdefghi-__000001 in line 1 is train" in example.detail
+    findings = _by_code(lint(tmp_path / "v.csv", options=ROWS_ONLY))
+    (case,) = findings["video_in_splits"].cases
+    assert case.line == 2 and "abcdefghi-__000001 in line 1 is train" in case.detail
 
 
-def test_files_found_below_root_alone_are_named(tmp_path):
+def test_captions_made_of_youtube_ids_are_reported(tmp_path):
+    rows = [
+        ("a", "F8Zt3mYlOqU_000094.mp4", "F Zt mYlOqU", "train", "a label"),
+        ("b", "F8Zt3mYlOqU_000104.mp4", "a dog barks", "train", "a label"),
+        ("c", "Dog_barking.mp4", "Dog barking", "train", "a label"),
+        ("d", "hello_world_01.mp4", "hello world", "train", "a label"),
+    ]
+    finding = _by_code(lint(_table(tmp_path, rows), options=ROWS_ONLY))["caption_is_a_file_name"]
+    assert finding.severity == "warning"
+    assert [str(case) for case in finding.cases] == ["line 2, a: 'F Zt mYlOqU'"]
+
+
+def test_files_that_exist_only_below_root_are_reported(tmp_path):
     table = unusable.write_table(tmp_path, [("a", "/far/away/a.mp4", "x", "train", "x")])
     (tmp_path / "root/away").mkdir(parents=True)
     (tmp_path / "root/away/a.mp4").write_bytes(b"x")
-    assert "missing" in _by_code(lint(table, reading=ROWS_ALONE))
-    found = _by_code(lint(table, root=tmp_path / "root", reading=ROWS_ALONE))
-    assert "missing" not in found and "root/away/a.mp4" in found["elsewhere"].examples[0].detail
+    assert "missing" in _by_code(lint(table, options=ROWS_ONLY))
+    findings = _by_code(lint(table, root=tmp_path / "root", options=ROWS_ONLY))
+    assert "missing" not in findings and "root/away/a.mp4" in findings["elsewhere"].cases[0].detail
 
 
-def test_a_link_that_leads_nowhere_is_a_missing_file(tmp_path):
+def test_a_broken_link_is_a_missing_file(tmp_path):
     table = unusable.write_table(tmp_path, [(name, f"{name}.mp4", "x", "train", "x") for name in "ab"])
     (tmp_path / "a.mp4").symlink_to(tmp_path / "gone.mp4")
     (tmp_path / "there.mp4").write_bytes(b"x")
     (tmp_path / "b.mp4").symlink_to(tmp_path / "there.mp4")
-    found = _by_code(lint(table, reading=ROWS_ALONE))
-    assert [example.id for example in found["missing"].examples] == ["a"]
+    findings = _by_code(lint(table, options=ROWS_ONLY))
+    assert [case.id for case in findings["missing"].cases] == ["a"]
 
 
-def test_the_balance_of_labels(tmp_path):
+def test_the_balance_of_labels_is_reported(tmp_path):
     rows = [(f"c{i}", f"c{i}.mp4", "x", "train", "common" if i else "rare") for i in range(9)]
     rows += [("t", "t.mp4", "x", "test", "common"), ("u", "u.mp4", "x", "valid", "unseen")]
-    found = _by_code(lint(_table(tmp_path, rows), out=tmp_path / "out", reading=ROWS_ALONE))
-    assert found["balance"].summary == "3 labels with 1 to 9 clips"
-    assert found["balance"].examples[0].detail == "frequent: 'common' has 8 train, 1 test"
-    assert _lines(found["untrained_label"]) == [12]
+    findings = _by_code(lint(_table(tmp_path, rows), out=tmp_path / "out", options=ROWS_ONLY))
+    assert findings["balance"].summary == "3 labels with 1 to 9 clips"
+    assert findings["balance"].cases[0].detail == "frequent: 'common' has 8 train, 1 test"
+    assert _lines(findings["untrained_label"]) == [12]
     report = json.loads((tmp_path / "out/lint.json").read_text())
     assert report["balance"] == {
         "common": {"train": 8, "test": 1},
@@ -123,7 +136,7 @@ def test_the_balance_of_labels(tmp_path):
         "unseen": {"valid": 1},
     }
     assert {finding["code"]: finding["count"] for finding in report["findings"]} == {
-        code: len(finding.examples) for code, finding in found.items()
+        code: len(finding.cases) for code, finding in findings.items()
     }
 
 
@@ -144,19 +157,19 @@ def _described(number, caption_of, *, named=True):
 
 
 @pytest.mark.parametrize("shift", [-3, -1, 1, 2])
-def test_shifted_captions_are_found_with_the_line_from_which_on(shift):
+def test_shifted_captions_are_found_with_their_first_line(shift):
     rows = _described(200, lambda captions, i: captions[i] if i < 80 else captions[(i - shift) % 200])
     (finding,) = check_shift(rows)
     assert finding.code == "shifted_captions" and finding.severity == "error"
-    (example,) = finding.examples
-    assert abs(example.line - 82) <= 4
+    (case,) = finding.cases
+    assert abs(case.line - 82) <= 4
     direction = "down" if shift > 0 else "up"
-    assert f"{abs(shift)} row" in example.detail and direction in example.detail
+    assert f"{abs(shift)} row" in case.detail and direction in case.detail
 
 
-def test_captions_that_fit_are_not_taken_for_shifted():
+def test_fitting_captions_are_not_reported_as_shifted():
     assert check_shift(_described(200, lambda captions, i: captions[i])) == []
-    # Labels in blocks: the neighbour's caption fits as well as the own.
+    # With labels in blocks, a neighbour's caption fits as well as the row's own.
     blocks = [
         TableRow(line=i, id=str(i), caption=f"a {THINGS[i // 20]}", split="", label=THINGS[i // 20])
         for i in range(200)
@@ -167,31 +180,31 @@ def test_captions_that_fit_are_not_taken_for_shifted():
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        (_described(5, lambda captions, i: captions[i]), "too few have words to compare"),
-        (_described(50, lambda captions, i: "noise"), "have hardly a word in common"),
+        (_described(5, lambda captions, i: captions[i]), "too few rows have words to compare"),
+        (_described(50, lambda captions, i: "noise"), "share hardly any words"),
         (
             [TableRow(line=i, id=f"{i}", caption="dog", split="", label="dog") for i in range(50)],
-            "captions are the labels and files' names say nothing",
+            "captions are the labels and file names have no words",
         ),
     ],
 )
-def test_whether_captions_are_shifted_cannot_always_be_judged(rows, reason):
+def test_shifts_that_cannot_be_checked_are_noted(rows, reason):
     (finding,) = check_shift(rows)
-    assert finding.severity == "note" and reason in finding.examples[0].detail
+    assert finding.severity == "note" and reason in finding.cases[0].detail
 
 
-def test_captions_of_other_sources(tmp_path):
+def test_unknown_and_lacking_captions_of_other_sources_are_found(tmp_path):
     table = _table(tmp_path, _clean(3))
     captions = tmp_path / "other.tsv"
     captions.write_text("id\tcaption\nc0\ta\nc1\t\nc9\tb\n")
-    found = _by_code(lint(table, captions={"other": captions}, reading=ROWS_ALONE))
-    assert [example.id for example in found["captions_unknown"].examples] == ["c9"]
-    assert [example.id for example in found["captions_lacking"].examples] == ["c1", "c2"]
+    findings = _by_code(lint(table, captions={"other": captions}, options=ROWS_ONLY))
+    assert [case.id for case in findings["captions_unknown"].cases] == ["c9"]
+    assert [case.id for case in findings["captions_lacking"].cases] == ["c1", "c2"]
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Clips with copies within a split and across splits, and files that cannot be read."""
+    """Write clips with copies within and across splits, and files that cannot be read."""
     folder = tmp_path_factory.mktemp("clips")
     for seed in range(3):
         distinct.write(folder / f"{seed}.mp4", seed)
@@ -208,58 +221,60 @@ def clips(tmp_path_factory):
     return unusable.write_table(folder, [*rows, unusable.write_hanging(folder)])
 
 
-def test_copies_and_unreadable_files_are_found_and_nothing_is_read_twice(clips, tmp_path, monkeypatch):
+def test_copies_and_unreadable_files_are_found_and_no_file_is_read_twice(clips, tmp_path, monkeypatch):
     codec = unusable.write_crashing_codec(tmp_path / "site")
     monkeypatch.setenv("PYTHONPATH", str(codec))
-    reading = Reading(workers=1, time_limit=4.0)
-    found = _by_code(lint(clips, out=tmp_path / "out", reading=reading))
-    assert {example.id: example.detail.split(" (")[0] for example in found["copy_in_splits"].examples} == {
+    options = LintOptions(workers=1, time_limit=4.0)
+    findings = _by_code(lint(clips, out=tmp_path / "out", options=options))
+    assert {case.id: case.detail.split(" (")[0] for case in findings["copy_in_splits"].cases} == {
         "copy0": "test, near 0 in line 2, train",
         "dubbed": "valid, near 2 in line 4, train",
     }
-    assert found["copy_in_splits"].severity == "error" and found["copy"].severity == "note"
-    assert {example.id for example in found["copy"].examples} == {"copy1", "same2"}
-    assert [example.id for example in found["not_compared"].examples] == ["plain"]
-    assert [(one.id, one.detail) for one in found["lacks_a_stream"].examples] == [("plain", "no sound")]
-    reasons = {example.id: example.detail.split(":")[0] for example in found["unreadable"].examples}
+    assert findings["copy_in_splits"].severity == "error" and findings["copy"].severity == "note"
+    assert {case.id for case in findings["copy"].cases} == {"copy1", "same2"}
+    assert [case.id for case in findings["not_compared"].cases] == ["plain"]
+    assert [(one.id, one.detail) for one in findings["lacks_a_stream"].cases] == [("plain", "no sound")]
+    reasons = {case.id: case.detail.split(":")[0] for case in findings["unreadable"].cases}
     assert reasons == {"crash": "crash", "broken": "unreadable", "hanging": "timeout"}
-    kept = tmp_path / "out/fingerprints.jsonl"
-    whole = kept.read_text()
+    cache = tmp_path / "out/fingerprints.jsonl"
+    whole = cache.read_text()
     assert len(whole.splitlines()) == 11
-    monkeypatch.setattr(data_prep.lint.readings, "DecoderPool", None)
-    assert _by_code(lint(clips, out=tmp_path / "out", reading=reading)) == found
-    assert kept.read_text() == whole
+    monkeypatch.setattr(data_prep.lint.fingerprint_cache, "WorkerPool", None)
+    assert _by_code(lint(clips, out=tmp_path / "out", options=options)) == findings
+    assert cache.read_text() == whole
 
 
-def test_a_table_or_a_folder_with_nothing_in_it_is_no_clean_one(tmp_path):
+def test_an_empty_table_and_a_missing_root_are_refused(tmp_path):
     with pytest.raises(FlowleyError, match="the table has no rows"):
         lint(_table(tmp_path, []))
     with pytest.raises(FlowleyError, match=r"--root=.*nowhere: no such folder"):
         lint(_table(tmp_path, _clean(2)), root=tmp_path / "nowhere")
 
 
-def test_an_interrupted_run_goes_on(clips, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes(clips, tmp_path, monkeypatch):
     rows = [row.split("\t") for row in clips.read_text().splitlines()[1:5]]
     rows = [(row[0], str(clips.parent / row[1]), *row[2:]) for row in rows]
     table, out = unusable.write_table(tmp_path, rows), tmp_path / "out"
     first = lint(table, out=out)
-    kept = out / "fingerprints.jsonl"
-    lines = kept.read_text().splitlines()
-    kept.write_text("\n".join([*lines[:3], lines[3][:40]]))
+    cache = out / "fingerprints.jsonl"
+    lines = cache.read_text().splitlines()
+    cache.write_text("\n".join([*lines[:3], lines[3][:40]]))
     read = []
-    original = data_prep.lint.readings._read
+    original = data_prep.lint.fingerprint_cache._read_files
     monkeypatch.setattr(
-        data_prep.lint.readings, "_read", lambda paths, *more: read.extend(paths) or original(paths, *more)
+        data_prep.lint.fingerprint_cache,
+        "_read_files",
+        lambda paths, *more: read.extend(paths) or original(paths, *more),
     )
     assert lint(table, out=out) == first
-    assert read == [rows[3][1]] and sorted(kept.read_text().splitlines()) == sorted(lines)
-    kept.write_text('{"version": 2}\n')
+    assert read == [rows[3][1]] and sorted(cache.read_text().splitlines()) == sorted(lines)
+    cache.write_text('{"version": 2}\n')
     with pytest.raises(FlowleyError, match=r"fingerprints.jsonl: is damaged .* remove it"):
         lint(table, out=out)
 
 
 @pytest.mark.parametrize(("split", "code"), [("train", 0), ("tain", 3)])
-def test_the_exit_code_says_whether_there_is_an_error(tmp_path, split, code):
+def test_the_exit_code_is_3_for_errors(tmp_path, split, code):
     table = _table(tmp_path, _clean(2, split))
     result = shell.run("data_prep.lint", "--table", table, "--no-fingerprints", "--kind=flowley")
     assert result.returncode == code, result.stderr
@@ -269,20 +284,20 @@ def test_the_exit_code_says_whether_there_is_an_error(tmp_path, split, code):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--table=none.tsv",), ["none.tsv: no such table"]),
-        (("--table=README.md",), ["README.md: no known table", "expected a TSV"]),
+        (("--table=none.tsv",), ["none.tsv: no such clip table"]),
+        (("--table=README.md",), ["README.md: unknown table format", "expected a TSV"]),
         (("--table=README.md", "--kind=csv"), ["kind", "csv"]),
         (("--table=README.md", "--captions=x"), ["--captions=x must be NAME=FILE"]),
     ],
 )
-def test_what_cannot_be_checked_fails_in_one_line(flags, expected):
+def test_wrong_flags_fail_in_one_line(flags, expected):
     shell.fails_in_one_line(shell.run("data_prep.lint", *flags), *expected)
 
 
-def test_every_kind_of_table_can_be_checked(tmp_path):
+def test_tables_of_other_formats_can_be_checked(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"id": 0, "audio_prompt": "x"}\n')
     (tmp_path / "my_test.tsv").write_text("id\tlabel\n0\tx\n")
     for name in ("p.jsonl", "my_test.tsv"):
-        assert {"missing"} <= set(_by_code(lint(tmp_path / name, reading=ROWS_ALONE)))
+        assert {"missing"} <= set(_by_code(lint(tmp_path / name, options=ROWS_ONLY)))
         (row,) = read_table(tmp_path / name).rows
         assert row.split == "test"

@@ -1,4 +1,4 @@
-"""Captions of sound: what is asked, which answers are taken, and how a run goes on."""
+"""SoundCap without a real model: prompts, filters, the journal, resuming, servers and the audit page."""
 
 import importlib
 import json
@@ -9,22 +9,24 @@ import openai_server
 import pytest
 import unusable
 
+from data_prep.caption_files import read_captions
 from data_prep.rejection import Rejection
-from data_prep.rows import read_captions
 from data_prep.soundcap.audit import write_audit
 from data_prep.soundcap.captions import caption_clips
-from data_prep.soundcap.filters import cleaned, fault_of
-from data_prep.soundcap.look import Viewing
+from data_prep.soundcap.clip_view import ViewConfig
+from data_prep.soundcap.filters import clean_answer, find_problem
+from data_prep.soundcap.models import open_model
 from data_prep.soundcap.prompts import CAPTIONS, TARGETS, Prompt
 from data_prep.soundcap.server import ServerModel
 from flowley_jax.data.clip_table import read_clip_table
 from flowley_jax.errors import FlowleyError
 
-VIEWING = Viewing(seconds=1.0, fps=4.0, size=32)
+VIEW = ViewConfig(seconds=1.0, fps=4.0, size=32)
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
+    """Four clips with audio, one without, and one file that is no video."""
     folder = tmp_path_factory.mktemp("clips")
     rows = []
     for index in range(5):
@@ -35,42 +37,47 @@ def clips(tmp_path_factory):
     return read_clip_table(unusable.write_table(folder, rows))
 
 
-class _Model:
-    """Answers from a list, and remembers what it was shown."""
+class _FakeModel:
+    """Model with prepared answers that records the views; after the last one, raises KeyboardInterrupt."""
 
-    at_once = 2
-
-    def __init__(self, answers):
+    def __init__(self, answers, batch_size=2):
         self.identity = {"model": "fake"}
-        self.answers, self.seen = list(answers), []
+        self.batch_size = batch_size
+        self.answers, self.views = list(answers), []
 
     def __call__(self, clips, prompt):
-        self.seen.extend(clips)
-        given, self.answers = self.answers[: len(clips)], self.answers[len(clips) :]
-        if len(given) < len(clips):
+        self.views.extend(clips)
+        answers, self.answers = self.answers[: len(clips)], self.answers[len(clips) :]
+        if len(answers) < len(clips):
             raise KeyboardInterrupt
-        return given
+        return answers
 
 
-def test_a_torchvision_of_another_torch_is_told(tmp_path, monkeypatch):
+def _read_journal(out):
+    return [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
+
+
+def test_a_mismatched_torchvision_is_reported(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(FlowleyError, match=r"torch and torchvision do not fit each other \(operator"):
+    with pytest.raises(FlowleyError, match=r"torch and torchvision do not match \(operator"):
         importlib.import_module("data_prep.soundcap.local")
 
 
-def test_the_prompts_say_what_the_paper_asks_for():
+def test_the_prompts_ask_for_what_the_paper_asks_for():
     targets, captions = Prompt.read(TARGETS), Prompt.read(CAPTIONS)
-    for word in ("out of the picture", "background", "hiss", "voice-over", "not the words"):
-        assert word in targets.text
+    for phrase in ("out of the picture", "background", "hiss", "voice-over", "not the words"):
+        assert phrase in targets.text
     assert "no sound track" in captions.text and targets.sha256 != captions.sha256
 
 
-def test_prompts_of_ones_own_and_none(tmp_path):
+def test_a_prompt_can_be_a_file_and_must_not_be_empty(tmp_path):
     path = tmp_path / "mine_v2.txt"
     path.write_text("What is heard?\n")
     assert (Prompt.read(str(path)).name, Prompt.read(str(path)).text) == ("mine_v2", "What is heard?")
-    with pytest.raises(FlowleyError, match="'poems' is none of captions_v1, targets_v1"):
+    with pytest.raises(
+        FlowleyError, match="prompt='poems' must be one of captions_v1, targets_v1, or a text file"
+    ):
         Prompt.read("poems")
     path.write_text(" \n")
     with pytest.raises(FlowleyError, match="the prompt is empty"):
@@ -88,7 +95,7 @@ def test_prompts_of_ones_own_and_none(tmp_path):
     ],
 )
 def test_answers_are_cleaned(text, expected):
-    assert cleaned(text) == expected
+    assert clean_answer(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -113,86 +120,94 @@ def test_answers_are_cleaned(text, expected):
         ('A "clang" of metal echoes.', None),
     ],
 )
-def test_answers_that_are_no_captions_of_sound(text, code):
-    assert (fault_of(text) or (None,))[0] == code
+def test_filters_reject_answers_that_do_not_describe_sound(text, code):
+    assert (find_problem(text) or (None,))[0] == code
 
 
-def test_captions_come_with_provenance_and_a_stopped_run_goes_on(clips, tmp_path, caplog):
+def test_an_interrupted_run_resumes_and_records_provenance(clips, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     prompt = Prompt.read(CAPTIONS)
-    first = _Model(["A thud.", "I'm sorry, I cannot hear."])
+    first = _FakeModel(["A thud.", "I'm sorry, I cannot hear."])
     with pytest.raises(KeyboardInterrupt):
-        caption_clips(clips, tmp_path, first, prompt, VIEWING)
-    journal = tmp_path / "captions.jsonl"
-    assert len(journal.read_text().splitlines()) == 2
-    with open(journal, "a") as file:
+        caption_clips(clips, tmp_path, first, prompt, VIEW)
+    assert len(_read_journal(tmp_path)) == 2
+    # A crash in the middle of a line.
+    with open(tmp_path / "captions.jsonl", "a") as file:
         file.write('{"id": "id2", "te')
-    second = _Model(["Glass rings.", Rejection("model", "out of memory"), "Rain falls."])
-    captioned = caption_clips(clips, tmp_path, second, prompt, VIEWING)
-    assert "2 of 6 clips have an answer already" in caplog.text
-    assert captioned.captions == {"id0": "A thud.", "id2": "Glass rings.", "id4": "Rain falls."}
-    reasons = {key: one.reason for key, one in captioned.rejected.items()}
+    second = _FakeModel(["Glass rings.", Rejection("model", "out of memory"), "Rain falls."])
+    result = caption_clips(clips, tmp_path, second, prompt, VIEW)
+    assert "2 of 6 clips already have an answer" in caplog.text
+    assert result.captions == {"id0": "A thud.", "id2": "Glass rings.", "id4": "Rain falls."}
+    reasons = {clip_id: rejection.reason for clip_id, rejection in result.rejected.items()}
     assert reasons == {"id1": "refusal", "id3": "model", "bad": "unreadable"}
-    assert second.seen[0].frames.shape == (4, 32, 32, 3) and second.seen[0].wave is None
-    assert read_captions({"soundcap": tmp_path / "captions.tsv"})["soundcap"] == captioned.captions
+    assert second.views[0].frames.shape == (4, 32, 32, 3) and second.views[0].wave is None
+    assert read_captions({"soundcap": tmp_path / "captions.tsv"})["soundcap"] == result.captions
     rejected = (tmp_path / "rejected.tsv").read_text().splitlines()
     assert [row.split("\t")[:2] for row in rejected[1:]] == [
         ["id1", "refusal"],
         ["id3", "model"],
         ["bad", "unreadable"],
     ]
-    answer = json.loads(journal.read_text().splitlines()[0])
+    answer = _read_journal(tmp_path)[0]
     assert answer["model"] == "fake" and answer["prompt"] == CAPTIONS and answer["date"].startswith("20")
     assert answer["text"] == "A thud." and answer["prompt_sha256"] == prompt.sha256
-    nothing = _Model([])
-    assert caption_clips(clips, tmp_path, nothing, prompt, VIEWING) == captioned
-    again = _Model(["Bells.", "Drums."])
-    better = caption_clips(clips, tmp_path, again, prompt, VIEWING, retry=True).captions
-    assert better == {**captioned.captions, "id1": "Bells.", "id3": "Drums."} and len(again.seen) == 2
-    # Another model, another prompt, another way of looking: all is asked anew.
-    other = _Model(["One.", "Two.", "Three.", "Four.", "Five."])
-    assert len(caption_clips(clips, tmp_path, other, Prompt("x", "y"), VIEWING).captions) == 5
 
 
-def test_a_model_that_refuses_everything_ends_the_run_and_a_few_clips_do_not(clips, tmp_path):
-    refused, ask = Rejection("model", "too many pictures"), Prompt.read(CAPTIONS)
-    model = _Model([refused] * 5)
-    model.at_once = 5
+def test_a_finished_run_asks_nothing_unless_told_to_or_the_prompt_changes(clips, tmp_path):
+    prompt, refused = Prompt.read(CAPTIONS), Rejection("model", "out of memory")
+    model = _FakeModel(["A thud.", "I cannot hear.", "Glass rings.", refused, "Rain falls."])
+    result = caption_clips(clips, tmp_path, model, prompt, VIEW)
+    assert caption_clips(clips, tmp_path, _FakeModel([]), prompt, VIEW) == result
+    retried = _FakeModel(["Bells.", "Drums."])
+    captions = caption_clips(clips, tmp_path, retried, prompt, VIEW, retry=True).captions
+    assert captions == {**result.captions, "id1": "Bells.", "id3": "Drums."} and len(retried.views) == 2
+    other = _FakeModel(["One.", "Two.", "Three.", "Four.", "Five."])
+    assert len(caption_clips(clips, tmp_path, other, Prompt("x", "y"), VIEW).captions) == 5
+
+
+def test_a_model_that_refuses_every_clip_ends_the_run(clips, tmp_path):
+    refused, prompt = Rejection("model", "too many pictures"), Prompt.read(CAPTIONS)
+    model = _FakeModel([refused] * 5, batch_size=5)
     with pytest.raises(FlowleyError, match=r"refuses all of the first 5 clips \(too many pictures\)"):
-        caption_clips(clips, tmp_path / "all", model, ask, VIEWING)
-    # Nothing of it is kept: the same command asks again.
-    answers = ["a dog barks at the gate", *[refused] * 4]
-    model.answers = list(answers)
-    captioned = caption_clips(clips, tmp_path / "all", model, ask, VIEWING)
-    assert list(captioned.captions) == ["id0"] and len(captioned.rejected) == 5
-    few = caption_clips(clips, tmp_path / "few", _Model([refused] * 5), ask, VIEWING)
-    assert not few.captions and len(few.rejected) == 6
+        caption_clips(clips, tmp_path / "all", model, prompt, VIEW)
+    # The refusals were not recorded: the same command asks again.
+    model.answers = ["a dog barks at the gate", *[refused] * 4]
+    result = caption_clips(clips, tmp_path / "all", model, prompt, VIEW)
+    assert list(result.captions) == ["id0"] and len(result.rejected) == 5
 
 
-def test_a_file_that_has_changed_is_asked_about_again(tmp_path, caplog):
+def test_a_model_may_refuse_a_few_clips_at_a_time(clips, tmp_path):
+    model = _FakeModel([Rejection("model", "too many pictures")] * 5)
+    result = caption_clips(clips, tmp_path, model, Prompt.read(CAPTIONS), VIEW)
+    assert not result.captions and len(result.rejected) == 6
+
+
+def test_a_changed_file_is_captioned_again(tmp_path, caplog):
     unusable.write_clip(tmp_path / "a.mp4", seed=0)
     unusable.write_clip(tmp_path / "b.mp4", seed=1)
     rows = [("a", "a.mp4", "x", "train", "x"), ("b", "b.mp4", "x", "train", "x")]
     clips = read_clip_table(unusable.write_table(tmp_path, rows))
     prompt = Prompt.read(CAPTIONS)
-    caption_clips(clips, tmp_path / "out", _Model(["One.", "Two."]), prompt, VIEWING)
+    caption_clips(clips, tmp_path / "out", _FakeModel(["One.", "Two."]), prompt, VIEW)
     unusable.write_clip(tmp_path / "b.mp4", seed=2)
-    again = caption_clips(clips, tmp_path / "out", _Model(["Three."]), prompt, VIEWING)
-    assert again.captions == {"a": "One.", "b": "Three."}
-    assert "now" not in caplog.text
-    caption_clips(clips, tmp_path / "out", _Model(["Four.", "Five."]), Prompt("x", "y"), VIEWING)
-    assert "captions.tsv gets captions of this model, prompt and way of showing now" in caplog.text
+    result = caption_clips(clips, tmp_path / "out", _FakeModel(["Three."]), prompt, VIEW)
+    assert result.captions == {"a": "One.", "b": "Three."}
+    assert "replaced" not in caplog.text
+    caption_clips(clips, tmp_path / "out", _FakeModel(["Four.", "Five."]), Prompt("x", "y"), VIEW)
+    assert (
+        "captions.tsv: captions will be replaced, because the model, prompt or view has changed"
+        in caplog.text
+    )
 
 
-def test_a_server_is_shown_pictures_and_sound(clips, tmp_path):
-    viewing = Viewing(seconds=1.0, fps=4.0, size=32, sound=True)
+def test_a_server_gets_images_and_audio(clips, tmp_path):
+    view = ViewConfig(seconds=1.0, fps=4.0, size=32, sound=True)
     log = tmp_path / "requests.jsonl"
     with openai_server.running(log, busy=2) as url:
-        model = ServerModel(url, openai_server.MODEL, at_once=3, key="secret", pause=0.05)
-        captioned = caption_clips(clips, tmp_path / "out", model, Prompt.read(TARGETS), viewing)
-    said = "A thud over 4 pictures, 1 sounds."
-    assert captioned.captions == {f"id{index}": said for index in range(4)}
-    assert {key: one.reason for key, one in captioned.rejected.items()} == {
+        model = ServerModel(url, openai_server.MODEL, batch_size=3, key="secret", pause=0.05)
+        result = caption_clips(clips, tmp_path / "out", model, Prompt.read(TARGETS), view)
+    assert result.captions == {f"id{index}": "A thud over 4 pictures, 1 sounds." for index in range(4)}
+    assert {clip_id: rejection.reason for clip_id, rejection in result.rejected.items()} == {
         "id4": "no_audio",
         "bad": "unreadable",
     }
@@ -202,22 +217,24 @@ def test_a_server_is_shown_pictures_and_sound(clips, tmp_path):
     assert requests[0]["messages"][0]["content"][-1] == {"type": "text", "text": Prompt.read(TARGETS).text}
 
 
-def test_what_a_server_refuses_and_one_that_is_not_there(clips, tmp_path):
-    single, prompt = Viewing(seconds=0.25, fps=4.0, size=32), Prompt.read(CAPTIONS)
+def test_server_errors_reject_a_clip_or_end_the_run(clips, tmp_path):
+    one_frame, prompt = ViewConfig(seconds=0.25, fps=4.0, size=32), Prompt.read(CAPTIONS)
     with openai_server.running(tmp_path / "requests.jsonl") as url:
         model = ServerModel(url, openai_server.MODEL, pause=0.01)
-        rejected = caption_clips(clips[:1], tmp_path / "out", model, prompt, single).rejected
+        rejected = caption_clips(clips[:1], tmp_path / "out", model, prompt, one_frame).rejected
         assert rejected["id0"].reason == "model" and "400" in rejected["id0"].detail
-        with pytest.raises(FlowleyError, match=r"/v1: answers 404 for 'other' \(.*no model other"):
-            caption_clips(clips[:1], tmp_path, ServerModel(url, "other"), prompt, VIEWING)
+        with pytest.raises(FlowleyError, match=r"/v1: answers 404 for model 'other' \(.*no model other"):
+            caption_clips(clips[:1], tmp_path, ServerModel(url, "other"), prompt, VIEW)
     with pytest.raises(FlowleyError, match="must begin with http"):
         ServerModel("localhost:8000", "x")
-    gone = ServerModel(url, openai_server.MODEL, pause=0.01)
-    with pytest.raises(FlowleyError, match=r"no answer in 4 attempts .*run again to go on"):
-        caption_clips(clips[:1], tmp_path, gone, prompt, VIEWING)
+    stopped = ServerModel(url, openai_server.MODEL, pause=0.01)
+    with pytest.raises(FlowleyError, match=r"no answer in 4 attempts .*run the same command again to resume"):
+        caption_clips(clips[:1], tmp_path, stopped, prompt, VIEW)
+    with pytest.raises(FlowleyError, match="adapter=lora must be empty with a server"):
+        open_model("x", server=url, adapter="lora")
 
 
-def test_the_sheet_shows_clips_with_their_captions(clips, tmp_path):
+def test_the_audit_page_shows_clips_with_their_captions(clips, tmp_path):
     page = tmp_path / "audit.html"
     write_audit(page, clips, {"id0": "A <thud> & more."}, number=6, title="Captions")
     text = page.read_text()

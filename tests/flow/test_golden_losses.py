@@ -32,7 +32,7 @@ def _losses(model: Flowley, config: LossConfig):
     return flow_losses(velocity, path.target_velocity(noise, data), config)
 
 
-def test_path():
+def test_path_matches_the_golden_data():
     latent, noise, t = _arrays("latent", "noise", "t")
     data = golden_data.model("a_shared").standardise(latent)
     assert relative_error(data, DATA["out/normalized_latent"]) < 1e-6
@@ -42,13 +42,13 @@ def test_path():
 
 @pytest.mark.parametrize("kind", ["mse", "pseudo_huber"])
 @pytest.mark.parametrize("weight", [0.5, 1.0])
-def test_losses(kind, weight):
+def test_losses_match_the_golden_data(kind, weight):
     losses = _losses(golden_data.model("a_shared"), LossConfig(kind=kind, direction_weight=weight))
     for value, name in zip(losses, ("total", "main", "direction_loss"), strict=True):
         assert float(value) == pytest.approx(float(DATA[f"out/{kind}/w{weight}/{name}"]), rel=1e-5)
 
 
-def test_gradient_of_every_parameter():
+def test_gradients_of_all_parameters_match_the_golden_data():
     golden = {**golden_data.load("c_grads_0"), **golden_data.load("c_grads_1")}
     golden = {key.removeprefix("grad/"): value for key, value in golden.items() if key.startswith("grad/")}
     graphdef, parameters, constants = nnx.split(golden_data.model("a_shared"), nnx.Param, Constant)
@@ -65,7 +65,7 @@ def test_gradient_of_every_parameter():
     assert norm == pytest.approx(float(DATA["out/grad_global_norm"]), rel=1e-5)
 
 
-def test_time_maps():
+def test_time_maps_match_the_golden_data():
     u, z = _arrays("u", "z")
     np.testing.assert_allclose(cosmap(u), DATA["out/cosmap"], atol=1e-6)
     for mean, std in ((0, 1), (0, 0.1), (0.3, 0.7)):
@@ -86,23 +86,23 @@ def test_time_maps():
         ),
     ],
 )
-def test_distribution_of_drawn_times(config, density):
+def test_sampled_times_have_the_density_of_their_distribution(config, density):
     times = np.asarray(sample_times(jax.random.key(0), 200_000, config))
     counts, edges = np.histogram(times, bins=20, range=(0, 1))
     centres = 0.5 * (edges[1:] + edges[:-1])
     np.testing.assert_allclose(20 * counts / len(times), density(centres), atol=0.05)
 
 
-def test_immiscible_coupling():
+def test_immiscible_coupling_matches_the_golden_data():
     latent, noise, video, text, text_len, t = _arrays(
         "imm_latent", "imm_noise", "imm_visual_feature", "imm_text_feature", "imm_text_len", "imm_t"
     )
     model = golden_data.model("a_shared")
     data = model.standardise(latent)
     assert relative_error(coupling.coupling_cost(data, noise), DATA["out/immiscible/cost"]) < 1e-5
-    chosen = coupling.immiscible_assignment(data, noise)
-    np.testing.assert_array_equal(chosen, DATA["out/immiscible/indices"])
-    noise = noise[chosen]
+    assignment = coupling.immiscible_assignment(data, noise)
+    np.testing.assert_array_equal(assignment, DATA["out/immiscible/indices"])
+    noise = noise[assignment]
     velocity = nnx.jit(model)(path.interpolate(noise, data, t), video, text, text_len, t)
     losses = flow_losses(velocity, path.target_velocity(noise, data), LossConfig())
     for value, name in zip(losses, ("total", "main", "direction_loss"), strict=True):
@@ -110,31 +110,30 @@ def test_immiscible_coupling():
 
 
 @pytest.mark.parametrize("size", [1, 2, 17, 64])
-def test_assignment_is_as_good_as_scipys(size):
+def test_assignment_is_as_short_as_scipys(size):
     keys = jax.random.split(jax.random.key(size))
     data, noise = (jax.random.normal(key, (size, 5, 3)) for key in keys)
     cost = np.asarray(coupling.coupling_cost(data, noise))
-    chosen = np.asarray(jax.jit(coupling.immiscible_assignment)(data, noise))
-    assert sorted(chosen) == list(range(size))
+    assignment = np.asarray(jax.jit(coupling.immiscible_assignment)(data, noise))
+    assert sorted(assignment) == list(range(size))
     rows, columns = linear_sum_assignment(cost)
-    assert cost[np.arange(size), chosen].sum() == pytest.approx(cost[rows, columns].sum(), rel=1e-6)
+    assert cost[np.arange(size), assignment].sum() == pytest.approx(cost[rows, columns].sum(), rel=1e-6)
 
 
-def test_groups_are_coupled_apart_from_each_other():
+def test_groups_are_coupled_separately():
     keys = jax.random.split(jax.random.key(0))
     data, noise = (jax.random.normal(key, (12, 5, 3)) for key in keys)
-    assignment = jax.jit(coupling.immiscible_assignment, static_argnames="group")
-    chosen = assignment(data, noise, group=4)
+    assign = jax.jit(coupling.immiscible_assignment, static_argnames="group")
+    grouped = assign(data, noise, group=4)
     for start in (0, 4, 8):
-        part = slice(start, start + 4)
-        alone = assignment(data[part], noise[part])
-        np.testing.assert_array_equal(chosen[part], alone + start)
-    whole = assignment(data, noise)
-    np.testing.assert_array_equal(assignment(data, noise, group=5), whole)
-    assert (np.asarray(whole) != np.asarray(chosen)).any()
+        rows = slice(start, start + 4)
+        np.testing.assert_array_equal(grouped[rows], assign(data[rows], noise[rows]) + start)
+    whole = assign(data, noise)
+    np.testing.assert_array_equal(assign(data, noise, group=5), whole)
+    assert (np.asarray(whole) != np.asarray(grouped)).any()
 
 
-def test_cosine_is_defined_where_a_vector_is_zero():
+def test_cosine_of_a_zero_vector_is_zero_with_zero_gradient():
     x, y = jnp.asarray([[0.0, 0.0], [3.0, 4.0]]), jnp.asarray([[1.0, 0.0], [4.0, 3.0]])
     np.testing.assert_allclose(cosine_similarity(x, y), [0.0, 24 / 25], atol=1e-6)
     gradient = jax.grad(lambda x: cosine_similarity(x, y).sum())(x)
@@ -144,7 +143,7 @@ def test_cosine_is_defined_where_a_vector_is_zero():
 
 @pytest.mark.parametrize("adaln_init", ["gaussian", "zero"])
 @pytest.mark.parametrize("empty", [False, True])
-def test_first_step_has_finite_gradients_of_ordinary_size(adaln_init, empty):
+def test_first_step_has_finite_gradients_of_normal_size(adaln_init, empty):
     config = ModelConfig(
         audio_dim=4,
         video_dim=6,
@@ -168,7 +167,7 @@ def test_first_step_has_finite_gradients_of_ordinary_size(adaln_init, empty):
         return flow_losses(velocity, path.target_velocity(noise, data), LossConfig()).total
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(parameters)
-    # The velocity is zero at first: the mean square of the target, and a cosine of 0 everywhere.
+    # The initial velocity is zero, so the losses are the target's mean square and a cosine of 0 everywhere.
     assert float(value) == pytest.approx(float(jnp.mean(jnp.square(data - noise))) + 0.5, rel=1e-5)
     leaves = jax.tree.leaves(gradients)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)

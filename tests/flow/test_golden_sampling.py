@@ -1,4 +1,4 @@
-"""Samples against the published implementation, and solvers against each other."""
+"""Samples against the published implementation, and solvers against known solutions."""
 
 import functools
 
@@ -22,7 +22,7 @@ def _sample(config: SolverConfig, scale: float):
     model = golden_data.model("a_shared")
     conditions = golden_data.conditions("d_sampling")
 
-    # Weights that were constants of the program would be folded where they can be.
+    # The model is an argument: XLA would fold weights that are constants of the program.
     @nnx.jit
     def run(model, noise, conditions):
         return solve_flow(lambda t, x: guided_velocity(model, x, *conditions, t, scale=scale), noise, config)
@@ -40,12 +40,12 @@ def _sample(config: SolverConfig, scale: float):
         ("euler_cfg1.0", "euler", 25, 1.0, 25),
         ("euler_nocfg", "euler", 25, 0.0, 25),
         ("euler_steps4_cfg2.0", "euler", 4, 2.0, 4),
-        # The released code gives these solvers 25 points: 24 intervals.
+        # The released code gives these solvers 25 points, which are 24 intervals.
         ("midpoint_cfg7.5", "midpoint", 24, 7.5, 48),
         ("rk4_cfg0.0", "rk4", 24, 0.0, 96),
     ],
 )
-def test_fixed_step_samples(name, solver, steps, scale, evaluations):
+def test_fixed_step_samples_match_the_golden_data(name, solver, steps, scale, evaluations):
     latent, count = _sample(SolverConfig(name=solver, steps=steps), scale)
     assert relative_error(latent, DATA[f"out/{name}"]) < 3e-5
     assert count == evaluations
@@ -64,7 +64,7 @@ def test_adaptive_samples_agree_within_their_tolerances(solver, scale):
 
 
 @pytest.mark.scale
-def test_heun_is_of_second_order():
+def test_heun_converges_with_second_order():
     exact = DATA["out/dopri5_default_cfg0.0"]
     coarse, fine = (
         relative_error(_sample(SolverConfig(name="heun", steps=n), 0.0)[0], exact) for n in (16, 64)
@@ -76,7 +76,7 @@ def test_heun_is_of_second_order():
     ("name", "order"),
     [("euler", 1), ("heun", 2), ("midpoint", 2), ("rk4", 4), ("tsit5", None), ("dopri5", None)],
 )
-def test_order_on_an_equation_with_a_known_solution(name, order):
+def test_solver_order_on_an_equation_with_a_known_solution(name, order):
     # The logistic equation dx/dt = 3x(1 − x) from x(0) = 1/10.
     def error(steps):
         solution = solve_flow(
@@ -92,7 +92,7 @@ def test_order_on_an_equation_with_a_known_solution(name, order):
         assert np.log2(error(4) / error(8)) == pytest.approx(order, abs=0.4)
 
 
-def test_a_solver_that_runs_out_of_steps_says_so():
+def test_a_solver_that_runs_out_of_steps_does_not_succeed():
     # A pole inside the interval: no step size satisfies the tolerance.
     solution = solve_flow(
         lambda t, x: 1.0 / (t - 0.5) ** 2 * jnp.ones_like(x),
@@ -102,7 +102,7 @@ def test_a_solver_that_runs_out_of_steps_says_so():
     assert not bool(solution.succeeded)
 
 
-def test_guidance_at_the_first_step():
+def test_guided_velocity_of_the_first_step_matches_the_golden_data():
     model = golden_data.model("a_shared")
     video, text, text_len = golden_data.conditions("d_sampling")
     noise = jnp.asarray(DATA["in/noise"])
@@ -111,9 +111,8 @@ def test_guidance_at_the_first_step():
     assert relative_error(velocity, DATA["out/flow_cfg_step0"]) < 1e-5
 
 
-def test_condition_dropout_replaces_whole_items_by_the_empty_features():
-    model = golden_data.model("a_shared")
-    model = nnx.clone(model)
+def test_condition_dropout_replaces_items_with_the_empty_features():
+    model = nnx.clone(golden_data.model("a_shared"))
     model.empty_video.set_value(jnp.full_like(model.empty_video[...], 2.0))
     video, text, _ = golden_data.conditions("d_sampling")
     drops = {"drop_video": jnp.asarray([True, False]), "drop_text": jnp.asarray([False, True])}
@@ -123,7 +122,7 @@ def test_condition_dropout_replaces_whole_items_by_the_empty_features():
     np.testing.assert_array_equal(new_text, np.stack([text[0], empty_text]))
 
 
-def test_condition_dropout_is_independent_and_of_the_given_rate():
+def test_condition_dropout_is_independent_and_has_the_given_rate():
     video, text = (np.asarray(marks) for marks in random_drops(jax.random.key(0), 100_000, 0.1))
     assert video.mean() == pytest.approx(0.1, abs=0.005)
     assert text.mean() == pytest.approx(0.1, abs=0.005)
@@ -139,8 +138,18 @@ def test_noise_of_an_item_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"steps": 0}, "steps=0"), ({"rtol": 0.0}, "rtol=0.0")],
+    [
+        ({"steps": 0}, r"sample\.solver\.steps=0 must"),
+        ({"rtol": 0.0}, r"sample\.solver\.rtol=0\.0 must"),
+        ({"atol": -1.0}, r"sample\.solver\.atol=-1\.0 must"),
+    ],
 )
-def test_impossible_solvers_are_refused(change, message):
+def test_invalid_solver_settings_are_refused(change, message):
     with pytest.raises(FlowleyError, match=message):
         SolverConfig(**change)
+
+
+def test_an_adaptive_solver_has_no_number_of_evaluations():
+    assert SolverConfig(name="rk4", steps=3).evaluations == 12
+    with pytest.raises(FlowleyError, match=r"sample\.solver\.name='tsit5' must be a fixed-step solver"):
+        _ = SolverConfig(name="tsit5").evaluations

@@ -1,4 +1,4 @@
-"""The generated clips: reproducible, varied, and with event times that picture and sound agree with."""
+"""Generated clips are reproducible and varied, and their picture and sound agree with the event times."""
 
 import json
 from collections import Counter
@@ -12,12 +12,13 @@ from data_prep.impacts.materials import MATERIALS
 from data_prep.impacts.motions import MIN_GAP
 from data_prep.impacts.render import FPS, render
 from data_prep.impacts.scene import (
-    CONTINUOUS_ALONE_SHARE,
+    CONTINUOUS_ONLY_SHARE,
     CONTINUOUS_SHARE,
     SECOND_OBJECT_SHARE,
     SIZE,
 )
 from data_prep.impacts.sound import SAMPLE_RATE, synthesise
+from data_prep.record_components import RecordComponents
 from data_prep.settings import RecordSettings
 from flowley_jax.data.clip_table import read_clip_table
 from flowley_jax.errors import FlowleyError
@@ -61,7 +62,7 @@ def _videos(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*/*.mp4")}
 
 
-def test_a_clip_is_drawn_the_same_every_time():
+def test_drawing_a_clip_is_deterministic():
     (scene, caption, rng), (again, same_caption, same_rng) = _clip(3).draw(), _clip(3).draw()
     assert caption == same_caption
     np.testing.assert_array_equal(_times(scene), _times(again))
@@ -80,14 +81,14 @@ def test_clips_splits_seeds_and_lengths_all_differ():
     assert len({scene.wall_colour for scene in drawn}) == len(drawn)
 
 
-def test_captions_fit_the_embedded_text_encoder():
+def test_captions_fit_into_the_embedded_text_encoder():
     captions = [_clip(index).draw()[1] for index in range(3000)]
-    encoder = RecordSettings().text_encoder
+    encoder = RecordComponents(RecordSettings()).text_encoder
     _, lengths = encoder(captions)
     assert encoder.max_tokens - 8 < lengths.max() <= encoder.max_tokens
 
 
-def test_impacts_lie_apart_and_within_the_clip(scenes):
+def test_impacts_are_apart_and_inside_the_clip(scenes):
     for scene in scenes:
         if scene.actors:
             times = _times(scene)
@@ -106,19 +107,19 @@ def test_every_material_motion_shape_and_drone_appears(scenes):
     assert any(scene.distractors for scene in scenes) and not all(scene.distractors for scene in scenes)
 
 
-def test_share_of_continuous_scenes(scenes):
+def test_share_of_scenes_with_a_continuous_sound(scenes):
     share = np.mean([scene.drone is not None for scene in scenes])
-    alone = np.mean([not scene.actors for scene in scenes])
+    continuous_only = np.mean([not scene.actors for scene in scenes])
     assert share == pytest.approx(CONTINUOUS_SHARE, abs=0.08)
-    assert alone == pytest.approx(CONTINUOUS_SHARE * CONTINUOUS_ALONE_SHARE, abs=0.06)
+    assert continuous_only == pytest.approx(CONTINUOUS_SHARE * CONTINUOUS_ONLY_SHARE, abs=0.06)
 
 
-def test_share_of_two_object_scenes(scenes):
+def test_share_of_scenes_with_two_objects(scenes):
     with_objects = [len(scene.actors) for scene in scenes if scene.actors]
     assert np.mean(np.equal(with_objects, 2)) == pytest.approx(SECOND_OBJECT_SHARE, abs=0.08)
 
 
-def test_the_object_touches_at_every_event_and_only_there(scenes):
+def test_objects_touch_the_surface_exactly_at_their_events(scenes):
     for actor in (actor for scene in scenes for actor in scene.actors):
         times, begin = actor.hops.times, actor.hops.times[0] - 0.5 * actor.hops.first_span
         np.testing.assert_allclose(actor.hops.distance(times), 0.0, atol=1e-9)
@@ -130,7 +131,7 @@ def test_the_object_touches_at_every_event_and_only_there(scenes):
         assert actor.hops.strengths.max() == 1.0 and actor.hops.strengths.min() >= 0.25
 
 
-def test_the_picture_moves_until_the_last_impact_and_rests_then(scenes):
+def test_the_picture_moves_until_the_last_impact_and_then_rests(scenes):
     plain = [s for s in scenes if s.actors and not s.drone and not s.distractors][:5]
     assert len(plain) == 5
     for scene in plain:
@@ -141,7 +142,7 @@ def test_the_picture_moves_until_the_last_impact_and_rests_then(scenes):
         assert last == int(np.ceil(_times(scene).max() * FPS))
 
 
-def test_the_sound_begins_at_the_true_times():
+def test_sounds_start_at_the_true_times():
     scores = []
     for index in range(40):
         scene, _, rng = _clip(index, "valid").draw()
@@ -154,7 +155,7 @@ def test_the_sound_begins_at_the_true_times():
     assert figures["median_abs_error_ms"] < 5.0
 
 
-def test_a_scene_without_impacts_has_hardly_an_onset():
+def test_scenes_without_impacts_have_hardly_any_onsets():
     onsets = []
     for index in range(400):
         scene, _, rng = _clip(index).draw()
@@ -164,7 +165,7 @@ def test_a_scene_without_impacts_has_hardly_an_onset():
     assert np.mean(onsets) < 0.5
 
 
-def test_a_larger_set_by_more_workers_begins_with_the_smaller_one(small, large):
+def test_a_larger_set_by_more_workers_starts_with_the_smaller_one(small, large):
     few, many = _videos(small), _videos(large)
     assert set(few) == {
         "train/train_00000.mp4",
@@ -179,7 +180,7 @@ def test_a_larger_set_by_more_workers_begins_with_the_smaller_one(small, large):
     assert rows[0] < rows[1]
 
 
-def test_tables_and_videos_fit_together(large):
+def test_table_events_and_videos_agree(large):
     clips, events = read_clip_table(large / "clips.tsv"), read_events(large / "events.jsonl")
     assert [clip.split for clip in clips] == ["train"] * 4 + ["valid"] * 2 + ["test"]
     assert [clip.id for clip in clips] == list(events)
@@ -207,7 +208,7 @@ def test_continuous_events_are_listed_with_their_speed(tmp_path, large):
             np.testing.assert_allclose(row["continuous"]["speed"], speed, atol=1e-4)
 
 
-def test_only_a_deleted_clip_is_made_again_and_equal(small):
+def test_a_deleted_clip_is_generated_again_and_no_other(small):
     before = _videos(small)
     deleted = small / "train/train_00001.mp4"
     ages = {path: path.stat().st_mtime_ns for path in small.glob("*/*.mp4") if path != deleted}
@@ -218,15 +219,15 @@ def test_only_a_deleted_clip_is_made_again_and_equal(small):
 
 
 @pytest.mark.parametrize("change", [{"seed": 6}, {"seconds": 4.0}])
-def test_a_set_of_another_seed_or_length_is_refused(small, change):
+def test_a_set_with_a_different_seed_or_length_is_refused(small, change):
     before = {path: path.read_bytes() for path in small.rglob("*") if path.is_file()}
     settings = {"train": 2, "valid": 1, "test": 1, "seconds": SECONDS, "seed": 5, **change}
-    with pytest.raises(FlowleyError, match=r"set\.json: the folder holds a clip set of"):
+    with pytest.raises(FlowleyError, match=r"set\.json: the folder holds a clip set with"):
         generate(ClipSetConfig(**settings), small, workers=1)
     assert {path: path.read_bytes() for path in small.rglob("*") if path.is_file()} == before
 
 
-def test_a_damaged_description_of_the_set_is_named(tmp_path):
+def test_a_damaged_set_file_is_named_in_the_error(tmp_path):
     (tmp_path / "set.json").write_text("{")
     with pytest.raises(FlowleyError, match=r"set\.json: damaged"):
         generate(SMALL, tmp_path, workers=1)
@@ -236,18 +237,18 @@ def test_a_damaged_description_of_the_set_is_named(tmp_path):
     ("settings", "message"),
     [
         (dict(train=0, valid=0, test=0), "nor all zero"),
-        (dict(train=-1), "clip counts -1"),
+        (dict(train=-1), "train=-1, valid=32, test=64 must not be negative"),
         (dict(seconds=2.9), "seconds=2.9 must be between 3 and 60"),
         (dict(seconds=61.0), "must be between"),
         (dict(seconds=float("nan")), "must be between"),
     ],
 )
-def test_impossible_sets(settings, message):
+def test_impossible_clip_sets_are_refused(settings, message):
     with pytest.raises(FlowleyError, match=message):
         ClipSetConfig(**settings)
 
 
-def test_contact_sheet(tmp_path, large):
+def test_contact_sheets_grow_with_a_second_sound(tmp_path, large):
     sizes = []
     for generated in (None, large / "test"):
         path = tmp_path / "sheet.png"

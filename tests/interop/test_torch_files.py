@@ -1,4 +1,4 @@
-"""PyTorch's files without PyTorch, as it wrote them (files/make.py); more of them in make test-torch."""
+"""Reading of files that PyTorch wrote (files/make.py), without PyTorch; make test-torch tests more."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ import pytest
 
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.torch_files import read_torch_file
-from flowley_jax.interop.weight_files import WITHIN, read_arrays
+from flowley_jax.interop.weight_files import ENTRY, read_arrays
 
 FILES = Path(__file__).parent / "files"
 BASE = np.arange(24, dtype=np.float32).reshape(4, 6) / 7
 
 
-def test_tensors_of_every_kind():
+def test_all_kinds_of_tensors_are_read():
     arrays, notes = read_arrays(FILES / "tensors.pth")
-    assert notes == {WITHIN: "state_dict"}
+    assert notes == {ENTRY: "state_dict"}
     expected = {
         "plain": BASE,
         "transposed": BASE.T,
@@ -34,20 +34,22 @@ def test_tensors_of_every_kind():
     np.testing.assert_allclose(arrays["bfloat16"].astype(np.float32), BASE, rtol=2**-8)
 
 
-def test_what_is_no_tensor_is_kept_too():
-    found = read_torch_file(FILES / "tensors.pth")
-    assert found["epoch"] == 3 and found["optimizer"] == {"lr": 0.1}
+def test_plain_values_are_read_too():
+    checkpoint = read_torch_file(FILES / "tensors.pth")
+    assert checkpoint["epoch"] == 3 and checkpoint["optimizer"] == {"lr": 0.1}
 
 
-def test_a_pickle_that_calls_something_is_refused_and_not_run(capfd):
-    with pytest.raises(FlowleyError, match=r"calling\.pth: holds \S*builtin\S*\.print, which is no tensor"):
+def test_pickle_that_calls_a_function_is_refused_and_not_run(capfd):
+    with pytest.raises(
+        FlowleyError, match=r"calling\.pth: holds \S*builtin\S*\.print, which is not a tensor"
+    ):
         read_arrays(FILES / "calling.pth")
     assert capfd.readouterr().out == ""
 
 
-def test_files_before_the_zip_format_are_told_with_what_to_do():
+def test_files_older_than_the_zip_format_are_recognised():
     with pytest.raises(
-        FlowleyError, match=r"legacy\.pth: .*before version 1\.6; load it there and save it again"
+        FlowleyError, match=r"legacy\.pth: .*before version 1\.6; load and save it again with PyTorch"
     ):
         read_arrays(FILES / "legacy.pth")
 
@@ -56,35 +58,35 @@ def test_files_before_the_zip_format_are_told_with_what_to_do():
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"x", "is no PyTorch checkpoint, or is truncated"),
+        (b"x", "is not a PyTorch checkpoint, or is truncated"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-        (b"<!DOCTYPE html><html>404</html>", "is text .*perhaps the page of an error"),
-        ((FILES / "tensors.pth").read_bytes()[:1500], "is no PyTorch checkpoint, or is truncated"),
+        (b"<!DOCTYPE html><html>404</html>", "is text .*perhaps an error page"),
+        ((FILES / "tensors.pth").read_bytes()[:1500], "is not a PyTorch checkpoint, or is truncated"),
     ],
 )
-def test_files_that_are_something_else(tmp_path, content, message):
+def test_other_files_are_named_in_the_error(tmp_path, content, message):
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(FlowleyError, match=message) as caught:
         read_arrays(tmp_path / "a.pth")
     assert str(tmp_path / "a.pth") in str(caught.value)
 
 
-def test_a_zip_archive_of_something_else(tmp_path):
+def test_other_zip_archives_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.ones(2))
     (tmp_path / "a.npz").rename(tmp_path / "a.pth")
-    with pytest.raises(FlowleyError, match="is a zip archive, but holds no PyTorch checkpoint"):
+    with pytest.raises(FlowleyError, match="is a zip archive without a PyTorch checkpoint"):
         read_arrays(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("place", range(100, 2600, 250))
-def test_a_changed_byte_is_an_error_or_harmless(tmp_path, place):
+@pytest.mark.parametrize("position", range(100, 2600, 250))
+def test_changed_byte_is_an_error_or_harmless(tmp_path, position):
     content = bytearray((FILES / "tensors.pth").read_bytes())
-    content[place] ^= 0x55
+    content[position] ^= 0x55
     (tmp_path / "a.pth").write_bytes(content)
     try:
         arrays, _ = read_arrays(tmp_path / "a.pth")
     except FlowleyError as error:
         assert str(tmp_path / "a.pth") in str(error)
     else:
-        # Alignment and headers that nobody reads.
+        # The byte is padding or a header that is not read.
         np.testing.assert_array_equal(arrays["plain"], BASE)

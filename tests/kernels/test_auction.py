@@ -1,4 +1,4 @@
-"""The auction against scipy's exact solver, and its kernel, in Pallas's interpreter, against both."""
+"""The auction against scipy's exact solver, and its Pallas kernel, in the interpreter, against both."""
 
 import functools
 
@@ -14,18 +14,19 @@ from scipy.spatial.distance import cdist
 
 from flowley_jax.kernels.auction import LAST_INCREMENT, assign
 
-ASSIGN = jax.jit(assign)
+ASSIGN = jax.jit(assign, static_argnames="rounds_per_iteration")
 
 
-def _excess(costs: np.ndarray, chosen: np.ndarray) -> float:
-    """Total above the least one, in spreads (see `assign`)."""
+def _excess(costs: np.ndarray, assigned: np.ndarray) -> float:
+    """Return how far the total cost is above the lowest one, in spreads (see `assign`)."""
     rows = np.arange(len(costs))
-    best = costs[linear_sum_assignment(costs)].sum()
+    lowest = costs[linear_sum_assignment(costs)].sum()
     spread = (costs - costs.min(axis=1, keepdims=True)).mean()
-    return float((costs[rows, chosen].sum() - best) / max(spread, 1e-30))
+    return float((costs[rows, assigned].sum() - lowest) / max(spread, 1e-30))
 
 
-def _clouds(size: int, kind: str) -> np.ndarray:
+def _distances(size: int, kind: str) -> np.ndarray:
+    """Return the distances between two clouds of `size` points."""
     draw = np.random.default_rng(size)
     x, y = draw.normal(size=(2, size, 300))
     x = {
@@ -41,60 +42,62 @@ def _clouds(size: int, kind: str) -> np.ndarray:
 @pytest.mark.parametrize(
     "kind", ["independent", "some silent", "loud and soft", "few, many times", "on a line"]
 )
-def test_total_is_the_least_one_but_for_the_last_increments(kind):
-    costs = _clouds(128, kind)
-    chosen = np.asarray(ASSIGN(costs[None])[0])
-    assert sorted(chosen) == list(range(128))
-    # Costs of 25 in float32, the tie-breaks of 128 rows.
-    assert -1e-4 < _excess(costs, chosen) < 128 * LAST_INCREMENT + 1e-4
+def test_the_total_cost_is_the_lowest_up_to_the_last_increment(kind):
+    costs = _distances(128, kind)
+    assigned = np.asarray(ASSIGN(costs[None])[0])
+    assert sorted(assigned) == list(range(128))
+    # Costs are about 25 in float32; 128 rows may each differ by a tie.
+    assert -1e-4 < _excess(costs, assigned) < 128 * LAST_INCREMENT + 1e-4
 
 
-def test_distances_of_independent_clouds_give_the_exact_assignment():
-    costs = _clouds(128, "independent")
-    np.testing.assert_array_equal(ASSIGN(costs[None])[0], linear_sum_assignment(costs)[1])
+@pytest.mark.parametrize("rounds_per_iteration", [1, 8])
+def test_distances_of_independent_clouds_get_the_exact_assignment(rounds_per_iteration):
+    costs = _distances(128, "independent")
+    assigned = ASSIGN(costs[None], rounds_per_iteration=rounds_per_iteration)[0]
+    np.testing.assert_array_equal(assigned, linear_sum_assignment(costs)[1])
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 6), min_size=49, max_size=49))
-def test_whole_numbers_with_many_ties(numbers):
+def test_integers_with_many_ties_get_the_lowest_total(numbers):
     costs = np.reshape(np.asarray(numbers, np.float32), (7, 7))
-    chosen = np.asarray(ASSIGN(costs[None])[0])
-    assert sorted(chosen) == list(range(7))
-    # Totals are whole numbers: less than one above the least is the least.
-    assert costs[np.arange(7), chosen].sum() == costs[linear_sum_assignment(costs)].sum()
+    assigned = np.asarray(ASSIGN(costs[None])[0])
+    assert sorted(assigned) == list(range(7))
+    # Totals are integers, so one that is less than 1 above the lowest is the lowest.
+    assert costs[np.arange(7), assigned].sum() == costs[linear_sum_assignment(costs)].sum()
 
 
-def test_matrices_do_not_disturb_each_other():
-    costs = np.stack([_clouds(32, kind) for kind in ("independent", "on a line", "some silent")])
+def test_matrices_do_not_affect_each_other():
+    costs = np.stack([_distances(32, kind) for kind in ("independent", "on a line", "some silent")])
     together = ASSIGN(costs)
-    for matrix, chosen in zip(costs, together, strict=True):
-        np.testing.assert_array_equal(ASSIGN(matrix[None])[0], chosen)
+    for matrix, assigned in zip(costs, together, strict=True):
+        np.testing.assert_array_equal(ASSIGN(matrix[None])[0], assigned)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.5, np.nan, np.inf])
-def test_costs_that_say_nothing_still_give_everyone_a_column(value):
-    chosen = ASSIGN(jnp.full((2, 9, 9), value, jnp.float32))
-    for row in np.asarray(chosen):
+def test_constant_costs_still_give_every_row_its_own_column(value):
+    assigned = ASSIGN(jnp.full((2, 9, 9), value, jnp.float32))
+    for row in np.asarray(assigned):
         assert sorted(row) == list(range(9))
 
 
-def test_one_broken_row_ends_too():
-    costs = _clouds(16, "independent")
+def test_a_row_of_nan_does_not_keep_the_auction_from_ending():
+    costs = _distances(16, "independent")
     costs[3] = np.nan
     assert sorted(np.asarray(ASSIGN(costs[None])[0])) == list(range(16))
 
 
-# The second way of interpreting fills memory with NaN until it is written, and takes its time.
+# The last interpreter fills memory with NaN until it is written; it is slow.
 @pytest.mark.parametrize(
     ("size", "interpret"), [(136, True), (2, True), (24, pltpu.InterpretParams(uninitialized_memory="nan"))]
 )
-def test_the_kernel_holds_the_same_auctions(size, interpret):
-    costs = np.stack([_clouds(size, "independent"), _clouds(size, "loud and soft")])
-    found = jax.jit(functools.partial(assign, interpret=interpret))(costs)
-    np.testing.assert_array_equal(found, ASSIGN(costs))
+def test_the_kernel_equals_the_xla_loop(size, interpret):
+    costs = np.stack([_distances(size, "independent"), _distances(size, "loud and soft")])
+    assigned = jax.jit(functools.partial(assign, interpret=interpret))(costs)
+    np.testing.assert_array_equal(assigned, ASSIGN(costs))
 
 
 @pytest.mark.parametrize("value", [1.0, np.nan])
-def test_the_kernel_ends_where_costs_say_nothing(value):
-    (chosen,) = np.asarray(assign(jnp.full((1, 5, 5), value, jnp.float32), interpret=True))
-    assert sorted(chosen) == list(range(5))
+def test_the_kernel_ends_on_constant_costs(value):
+    (assigned,) = np.asarray(assign(jnp.full((1, 5, 5), value, jnp.float32), interpret=True))
+    assert sorted(assigned) == list(range(5))

@@ -1,4 +1,4 @@
-"""Video and sound through files: what comes back, where it lies in time, and how bad files are refused."""
+"""Video and sound written to files and read back: content, timing, and errors for bad files."""
 
 import os
 from fractions import Fraction
@@ -12,6 +12,7 @@ from PIL import Image
 from data_prep.impacts.generate import GeneratedClip
 from data_prep.impacts.render import render
 from flowley_jax.errors import FlowleyError
+from flowley_jax.media.formats import is_video
 from flowley_jax.media.read import probe, read_audio, read_frames
 from flowley_jax.media.write import mux_audio, write_audio, write_video
 
@@ -48,7 +49,7 @@ def _packets(path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_frames_come_back_in_number_size_and_colour(tmp_path, suffix):
+def test_frames_keep_their_number_size_and_colour(tmp_path, suffix):
     path = tmp_path / f"clip{suffix}"
     write_video(path, _frames(), 24.0)
     np.testing.assert_allclose(read_frames(path, fps=24.0).astype(int), _frames(), atol=6)
@@ -58,8 +59,8 @@ def test_frames_come_back_in_number_size_and_colour(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_third_of_the_rate_takes_the_frame_after_the_instant(tmp_path, suffix):
-    """Frame k goes to round(k/3), and the last one that goes there stays: 3n + 1."""
+def test_a_third_of_the_frame_rate_takes_every_third_frame(tmp_path, suffix):
+    """Frame k goes to output frame round(k/3), which keeps the last one it gets: 3n + 1."""
     path = tmp_path / f"clip{suffix}"
     write_video(path, _frames(), 24.0)
     expected = _frames()[1::3]
@@ -67,7 +68,7 @@ def test_a_third_of_the_rate_takes_the_frame_after_the_instant(tmp_path, suffix)
     np.testing.assert_allclose(read_frames(path, fps=8.0, seconds=0.5).astype(int), expected[:4], atol=4)
 
 
-def test_twice_the_rate_repeats_frames(tmp_path):
+def test_twice_the_frame_rate_repeats_frames(tmp_path):
     write_video(tmp_path / "clip.mp4", _frames(), 24.0)
     frames = read_frames(tmp_path / "clip.mp4", fps=48.0)
     np.testing.assert_allclose(frames.astype(int), np.repeat(_frames(), 2, axis=0), atol=6)
@@ -83,7 +84,7 @@ def test_resizing_gives_a_square_and_keeps_left_and_right(tmp_path):
     np.testing.assert_allclose(small[:, :, 10:].astype(int), 200, atol=6)
 
 
-def test_writes_of_the_same_input_are_equal(tmp_path):
+def test_equal_input_is_written_as_equal_bytes(tmp_path):
     scene = GeneratedClip(split="valid", index=0, seed=5, seconds=3.0).draw()[0]
     contents = set()
     for _ in range(30):
@@ -94,14 +95,15 @@ def test_writes_of_the_same_input_are_equal(tmp_path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("channels", [1, 2])
-def test_clicks_keep_their_sample_through_aac(tmp_path, suffix, channels):
+def test_clicks_keep_their_position_through_aac(tmp_path, suffix, channels):
     wave = _clicks() if channels == 1 else np.stack([_clicks(), 0.5 * _clicks()], axis=1)
     write_video(tmp_path / f"clip{suffix}", _frames(48), 24.0, audio=wave, sample_rate=RATE)
-    found = read_audio(tmp_path / f"clip{suffix}", sample_rate=RATE)
-    assert 0 <= len(found) - len(wave) < 1024  # whole AAC frames
+    read_back = read_audio(tmp_path / f"clip{suffix}", sample_rate=RATE)
+    # AAC frames are written whole.
+    assert 0 <= len(read_back) - len(wave) < 1024
     assert len(read_audio(tmp_path / f"clip{suffix}", sample_rate=RATE, seconds=2.0)) == len(wave)
     for start in CLICKS:
-        around = found[start - 2000 : start + 2000]
+        around = read_back[start - 2000 : start + 2000]
         assert abs(int(np.argmax(np.abs(around))) - 2020) <= 2
         assert around.max() == pytest.approx(0.8 if channels == 1 else 0.6, abs=0.03)
 
@@ -110,9 +112,9 @@ def test_clicks_keep_their_sample_through_aac(tmp_path, suffix, channels):
 def test_written_sound_is_exact_to_16_bits_and_clipped(tmp_path, suffix):
     wave = np.linspace(-1.2, 1.2, 4001)
     write_audio(tmp_path / f"a{suffix}", wave, RATE)
-    found = read_audio(tmp_path / f"a{suffix}", sample_rate=RATE)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, np.clip(wave, -1.0, 1.0), atol=1.1 / 32768)
+    read_back = read_audio(tmp_path / f"a{suffix}", sample_rate=RATE)
+    assert read_back.dtype == np.float32
+    np.testing.assert_allclose(read_back, np.clip(wave, -1.0, 1.0), atol=1.1 / 32768)
 
 
 def test_channels_are_averaged(tmp_path):
@@ -126,22 +128,22 @@ def test_channels_are_averaged(tmp_path):
 @pytest.mark.parametrize("rate", [8000, 44_100, 48_000])
 def test_resampling_keeps_the_tone_and_its_phase(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", _tone(440, rate), rate, subtype="FLOAT")
-    found = read_audio(tmp_path / "a.wav", sample_rate=RATE)
-    assert len(found) == RATE
-    np.testing.assert_allclose(found[500:-500], _tone(440, RATE)[500:-500], atol=2e-3)
+    read_back = read_audio(tmp_path / "a.wav", sample_rate=RATE)
+    assert len(read_back) == RATE
+    np.testing.assert_allclose(read_back[500:-500], _tone(440, RATE)[500:-500], atol=2e-3)
     assert len(read_audio(tmp_path / "a.wav", sample_rate=RATE, seconds=0.25)) == RATE // 4
 
 
-def test_the_peak_of_the_whole_track_is_normalised(tmp_path):
+def test_peak_normalisation_uses_the_whole_track(tmp_path):
     wave = np.concatenate([_tone(440, RATE, peak=0.1), _tone(440, RATE, peak=0.2)])
     soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
-    found = read_audio(tmp_path / "a.wav", sample_rate=RATE, normalize_peak=True)
-    assert np.abs(found).max() == pytest.approx(0.95, abs=1e-5)
+    read_back = read_audio(tmp_path / "a.wav", sample_rate=RATE, normalize_peak=True)
+    assert np.abs(read_back).max() == pytest.approx(0.95, abs=1e-5)
     quiet = read_audio(tmp_path / "a.wav", sample_rate=RATE, normalize_peak=True, seconds=0.5)
     assert np.abs(quiet).max() == pytest.approx(0.475, abs=1e-3)
 
 
-def test_a_silent_clip_has_no_peak_to_normalise(tmp_path):
+def test_a_silent_clip_cannot_be_normalised(tmp_path):
     write_audio(tmp_path / "a.wav", np.zeros(1000), RATE)
     assert not read_audio(tmp_path / "a.wav", sample_rate=RATE).any()
     with pytest.raises(FlowleyError, match=r"a\.wav: is silent"):
@@ -150,7 +152,7 @@ def test_a_silent_clip_has_no_peak_to_normalise(tmp_path):
 
 @pytest.mark.parametrize("source", SUFFIXES)
 @pytest.mark.parametrize("target", SUFFIXES)
-def test_a_new_sound_leaves_the_picture_as_it_is(tmp_path, source, target):
+def test_muxing_a_new_sound_copies_the_picture(tmp_path, source, target):
     old, new = tmp_path / f"old{source}", tmp_path / f"new{target}"
     write_video(old, _noise(), 24.0, audio=_tone(2000, RATE).astype(np.float32), sample_rate=RATE)
     wave = _tone(440, RATE).astype(np.float32)
@@ -162,8 +164,8 @@ def test_a_new_sound_leaves_the_picture_as_it_is(tmp_path, source, target):
     np.testing.assert_allclose(read_audio(new, sample_rate=RATE)[2000:14_000], wave[2000:14_000], atol=0.05)
 
 
-def _written(path, frames, *, codec="libx264", rotation=None, start=0.0):
-    """A video with what `write_video` does not write."""
+def _write_by_hand(path, frames, *, codec="libx264", rotation=None, start=0.0):
+    """Write a video with properties that `write_video` does not support."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=24)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
@@ -178,49 +180,59 @@ def _written(path, frames, *, codec="libx264", rotation=None, start=0.0):
 
 
 @pytest.mark.parametrize("rotation", [90, 180, -90])
-def test_a_turned_video_is_seen_upright(tmp_path, rotation):
+def test_a_rotated_video_is_read_upright(tmp_path, rotation):
     upright = np.zeros((6, 64, 32, 3), np.uint8)
     upright[:, :16] = 220
     upright[:, 40:, :8] = 120
-    _written(tmp_path / "a.mp4", np.rot90(upright, -rotation // 90, axes=(1, 2)), rotation=rotation)
-    found = read_frames(tmp_path / "a.mp4", fps=24.0)
-    assert found.shape == upright.shape
-    assert np.abs(found.astype(int) - upright).mean() < 6
+    _write_by_hand(tmp_path / "a.mp4", np.rot90(upright, -rotation // 90, axes=(1, 2)), rotation=rotation)
+    read_back = read_frames(tmp_path / "a.mp4", fps=24.0)
+    assert read_back.shape == upright.shape
+    assert np.abs(read_back.astype(int) - upright).mean() < 6
     mux_audio(tmp_path / "a.mp4", _clicks(), RATE, tmp_path / "b.mp4")
-    np.testing.assert_array_equal(read_frames(tmp_path / "b.mp4", fps=24.0), found)
+    np.testing.assert_array_equal(read_frames(tmp_path / "b.mp4", fps=24.0), read_back)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_a_picture_that_begins_late_keeps_its_place_beside_the_sound(tmp_path, suffix):
+def test_a_picture_that_begins_late_stays_in_time_with_the_sound(tmp_path, suffix):
     path, out = tmp_path / f"a{suffix}", tmp_path / "b.mp4"
-    _written(path, _frames(24), start=1.0)
+    _write_by_hand(path, _frames(24), start=1.0)
     with av.open(str(path)) as container:
         begins = float(container.streams.video[0].start_time * container.streams.video[0].time_base)
         offset = begins - container.start_time / av.time_base
-    found = read_frames(path, fps=24.0)
-    assert len(found) == 24 + round(24 * offset)
-    np.testing.assert_allclose(found[-1].astype(int), _frames(24)[-1], atol=6)
+    read_back = read_frames(path, fps=24.0)
+    assert len(read_back) == 24 + round(24 * offset)
+    np.testing.assert_allclose(read_back[-1].astype(int), _frames(24)[-1], atol=6)
     mux_audio(path, _clicks(), RATE, out)
     with av.open(str(out)) as container:
         video = container.streams.video[0]
         assert float(video.start_time * video.time_base) == pytest.approx(offset, abs=0.05)
-    np.testing.assert_array_equal(read_frames(out, fps=24.0), found)
+    np.testing.assert_array_equal(read_frames(out, fps=24.0), read_back)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.mp4"])
-def test_a_picture_is_no_video(tmp_path, name):
+def test_a_still_picture_is_refused(tmp_path, name):
     Image.fromarray(_frames()[0]).save(tmp_path / name, format="png")
     _refused(READERS["read_frames"], tmp_path / name, "is a picture, not a video")
 
 
-def test_a_codec_that_mov_refuses_late(tmp_path):
-    _written(tmp_path / "a.webm", _frames(), codec="libvpx-vp9")
+@pytest.mark.parametrize("target", SUFFIXES)
+def test_a_transport_stream_can_get_a_new_sound(tmp_path, target):
+    _write_by_hand(tmp_path / "a.ts", _frames())
+    assert is_video(tmp_path / "a.TS")
+    mux_audio(tmp_path / "a.ts", _clicks(), RATE, tmp_path / f"b{target}")
+    frames = read_frames(tmp_path / f"b{target}", fps=24.0)
+    # The last packet of a transport stream states no duration.
+    np.testing.assert_allclose(frames.astype(int), _frames()[:23], atol=6)
+
+
+def test_a_codec_that_mov_refuses_late_is_named(tmp_path):
+    _write_by_hand(tmp_path / "a.webm", _frames(), codec="libvpx-vp9")
     with pytest.raises(FlowleyError, match=r"b\.mov: cannot hold .*a\.webm's vp9 video; \.mkv can"):
         mux_audio(tmp_path / "a.webm", _clicks(), RATE, tmp_path / "b.mov")
     assert {path.name for path in tmp_path.iterdir()} == {"a.webm"}
 
 
-def test_a_codec_that_mp4_cannot_hold(tmp_path):
+def test_a_codec_that_mp4_cannot_hold_is_named(tmp_path):
     with av.open(str(tmp_path / "a.webm"), "w") as container:
         stream = container.add_stream("libvpx", rate=24)
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
@@ -234,7 +246,7 @@ def test_a_codec_that_mp4_cannot_hold(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.webm", "b.mkv"}
 
 
-def test_a_file_can_be_given_its_new_sound_in_place(tmp_path):
+def test_muxing_in_place_keeps_the_picture(tmp_path):
     path = tmp_path / "a.mp4"
     write_video(path, _noise(), 24.0)
     before = _packets(path)
@@ -251,8 +263,8 @@ def test_a_file_can_be_given_its_new_sound_in_place(tmp_path):
         (lambda path: write_audio(path, _clicks(), RATE), "a"),
     ],
 )
-def test_unknown_endings_are_refused(tmp_path, write, name):
-    with pytest.raises(FlowleyError, match=f"{name}: the ending must be one of"):
+def test_unknown_extensions_are_refused(tmp_path, write, name):
+    with pytest.raises(FlowleyError, match=f"{name}: the extension must be one of"):
         write(tmp_path / name)
     assert not list(tmp_path.iterdir())
 
@@ -272,7 +284,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_files_that_are_no_media_are_named(tmp_path, reader):
+def test_files_that_are_not_media_are_named(tmp_path, reader):
     (tmp_path / "text.mp4").write_text("not a video\n" * 50)
     (tmp_path / "zero.mp4").write_bytes(b"")
     (tmp_path / "folder.mp4").mkdir()
@@ -283,30 +295,30 @@ def test_files_that_are_no_media_are_named(tmp_path, reader):
 
 
 @pytest.mark.parametrize("reader", ["read_frames", "mux_audio"])
-def test_sound_alone_has_no_picture(tmp_path, reader):
+def test_a_sound_file_has_no_frames(tmp_path, reader):
     write_audio(tmp_path / "a.wav", _clicks(), RATE)
     _refused(READERS[reader], tmp_path / "a.wav", "has no video stream")
 
 
-def test_a_video_without_sound(tmp_path):
+def test_a_video_without_sound_is_named(tmp_path):
     write_video(tmp_path / "a.mp4", _frames(), 24.0)
     _refused(READERS["read_audio"], tmp_path / "a.mp4", "has no audio stream")
 
 
 @pytest.mark.parametrize("kept", [40, 100, 1200, 1500, 1900, 2500, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("picture", [_frames, _noise])
-def test_a_file_cut_short_gives_its_beginning_or_is_refused(tmp_path, picture, kept):
+def test_a_truncated_file_gives_its_beginning_or_is_refused(tmp_path, picture, kept):
     whole, cut = tmp_path / "a.mp4", tmp_path / "cut.mp4"
     write_video(whole, picture(), 24.0, audio=_clicks(), sample_rate=RATE)
     content = whole.read_bytes()
     cut.write_bytes(content[: kept if kept > 1 else int(kept * len(content))])
     for read in (lambda path: read_frames(path, fps=24.0), READERS["read_audio"]):
         try:
-            found = read(cut)
+            read_back = read(cut)
         except FlowleyError as error:
             assert str(error).startswith(f"{cut}: ") and "\n" not in str(error)
         else:
-            assert 0 < len(found) <= len(read(whole))
+            assert 0 < len(read_back) <= len(read(whole))
 
 
 WRITERS = {
@@ -318,14 +330,14 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_missing_folder_is_named_and_not_made(tmp_path, name):
+def test_a_missing_folder_is_named_and_not_created(tmp_path, name):
     write_video(tmp_path / "source.mp4", _frames(), 24.0)
     _refused(WRITERS[name], tmp_path / "none" / name, "cannot be written")
     assert [path.name for path in tmp_path.iterdir()] == ["source.mp4"]
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_keeps_the_older_file_and_leaves_nothing_else(tmp_path, monkeypatch, name):
+def test_a_full_disk_keeps_the_older_file_and_leaves_no_other(tmp_path, monkeypatch, name):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
@@ -343,7 +355,7 @@ def test_a_full_disk_keeps_the_older_file_and_leaves_nothing_else(tmp_path, monk
     assert probe(folder / name).has_audio
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path):
+def test_an_interrupted_write_leaves_no_file(tmp_path):
     class Interrupted(np.ndarray):
         def __iter__(self):
             yield np.asarray(self[0])

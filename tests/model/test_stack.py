@@ -1,4 +1,4 @@
-"""Scanning, recomputing and fetching change how the network is computed, and not what."""
+"""Scanning, recomputing and gathering weights change how the network is computed, not its results."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def _inputs(batch=2):
 
 
 def _variables(config):
-    """Every weight drawn at random: some begin at zero, which would hide what is behind them."""
+    """Return the model's variables with random weights, because initial zeros would hide gradients."""
     graphdef, parameters, constants = nnx.split(Flowley(config, rngs=nnx.Rngs(0)), nnx.Param, Constant)
     leaves, tree = jax.tree.flatten(parameters)
     draw = np.random.default_rng(1)
@@ -47,39 +47,39 @@ def _loss_and_gradient(config):
 
 @pytest.fixture(scope="module")
 def unrolled():
-    """Loss and gradient of the blocks one after the other, each with weights of its own."""
+    """Return loss and gradient of unrolled blocks with separate weights."""
     return _loss_and_gradient(dataclasses.replace(CONFIG, share_single=False, layers="unrolled"))
 
 
 @pytest.mark.parametrize("layers", ["scanned", "unrolled"])
-def test_layouts_agree(layers, unrolled):
+def test_scanning_and_recomputing_keep_loss_and_gradient(layers, unrolled):
     expected, expected_gradient = unrolled
     changed = dataclasses.replace(CONFIG, share_single=False, layers=layers, remat="block")
     loss, gradient = _loss_and_gradient(changed)
     assert abs(loss - expected) < 1e-6 * abs(expected)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected_gradient))
-    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * largest)
+    for leaf, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("layers", ["scanned", "unrolled"])
-def test_every_block_s_weights_are_fetched_where_it_is_computed(layers):
+def test_the_weights_of_every_block_are_gathered(layers):
     config = dataclasses.replace(CONFIG, layers=layers)
-    fetched = []
+    calls = []
 
     def halved(weights):
-        fetched.append(len(jax.tree.leaves(weights)))
+        calls.append(len(jax.tree.leaves(weights)))
         return jax.tree.map(lambda leaf: leaf / 2, weights)
 
     model = nnx.merge(*_variables(config))
-    velocity = model(*_inputs(), fetch=halved)
-    assert len(fetched) > 0
+    velocity = model(*_inputs(), gather_weights=halved)
+    assert calls
     for block in [*model.multi_stream, *model.single_stream]:
         nnx.update(block, halved(nnx.split(block)[1]))
     np.testing.assert_allclose(velocity, model(*_inputs()), rtol=1e-5, atol=1e-6)
 
 
-def test_the_golden_model_scans():
+def test_the_scanned_model_matches_the_golden_data():
     data, model = golden_data.load("a_shared"), golden_data.model("a_shared")
     scanned = nnx.clone(model)
     scanned.config = dataclasses.replace(model.config, layers="scanned")

@@ -1,4 +1,6 @@
-"""From a silent video to its sound by published weights alone, in miniature."""
+"""Sampling with the published system in miniature, and the report of a dry run."""
+
+import json
 
 import numpy as np
 import published
@@ -7,7 +9,7 @@ import pytest
 from flowley_jax.config import SampleConfig
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow.solver import SolverConfig
-from flowley_jax.sampling.plan import plan, table
+from flowley_jax.sampling.dry_run import dry_run, format_reports
 from flowley_jax.sampling.published import load_published
 
 SETTINGS = SampleConfig(solver=SolverConfig(steps=2), guidance=2.0)
@@ -27,13 +29,13 @@ def _frames(count):
     return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
 
 
-def test_sizes_are_those_of_the_published_system(sampler):
-    assert sampler.parts.lengths == (250, 64, 77)
-    assert (sampler.parts.video_fps, sampler.parts.sample_rate) == (8.0, 16_000)
+def test_sampler_has_the_lengths_of_the_published_system(sampler):
+    assert sampler.components.lengths == (250, 64, 77)
+    assert (sampler.components.video_fps, sampler.components.sample_rate) == (8.0, 16_000)
 
 
 @pytest.mark.scale
-def test_a_sound_is_as_long_as_its_video_and_the_same_again(sampler):
+def test_sound_has_the_length_of_its_video_and_is_reproducible(sampler):
     waves = sampler.sound(_frames(8), "a dog barks", clip_id="a", num_samples=2)
     assert waves.shape == (2, 16_000) and np.abs(waves).max() <= 1.0
     assert np.abs(waves[0] - waves[1]).max() > 1e-3
@@ -41,57 +43,57 @@ def test_a_sound_is_as_long_as_its_video_and_the_same_again(sampler):
     np.testing.assert_array_equal(again, waves)
 
 
-def test_features_of_a_video_are_made_once_for_all_its_sounds(sampler, monkeypatch):
+def test_video_is_encoded_once_for_all_its_sounds(sampler, monkeypatch):
     calls = []
-    encoder = type(sampler.parts.video_encoder)
+    encoder = type(sampler.components.video_encoder)
     original = encoder.__call__
     monkeypatch.setattr(encoder, "__call__", lambda self, frames: calls.append(1) or original(self, frames))
     sampler.sound(_frames(8), "rain", num_samples=2)
     assert len(calls) == 1
 
 
-def test_text_features_are_normalised_over_tokens(sampler):
-    features, lengths = sampler.parts.features_of_text(["rain falls on a tin roof", "two glasses clink"])
+def test_text_features_are_normalised_over_the_tokens(sampler):
+    features, lengths = sampler.components.features_of_text(["rain falls on a tin roof", "two glasses clink"])
     assert features.shape == (2, 77, published.T5_DIM)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, rtol=1e-5)
     assert (lengths > 2).all() and (lengths < 77).all()
 
 
-def test_a_long_caption_keeps_its_end_of_text(sampler, caplog):
-    encoder = sampler.parts.text_encoder
+def test_long_caption_is_cut_before_its_end_token(sampler, caplog):
+    encoder = sampler.components.text_encoder
     ids, valid = encoder.tokens(["a dog barks at the gate " * 40])
     assert valid.all() and ids[0, -1] == 1
-    assert "takes 77" in caplog.text
+    assert "is cut to 77" in caplog.text
 
 
 def test_video_features_have_unit_length(sampler):
-    features = sampler.parts.features_of_video(_frames(70))
+    features = sampler.components.features_of_video(_frames(70))
     assert features.shape == (70, published.CLIP_DIM)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, rtol=1e-5)
-    # 70 frames are two batches: a frame's features are its own.
+    # 70 frames are two batches; the features of a frame do not depend on its batch.
     np.testing.assert_allclose(
-        features[66:67], sampler.parts.features_of_video(_frames(70)[66:67]), atol=1e-6
+        features[66:67], sampler.components.features_of_video(_frames(70)[66:67]), atol=1e-6
     )
 
 
 @pytest.mark.scale
-def test_the_plan_names_stages_files_shapes_and_memory(sampler, bundles):
-    stages = plan(sampler, frames=64, clips=2)
-    assert [stage.name for stage in stages] == [
+def test_dry_run_reports_stages_files_shapes_and_memory(sampler, bundles):
+    reports = dry_run(sampler, frames=64, clips=2)
+    assert [report.stage for report in reports] == [
         "video features",
         "text features",
         "latents",
         "log-mel frames",
         "waves",
     ]
-    assert all(str(bundles) in stage.file and stage.weights > 0 for stage in stages)
-    text = table(stages)
+    assert all(str(bundles) in report.location and report.memory.weights > 0 for report in reports)
+    text = format_reports(reports)
     assert "frames (64, 32, 32, 3) to (64, 24)" in text
     assert "waves (2, 128000) at 16000 Hz" in text
-    assert text.splitlines()[-1].startswith("memory of a device at most")
+    assert text.splitlines()[-1].startswith("memory per device at most")
 
 
-def test_missing_bundles_are_named_with_what_makes_them(bundles, tmp_path):
+def test_missing_bundles_are_named_with_the_command_that_makes_them(bundles, tmp_path):
     (tmp_path / "t5").symlink_to(bundles / "t5")
     with pytest.raises(
         FlowleyError, match=r"lacks flowley \(Flowley's network\), audio_vae.*flowley_jax\.convert"
@@ -99,11 +101,9 @@ def test_missing_bundles_are_named_with_what_makes_them(bundles, tmp_path):
         load_published(tmp_path)
 
 
-def test_bundles_of_other_sizes_do_not_fit(bundles, tmp_path):
-    import json
-
-    for kind in ("flowley", "t5", "audio_vae", "bigvgan"):
-        (tmp_path / kind).symlink_to(bundles / kind)
+def test_bundles_of_different_sizes_are_refused(bundles, tmp_path):
+    for name in ("flowley", "t5", "audio_vae", "bigvgan"):
+        (tmp_path / name).symlink_to(bundles / name)
     (tmp_path / "clip").mkdir()
     manifest = json.loads((bundles / "clip" / "manifest.json").read_text())
     manifest["config"]["dim"] = 8
@@ -111,5 +111,5 @@ def test_bundles_of_other_sizes_do_not_fit(bundles, tmp_path):
     with pytest.raises(FlowleyError, match=r"lacks clip \(a CLIP image encoder\)"):
         load_published(tmp_path)
     (tmp_path / "clip" / "weights.safetensors").symlink_to(bundles / "clip" / "weights.safetensors")
-    with pytest.raises(FlowleyError, match="flowley's video_dim is 24, clip gives 8"):
+    with pytest.raises(FlowleyError, match="flowley has video_dim=24, clip has 8"):
         load_published(tmp_path)

@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: what the draw depends on, and what it does not."""
+"""The sampler: shapes of its sounds, and what the random draw depends on."""
 
 import dataclasses
 import shutil
@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 import tiny
 
-from flowley_jax.data.parts import Parts
+from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow import solver
+from flowley_jax.flow.sampler import item_key
 from flowley_jax.flow.solver import SolverConfig
-from flowley_jax.sampling import Clip, Sampler
-from flowley_jax.sampling.keys import item_key
+from flowley_jax.runs.workdir import open_workdir
+from flowley_jax.sampling import Clip, EncodedClip, Sampler
 from flowley_jax.sampling.sampler import fit_length
-from flowley_jax.training.workdir import open_workdir
 
 
 @pytest.fixture(scope="module")
 def sampler(tiny_run):
-    return Sampler.load(tiny_run)
+    return Sampler.from_run(tiny_run)
 
 
 def _clip(sampler, name, length=10, prompt="a ball"):
-    size = sampler.parts.video_encoder.frame_size
+    size = sampler.components.video_encoder.frame_size
     seed = int.from_bytes(name.encode(), "little")
     frames = np.random.default_rng(seed).integers(0, 256, (length, size, size, 3), dtype=np.uint8)
     return Clip(id=name, frames=frames, prompt=prompt)
@@ -43,20 +43,20 @@ def test_sounds_are_as_long_as_their_videos(sampler):
     waves = _waves(sampler, clips, num_samples=2)
     assert waves.keys() == {"a", "b", "c", "d"}
     for clip in clips:
-        samples = round(len(clip.frames) / tiny.FPS * sampler.parts.sample_rate)
+        samples = round(len(clip.frames) / tiny.FPS * sampler.components.sample_rate)
         assert waves[clip.id].shape == (2, samples) and waves[clip.id].dtype == np.float32
         assert np.isfinite(waves[clip.id]).all() and np.abs(waves[clip.id]).max() > 0
 
 
-def test_a_clip_sounds_the_same_in_any_company(sampler):
+def test_a_clip_sounds_the_same_in_any_batch(sampler):
     clips = [_clip(sampler, name) for name in "abcdefghij"]
-    together = _waves(sampler, clips, seed=3)
-    backwards = _waves(sampler, clips[::-1], seed=3)
-    alone = _waves(sampler, clips[4:5], seed=3)
-    several = _waves(sampler, clips[4:5], seed=3, num_samples=2)
-    for other in (backwards["e"], alone["e"], several["e"][:1]):
-        # Batches of other sizes are rounded otherwise, and the iteration that finds the phases widens that.
-        np.testing.assert_allclose(other, together["e"], rtol=0, atol=1e-3 * np.abs(together["e"]).max())
+    expected = _waves(sampler, clips, seed=3)["e"]
+    reversed_batch = _waves(sampler, clips[::-1], seed=3)["e"]
+    single = _waves(sampler, clips[4:5], seed=3)["e"]
+    several = _waves(sampler, clips[4:5], seed=3, num_samples=2)["e"][:1]
+    for waves in (reversed_batch, single, several):
+        # Rounding depends on the batch size, and the iterations that find the phases amplify it.
+        np.testing.assert_allclose(waves, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
 
 
 def test_repeats_are_equal_bit_for_bit(sampler):
@@ -65,23 +65,23 @@ def test_repeats_are_equal_bit_for_bit(sampler):
     np.testing.assert_array_equal(waves, sampler.sound(clip.frames, "a ball", seed=1, num_samples=2))
 
 
-def test_the_origin_tells_weights_and_parts_apart(tiny_run, sampler, tmp_path):
-    assert Sampler.load(tiny_run).origin == sampler.origin
+def test_the_origin_distinguishes_weights_and_components(tiny_run, sampler, tmp_path):
+    assert Sampler.from_run(tiny_run).origin == sampler.origin
     longer = dataclasses.replace(sampler.settings, sigma_rel=0.1)
-    assert Sampler.load(tiny_run, settings=longer).origin["digest"] != sampler.origin["digest"]
+    assert Sampler.from_run(tiny_run, settings=longer).origin["digest"] != sampler.origin["digest"]
     shutil.copytree(tiny_run, tmp_path / "run")
-    parts = tmp_path / "run/parts/parts.json"
-    parts.write_text(parts.read_text() + "\n")
-    assert Sampler.load(tmp_path / "run").origin["digest"] != sampler.origin["digest"]
+    components = tmp_path / "run/components/components.json"
+    components.write_text(components.read_text() + "\n")
+    assert Sampler.from_run(tmp_path / "run").origin["digest"] != sampler.origin["digest"]
 
 
-def test_the_clip_id_of_an_array_is_that_of_a_file(sampler):
+def test_a_single_sound_uses_the_clip_id(sampler):
     clip = _clip(sampler, "a")
     by_id = sampler.sound(clip.frames, clip.prompt, clip_id="a", seed=2)
     np.testing.assert_array_equal(by_id, _waves(sampler, [clip], seed=2)["a"])
 
 
-def test_seed_sample_id_prompt_and_picture_change_the_draw(sampler):
+def test_seed_sample_id_prompt_and_picture_change_the_sound(sampler):
     clip = _clip(sampler, "a")
     base = _waves(sampler, [clip], num_samples=2)["a"]
     others = [
@@ -98,13 +98,24 @@ def test_seed_sample_id_prompt_and_picture_change_the_draw(sampler):
 
 
 def test_a_clip_without_prompt_gets_the_empty_text(sampler):
-    clips = [_clip(sampler, name, prompt=prompt) for name, prompt in (("a", ""), ("b", " \n"), ("c", "ball"))]
-    video, text, text_len = sampler.features(clips)
+    prompts = {"a": "", "b": " \n", "c": "ball"}
+    encoded = [sampler.encode(_clip(sampler, name, prompt=prompt)) for name, prompt in prompts.items()]
     empty = np.asarray(sampler.variables[1]["empty_text"][...])
-    assert video.shape == (3, 10, tiny.MODEL.video_dim) and text_len.shape == (3,)
-    for without in text[:2]:
-        np.testing.assert_array_equal(without, np.broadcast_to(empty, without.shape))
-    assert np.abs(text[2] - empty).max() > 0
+    for clip in encoded:
+        assert clip.video.shape == (10, tiny.MODEL.video_dim) and clip.text.shape[1:] == empty.shape
+    for clip in encoded[:2]:
+        np.testing.assert_array_equal(clip.text, np.broadcast_to(empty, clip.text.shape))
+    assert [clip.text_len for clip in encoded] == [1, 1, 2]
+    assert np.abs(encoded[2].text - empty).max() > 0
+
+
+def test_encoded_clips_sound_like_the_clips(sampler):
+    clips = [_clip(sampler, name) for name in "ab"]
+    expected = _waves(sampler, clips)
+    encoded = [sampler.encode(clip) for clip in clips]
+    for clip, waves in sampler.sounds(encoded):
+        assert isinstance(clip, EncodedClip)
+        np.testing.assert_array_equal(waves, expected[clip.id])
 
 
 def test_adaptive_solvers_agree_with_many_small_steps(sampler):
@@ -118,23 +129,23 @@ def test_adaptive_solvers_agree_with_many_small_steps(sampler):
     np.testing.assert_allclose(adaptive, fine, atol=2e-3 * np.abs(fine).max())
 
 
-def test_a_solver_that_cannot_finish_says_so(sampler, monkeypatch):
+def test_a_solver_that_cannot_finish_is_an_error(sampler, monkeypatch):
     monkeypatch.setattr(solver, "MAX_ADAPTIVE_STEPS", 2)
     impossible = _settings(sampler, solver=SolverConfig(name="tsit5", rtol=1e-12, atol=1e-13))
     with pytest.raises(FlowleyError, match="tsit5 did not reach t = 1"):
         _waves(impossible, [_clip(sampler, "a")])
 
 
-def test_no_run_and_a_run_without_averages(tmp_path):
+def test_a_missing_run_and_a_run_without_averages_are_refused(tmp_path):
     with pytest.raises(FlowleyError, match="none: no training run here"):
-        Sampler.load(tmp_path / "none")
+        Sampler.from_run(tmp_path / "none")
     records = tiny.write_records(tmp_path / "records")
-    open_workdir(tmp_path / "run", tiny.experiment(records), Parts.load(records), records)
-    with pytest.raises(FlowleyError, match="no snapshots of the averaged weights yet"):
-        Sampler.load(tmp_path / "run")
+    open_workdir(tmp_path / "run", tiny.experiment(records), Components.load(records), records)
+    with pytest.raises(FlowleyError, match="no EMA snapshots yet"):
+        Sampler.from_run(tmp_path / "run")
 
 
-def test_keys_depend_on_seed_id_and_number_alone():
+def test_keys_depend_on_seed_id_and_sample_number_only():
     keys = [item_key(0, "a"), item_key(1, "a"), item_key(0, "b"), item_key(0, "a", 1)]
     data = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
     assert len(data) == 4

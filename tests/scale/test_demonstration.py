@@ -1,6 +1,4 @@
-"""The demonstration end to end on a few clips: every stage, the files it leaves, and reuse of them:
-make test-scale.
-"""
+"""The demonstration end to end on a few clips: every stage, its files, and their reuse (make test-scale)."""
 
 import json
 
@@ -9,7 +7,7 @@ import pytest
 from configs.impacts import get_config
 from data_prep.impacts.generate import ClipSetConfig
 from flowley_jax.config import experiment_from
-from flowley_jax.demonstration import run_demonstration
+from flowley_jax.demo.stages import run_demonstration
 from flowley_jax.sampling.sampler import Sampler
 
 pytestmark = pytest.mark.scale
@@ -42,7 +40,7 @@ def test_figures_are_json_and_in_range(demonstration):
     assert 1 <= figures["clips"] <= 4
 
 
-def test_videos_report_and_picture_are_there(demonstration):
+def test_videos_report_and_picture_are_written(demonstration):
     out, figures = demonstration
     assert len(list((out / "samples").glob("*.mp4"))) == 4
     page = (out / "report.html").read_text()
@@ -51,14 +49,14 @@ def test_videos_report_and_picture_are_there(demonstration):
     assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_second_run_makes_nothing_again(demonstration, monkeypatch):
+def test_a_second_run_reuses_every_file(demonstration, monkeypatch):
     out, figures = demonstration
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
 
     def never(*_, **__):
         raise AssertionError("sampled again")
 
-    monkeypatch.setattr(Sampler, "_batch", never)
+    monkeypatch.setattr(Sampler, "_sample_batch", never)
     again = run_demonstration(_experiment(), CLIPS, out, workers=2)
     assert {**again, "seconds": 0} == {**figures, "seconds": 0}
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")} == kept

@@ -1,9 +1,10 @@
-"""A disk that refuses costs nothing that is made already: make test-scale."""
+"""A full or read-only disk never costs a file that is already written."""
 
 import shutil
 import subprocess
 import sys
 
+import children
 import numpy as np
 import pytest
 import shell
@@ -12,7 +13,7 @@ from flowley_jax.media.write import write_video
 
 pytestmark = pytest.mark.scale
 
-# prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE), so that root too obeys file modes. A preexec_fn would fork JAX.
+# prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE) makes root obey file modes too. A preexec_fn would fork JAX.
 OBEYING_MODES = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
@@ -28,7 +29,7 @@ def debug_run(tmp_path_factory):
     return workdir
 
 
-def test_a_disk_without_space_for_a_checkpoint_keeps_the_older_ones(debug_run, tmp_path):
+def test_a_full_disk_keeps_the_earlier_checkpoints(debug_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(debug_run, workdir)
     before = shell.tree(workdir / "checkpoints")
@@ -52,19 +53,19 @@ def test_a_folder_that_becomes_read_only_ends_the_run_and_keeps_its_checkpoints(
     flags = ("--config", shell.DEBUG, "--workdir", workdir, *shell.SMALL, "--config.train.steps=400")
     train = shell.command("flowley_jax.train", *flags, "--config.train.checkpoint_every=50")
     command = [sys.executable, "-c", OBEYING_MODES, *train]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=shell.ROOT) as process:
+    with children.started(command, stderr=subprocess.PIPE, text=True, cwd=shell.ROOT) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("step 6/"):
                 _set_writable(workdir, False)
                 break
-        rest = process.stderr.read()
+        _, rest = process.communicate()
     try:
         assert process.returncode == 2, rest
         assert "Traceback" not in rest
         assert rest.splitlines()[-1].startswith(f"error: {workdir}")
         assert "Permission denied" in rest.splitlines()[-1]
-        again = subprocess.run(command, capture_output=True, text=True, cwd=shell.ROOT)
+        again = children.run(command, cwd=shell.ROOT)
         shell.fails_in_one_line(again, workdir, "Permission denied")
     finally:
         _set_writable(workdir, True)
@@ -72,11 +73,11 @@ def test_a_folder_that_becomes_read_only_ends_the_run_and_keeps_its_checkpoints(
     assert result.returncode == 0 and "resuming at step 4 of 6" in result.stderr
 
 
-def test_a_disk_without_space_for_the_sound_keeps_the_older_one(tiny_run, tmp_path):
+def test_a_full_disk_keeps_the_earlier_sound(tiny_run, tmp_path):
     video = tmp_path / "a.mp4"
     write_video(video, np.zeros((24, 64, 80, 3), np.uint8), 24.0)
     out = tmp_path / "sound.wav"
-    # Also leaves behind what libraries write at their first import on a machine.
+    # This run also writes what libraries store at their first import on a machine.
     assert shell.sample(tiny_run, video, out).returncode == 0
     older = out.read_bytes()
     flags = ("--workdir", tiny_run, "--video", video, "--out", out, "--seed=1")

@@ -1,31 +1,32 @@
-"""Making records under kills, in several processes, and on another engine."""
+"""Records survive kills, and come out the same in several processes and on a different engine."""
 
+import dataclasses
 import json
 import random
-import signal
 import subprocess
 import time
 
+import children
 import pytest
 import shell
 import unusable
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from data_prep.prepare import Running, prepare_records
+from data_prep.records import RunOptions, prepare_records
 from data_prep.settings import RecordSettings
 
 pytestmark = pytest.mark.scale
 
 COUNT = 56
 SECONDS = 8.0
-# A run with the file that hangs does not end before it is killed.
+# With this limit, a run with the hanging file lasts until it is killed.
 ENDLESS = 600.0
 PATIENCE = 20.0
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Clips, files of every kind that cannot be used, and one that hangs whoever opens it."""
+    """Write usable clips, unusable files of every kind, and a file that hangs its reader."""
     folder = tmp_path_factory.mktemp("clips")
     rows = []
     for index in range(COUNT):
@@ -47,9 +48,9 @@ def codec(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(clips, codec, tmp_path_factory):
-    """Records that one process made."""
+    """The manifest of records made by one process without interruption."""
     out = tmp_path_factory.mktemp("uninterrupted")
-    return prepare_records(clips[0], out, unusable.SETTINGS, Running(time_limit=SECONDS))
+    return prepare_records(clips[0], out, unusable.SETTINGS, RunOptions(time_limit=SECONDS))
 
 
 def _rejected(out):
@@ -58,43 +59,41 @@ def _rejected(out):
     }
 
 
-def test_a_run_that_is_killed_goes_on_and_ends_the_same(clips, uninterrupted, tmp_path):
+def _run(command):
+    return children.run(command, cwd=shell.ROOT, check=True)
+
+
+def test_a_killed_run_resumes_and_makes_the_same_records(clips, uninterrupted, tmp_path):
     table, reasons = clips
-    default, settings = RecordSettings().__getstate__(), unusable.SETTINGS.__getstate__()
+    default, settings = dataclasses.asdict(RecordSettings()), dataclasses.asdict(unusable.SETTINGS)
     flags = [f"--config.{name}={value}" for name, value in settings.items() if value != default[name]]
     command = shell.command("data_prep.extract", "--table", table, "--out", tmp_path, *flags)
     draw = random.Random(0)
     seen = []
     for _ in range(3):
-        process = subprocess.Popen(
-            [*command, f"--time_limit={ENDLESS}"],
-            cwd=shell.ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        before, started = len(list(tmp_path.glob("features/*/*/*"))), time.monotonic()
-        while len(list(tmp_path.glob("features/*/*/*"))) == before and time.monotonic() < started + PATIENCE:
-            time.sleep(0.05)
-        time.sleep(draw.uniform(0.0, 3.0))
-        assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        before, deadline = len(list(tmp_path.glob("features/*/*/*"))), time.monotonic() + PATIENCE
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with children.started([*command, f"--time_limit={ENDLESS}"], cwd=shell.ROOT, **quiet) as process:
+            while len(list(tmp_path.glob("features/*/*/*"))) == before and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(draw.uniform(0.0, 3.0))
+            assert process.poll() is None
         seen.append({path: path.stat().st_mtime_ns for path in tmp_path.glob("features/*/*/*.npz")})
         assert not (tmp_path / "manifest.json").exists()
     command.append(f"--time_limit={SECONDS}")
-    result = subprocess.run(command, cwd=shell.ROOT, capture_output=True, text=True, check=True)
+    result = _run(command)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["files"] == uninterrupted["files"]
-    assert manifest["parts"] == uninterrupted["parts"]
+    assert manifest["components"] == uninterrupted["components"]
     assert manifest["examples"] == {"train": COUNT // 2, "valid": COUNT // 4, "test": COUNT // 4}
     assert _rejected(tmp_path) == reasons
-    # What was finished before a kill was not made again.
+    # Features that were finished before a kill were not made again.
     assert seen[2] and seen[0].keys() <= seen[1].keys() <= seen[2].keys()
     for before in seen:
         assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
     assert f"{COUNT // 2} train" in result.stdout
-    again = subprocess.run(command, cwd=shell.ROOT, capture_output=True, text=True, check=True)
-    assert "made already" in again.stdout and "reading" not in again.stderr
+    again = _run(command)
+    assert "already exist" in again.stdout and "reading" not in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -105,10 +104,12 @@ def test_a_run_that_is_killed_goes_on_and_ends_the_same(clips, uninterrupted, tm
     ],
     ids=["two processes", "dask"],
 )
-# Their servers and clients end with the process that runs the tests.
+# The servers and clients of these engines end only with the process that runs the tests.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::UserWarning:distributed.*")
 def test_other_engines_make_the_same_records(clips, uninterrupted, tmp_path, flags):
-    running = Running(options=PipelineOptions(flags), time_limit=SECONDS)
-    manifest = prepare_records(clips[0], tmp_path, unusable.SETTINGS, running)
-    assert manifest["files"] == uninterrupted["files"] and manifest["parts"] == uninterrupted["parts"]
+    run = RunOptions(beam_options=PipelineOptions(flags), time_limit=SECONDS)
+    manifest = prepare_records(clips[0], tmp_path, unusable.SETTINGS, run)
+    assert (
+        manifest["files"] == uninterrupted["files"] and manifest["components"] == uninterrupted["components"]
+    )
     assert _rejected(tmp_path) == clips[1]

@@ -1,4 +1,4 @@
-"""A training process that is killed at any moment loses nothing but time.
+"""A training process that is killed at any moment loses only time.
 
 `make test-scale` kills it a few times, `make test-soak` more often.
 """
@@ -27,12 +27,10 @@ def test_kills_at_random_moments_change_nothing(kills, steps, tmp_path):
     chance = random.Random(0)
     reached = []
     for _ in range(kills):
-        (process,) = launching.start(records, [killed], devices=1)
-        _wait_for_steps(process, tmp_path / "killed", chance.choice([0, 1, 2, 3, 5, 8]), chance)
-        # Anywhere within a step, a save, a restore or the start of the program.
-        time.sleep(chance.uniform(0.0, 0.3))
-        process.kill()
-        process.communicate()
+        with launching.started(records, [killed], devices=1) as (process,):
+            _wait_for_steps(process, tmp_path / "killed", chance.choice([0, 1, 2, 3, 5, 8]), chance)
+            # Anywhere within a step, a save, a restore or the start of the program.
+            time.sleep(chance.uniform(0.0, 0.3))
         reached.append(_last_step(tmp_path / "killed"))
     assert len(set(reached)) > kills // 4, reached
     found = launching.leaves(records, killed, after=[killed])
@@ -49,12 +47,12 @@ def _last_step(workdir) -> int:
 
 
 def _wait_for_steps(process, workdir, steps: int, chance) -> None:
-    """Until the process has logged this many steps; none is a moment somewhere before the first."""
+    """Wait until the process has logged this many steps; 0 waits for a random time before the first one."""
     if steps == 0:
         return time.sleep(chance.uniform(0.0, 8.0))
     target = None
     while process.poll() is None:
-        # What comes after the last checkpoint is dropped from the history when a run goes on.
+        # A run that resumes drops the metrics after its last checkpoint.
         now = _last_step(workdir)
         target = now + steps if target is None or now + steps < target else target
         if now >= target:
@@ -68,14 +66,14 @@ def test_a_preemption_of_one_process_stops_all_after_the_same_step(tmp_path):
     run = {"steps": 5000, "workdir": str(tmp_path / "run")}
     run["train"] = {"valid_every": 10_000, "checkpoint_every": 10_000}
     run["ema"] = {"snapshot_every": 10_000}
-    started = launching.start(records, [run], devices=2, processes=2)
-    while len(read_history(tmp_path / "run")) < 3:
-        assert all(process.poll() is None for process in started)
-        time.sleep(0.1)
-    started[1].terminate()
-    for process in started:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output[-4000:]
+    with launching.started(records, [run], devices=2, processes=2) as workers:
+        while len(read_history(tmp_path / "run")) < 3:
+            assert all(process.poll() is None for process in workers)
+            time.sleep(0.1)
+        workers[1].terminate()
+        for process in workers:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output[-4000:]
     last = read_history(tmp_path / "run")[-1]["step"]
     assert 3 <= last < 5000
     assert int(launching.leaves(records, run)["step"]) == last

@@ -1,4 +1,4 @@
-"""What changes how a run learns, and not that it does."""
+"""Options that change how a run learns: LoRA and bfloat16."""
 
 import dataclasses
 
@@ -12,12 +12,9 @@ from flowley_jax.config import EmaConfig, LoraConfig, OptimConfig, StartConfig
 from flowley_jax.interop import flowley_to_torch
 from flowley_jax.interop.weight_files import write_arrays
 from flowley_jax.model import Flowley
-from flowley_jax.training.checkpoint import EmaSnapshots
+from flowley_jax.runs.snapshots import EmaSnapshots
 from flowley_jax.training.loop import train
 from flowley_jax.training.metrics import read_history
-from flowley_jax.training.optimizer import make_optimizer
-from flowley_jax.training.sharding import make_layout
-from flowley_jax.training.state import abstract_state
 
 pytestmark = pytest.mark.scale
 
@@ -51,7 +48,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_close_losses(tmp_path):
     )
     assert losses == pytest.approx(expected, rel=1e-2)
     assert losses[1] != expected[1]
-    _, shapes = abstract_state(config, make_optimizer(config.optim, 2), make_layout(config))
+    shapes = tiny.abstract_state(config)
     with EmaSnapshots(tmp_path / "bfloat16") as snapshots:
         averaged = snapshots.synthesise(shapes.parameters, sigma_rels=(0.05, 0.1), sigma_rel=0.05)
     assert {leaf.dtype for leaf in jax.tree.leaves((averaged, shapes.parameters))} == {np.dtype("float32")}

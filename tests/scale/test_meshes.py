@@ -1,6 +1,6 @@
-"""The same run on any mesh, in any number of processes: same losses, same state, same order of the data.
+"""A run gives the same losses, state and data order on any mesh and in any number of processes.
 
-`make test-scale` runs one mesh of each kind, `make test-soak` the others.
+`make test-scale` tests one mesh of each kind, and `make test-soak` the others.
 """
 
 import shutil
@@ -37,25 +37,25 @@ def records(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(records, tmp_path_factory):
-    """One device, one process, and nothing that changes how the step is computed."""
-    workdir = tmp_path_factory.mktemp("alone")
+def single(records, tmp_path_factory):
+    """Train on one device, in one process, with the default way to compute a step."""
+    workdir = tmp_path_factory.mktemp("single")
     launching.launch(records, [_run(workdir)], devices=1)
     return workdir
 
 
 @pytest.fixture(scope="module")
 def half(records, tmp_path_factory):
-    """The first steps of the same run on eight devices of two processes."""
+    """Train the first steps of the same run on eight devices of two processes."""
     workdir = tmp_path_factory.mktemp("half")
     launching.launch(records, [_run(workdir, steps=HALF, mesh=SPLIT)], devices=4, processes=2)
     return workdir
 
 
-def _assert_same_run(workdir, alone, *, steps=STEPS):
+def _assert_same_run(workdir, single, *, steps=STEPS):
     logged, losses = _losses(workdir)
     assert logged == list(range(1, steps + 1))
-    np.testing.assert_allclose(losses, _losses(alone)[1][:steps], rtol=1e-5)
+    np.testing.assert_allclose(losses, _losses(single)[1][:steps], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -89,38 +89,38 @@ def _assert_same_run(workdir, alone, *, steps=STEPS):
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else str(value),
 )
-def test_losses_do_not_depend_on_the_mesh(devices, runs, records, alone, tmp_path):
+def test_losses_do_not_depend_on_the_mesh(devices, runs, records, single, tmp_path):
     configured = {name: _run(tmp_path / name, **changes) for name, changes in runs.items()}
     launching.launch(records, list(configured.values()), devices=devices)
     for name in configured:
-        _assert_same_run(tmp_path / name, alone)
+        _assert_same_run(tmp_path / name, single)
 
 
-def test_losses_do_not_depend_on_the_processes(half, alone):
-    _assert_same_run(half, alone, steps=HALF)
+def test_losses_do_not_depend_on_the_processes(half, single):
+    _assert_same_run(half, single, steps=HALF)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("mesh", [{}, {"fsdp": 8}], ids=str)
-def test_losses_do_not_depend_on_what_processes_share(mesh, records, alone, tmp_path):
+def test_losses_do_not_depend_on_how_processes_share_the_mesh(mesh, records, single, tmp_path):
     launching.launch(records, [_run(tmp_path, mesh=mesh)], devices=4, processes=2)
-    _assert_same_run(tmp_path, alone)
+    _assert_same_run(tmp_path, single)
 
 
-def test_a_run_goes_on_with_other_meshes_processes_and_workers(half, records, alone, tmp_path):
-    """The state of every stop is taken over bit for bit; what follows differs by rounding alone."""
+def test_a_run_resumes_with_other_meshes_processes_and_workers(half, records, single, tmp_path):
+    """Every stored state is restored bit for bit; later steps differ only by rounding."""
     workdir = shutil.copytree(half, tmp_path / "run")
     tensor = _run(workdir, steps=15, mesh={"tensor": 2}, data={"num_workers": 2})
     launching.launch(records, [tensor], devices=8)
     resumed = launching.leaves(records, _run(workdir), after=[_run(workdir)])
-    _assert_same_run(workdir, alone)
-    whole = launching.leaves(records, _run(alone))
+    _assert_same_run(workdir, single)
+    whole = launching.leaves(records, _run(single))
     assert resumed.keys() == whole.keys()
     for name, value in whole.items():
         np.testing.assert_allclose(resumed[name], value, rtol=2e-3, atol=2e-5, err_msg=name)
 
 
-def test_a_checkpoint_is_the_same_on_another_mesh(half, records):
+def test_a_checkpoint_is_the_same_on_a_different_mesh(half, records):
     stored = launching.leaves(records, _run(half))
     restored = launching.leaves(records, _run(half, mesh={"fsdp": 4}), devices=8)
     assert int(stored["step"]) == HALF
@@ -129,15 +129,15 @@ def test_a_checkpoint_is_the_same_on_another_mesh(half, records):
         np.testing.assert_array_equal(restored[name], value, err_msg=name)
 
 
-def test_adapters_do_not_depend_on_the_mesh(records, alone, tmp_path):
-    adapters = {"lora": {"rank": 2}, "start": {"weights": str(alone)}}
-    launching.launch(records, [_run(tmp_path / "alone", **adapters)], devices=1)
+def test_adapters_do_not_depend_on_the_mesh(records, single, tmp_path):
+    adapters = {"lora": {"rank": 2}, "start": {"weights": str(single)}}
+    launching.launch(records, [_run(tmp_path / "single", **adapters)], devices=1)
     split = _run(tmp_path / "split", mesh=SPLIT, **adapters)
     launching.launch(records, [split], devices=4, processes=2)
-    _assert_same_run(tmp_path / "split", tmp_path / "alone")
+    _assert_same_run(tmp_path / "split", tmp_path / "single")
 
 
-def test_processes_agree_on_a_damaged_checkpoint(half, records, alone, tmp_path):
+def test_processes_agree_on_a_damaged_checkpoint(half, records, single, tmp_path):
     workdir = shutil.copytree(half, tmp_path / "run")
     files = [path for path in (workdir / f"checkpoints/{HALF}").rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
@@ -146,4 +146,4 @@ def test_processes_agree_on_a_damaged_checkpoint(half, records, alone, tmp_path)
     largest.write_bytes(raw)
     launching.launch(records, [_run(workdir, mesh=SPLIT)], devices=4, processes=2)
     assert [path.name for path in (workdir / "damaged").iterdir()] == [str(HALF)]
-    _assert_same_run(workdir, alone)
+    _assert_same_run(workdir, single)

@@ -1,30 +1,27 @@
-"""Programs one after the other, as a shell starts them."""
+"""Programs that use each other's results, as a shell starts them."""
 
 import json
 import signal
 import subprocess
 
+import children
 import pytest
 import shell
 
 pytestmark = pytest.mark.scale
 
 
-def test_a_signal_stops_with_code_75_and_the_same_command_goes_on(tmp_path):
+def test_a_signal_stops_with_exit_code_75_and_the_same_command_resumes(tmp_path):
     workdir = tmp_path / "run"
     flags = ("--config", shell.DEBUG, "--workdir", workdir, *shell.SMALL, "--config.train.steps=60")
-    with subprocess.Popen(
-        shell.command("flowley_jax.train", *flags),
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=shell.ROOT,
-    ) as process:
+    command = shell.command("flowley_jax.train", *flags)
+    with children.started(command, stderr=subprocess.PIPE, text=True, cwd=shell.ROOT) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("step 3/"):
                 process.send_signal(signal.SIGTERM)
                 break
-        rest = process.stderr.read()
+        _, rest = process.communicate()
     assert process.returncode == 75, rest
     stopped = int(rest.split("stopped at step ")[1].split()[0])
     assert 3 <= stopped < 60
@@ -35,7 +32,7 @@ def test_a_signal_stops_with_code_75_and_the_same_command_goes_on(tmp_path):
     assert sorted(set(steps)) == list(range(1, stopped + 3))
 
 
-def test_averages_are_adapted_and_the_adapter_is_small(tmp_path):
+def test_averages_are_fine_tuned_and_the_adapter_file_is_small(tmp_path):
     trained = shell.train(tmp_path / "run")
     assert trained.returncode == 0, trained.stderr
     out = tmp_path / "weights.safetensors"

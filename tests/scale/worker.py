@@ -1,4 +1,4 @@
-"""One process of tiny training runs, one after the other: worker.py JSON."""
+"""Run tiny training runs one after another in one process: worker.py JSON."""
 
 import dataclasses
 import json
@@ -12,20 +12,18 @@ import numpy as np
 import tiny
 from absl import flags
 
+from flowley_jax.common import distributed
+from flowley_jax.common.trees import named_leaves
 from flowley_jax.config import ExperimentConfig, LoraConfig, MeshConfig, StartConfig
-from flowley_jax.training import processes
 from flowley_jax.training.checkpoint import RunCheckpoints
 from flowley_jax.training.loop import train
-from flowley_jax.training.optimizer import make_optimizer
-from flowley_jax.training.sharding import make_layout, path_name
-from flowley_jax.training.state import abstract_state
 
 
 def main(job) -> None:
-    """Joins the other processes, and trains or dumps."""
+    """Connect to the other processes, and train or dump."""
     if job["processes"] > 1:
         address = f"127.0.0.1:{job['port']}"
-        processes.join(coordinator=address, count=job["processes"], index=job["process"])
+        distributed.initialize(coordinator=address, count=job["processes"], index=job["process"])
     for run in job["runs"]:
         config, workdir = experiment(Path(job["records"]), run), Path(run["workdir"])
         if "dump" in run:
@@ -35,7 +33,7 @@ def main(job) -> None:
 
 
 def experiment(records: Path, run) -> ExperimentConfig:
-    """A run with batches of eight, coupled in groups of four."""
+    """Return a run with batches of eight that are coupled in groups of four."""
     config = tiny.experiment(records, steps=run["steps"])
     return dataclasses.replace(
         config,
@@ -52,14 +50,12 @@ def experiment(records: Path, run) -> ExperimentConfig:
 
 
 def dump_checkpoint(config: ExperimentConfig, workdir: Path, path: str) -> None:
-    """Restores the newest state onto the mesh and writes its leaves, whole, to an npz file."""
-    layout = make_layout(config)
-    _, shapes = abstract_state(config, make_optimizer(config.optim, config.train.steps), layout)
+    """Restore the newest state onto the mesh, and write its leaves, whole, to an npz file."""
+    layout = tiny.layout(config)
     with RunCheckpoints(workdir, keep=2) as checkpoints:
-        restored, _ = checkpoints.restore(shapes)
-    assert jax.tree.map(lambda leaf: leaf.sharding, restored) == layout.of_state(restored)
-    leaves = jax.tree.leaves_with_path(restored)
-    np.savez(path, **{path_name(name): layout.on_host(leaf) for name, leaf in leaves})
+        restored, _ = checkpoints.restore(tiny.abstract_state(config))
+    assert jax.tree.map(lambda leaf: leaf.sharding, restored) == layout.state_shardings(restored)
+    np.savez(path, **{name: layout.to_host(leaf) for name, leaf in named_leaves(restored).items()})
 
 
 # Grain's worker processes import this module again.
@@ -69,5 +65,5 @@ if __name__ == "__main__":
         main(json.loads(sys.argv[1]))
     except Exception:
         traceback.print_exc()
-        # The usual end waits five minutes for the other processes, which wait for this one.
+        # A normal exit waits five minutes for the other processes, which wait for this one.
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Set-up of the tests that compile for TPUs."""
+"""Settings of the tests that compile for TPUs."""
 
 import jax
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def without_compilation_cache():
-    """Programs for devices that are not there can be written to JAX's cache and not read from it."""
+    """Turn JAX's cache off: it can store programs for devices that are missing here, but not load them."""
     jax.config.update("jax_enable_compilation_cache", False)
     yield
     jax.config.update("jax_enable_compilation_cache", True)

@@ -1,4 +1,4 @@
-"""Without PyTorch there is nothing here to collect."""
+"""Collection of the tests that need PyTorch, only where it is installed."""
 
 import importlib.util
 from pathlib import Path
@@ -10,15 +10,18 @@ _OPERATORS = (
 )
 
 
-def _let_torchvision_be_imported():
-    """open_clip imports torchvision, whose only builds on the registry are for CUDA and cannot load their
-    operators beside a PyTorch for CPU. Nothing here calls them; declared, they let it be imported."""
+def _declare_torchvision_operators():
+    """Declare torchvision's operators if its build does not fit PyTorch, so that it can be imported.
+
+    open_clip imports torchvision. All of its builds on the package index are for CUDA, and cannot load their
+    operators with a PyTorch for CPU. No test calls these operators.
+    """
     import torch
 
-    found = importlib.util.find_spec("torchvision")
-    if found is None or found.origin is None or torch.version.cuda is not None:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None or torch.version.cuda is not None:
         return None
-    if "+cu" not in (Path(found.origin).parent / "version.py").read_text():
+    if "+cu" not in (Path(spec.origin).parent / "version.py").read_text():
         return None
     library = torch.library.Library("torchvision", "DEF")
     for name in _OPERATORS:
@@ -27,7 +30,7 @@ def _let_torchvision_be_imported():
 
 
 if importlib.util.find_spec("torch"):
-    # The declarations live as long as the library.
-    DECLARED = _let_torchvision_be_imported()
+    # The declarations last as long as this object.
+    DECLARED = _declare_torchvision_operators()
 else:
     collect_ignore = [path.name for path in Path(__file__).parent.glob("test_*.py")]

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints into bundles and back, as PyTorch reads them: make test-torch."""
+"""Conversion of PyTorch checkpoints to bundles and back, as PyTorch reads them: make test-torch."""
 
 import golden_data
 import numpy as np
@@ -10,18 +10,18 @@ from flowley_jax.interop.convert import convert, write_back
 pytestmark = pytest.mark.torch
 
 
-@pytest.mark.parametrize("within", ["", "generator"])
+@pytest.mark.parametrize("entry", ["", "generator"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_checkpoint_comes_back_as_it_was(tmp_path, within, dtype):
+def test_checkpoint_is_written_back_without_loss(tmp_path, entry, dtype):
     state = {
         name: torch.from_numpy(np.array(array)).to(dtype)
         for name, array in golden_data.state_dict("h_bigvgan16k").items()
     }
-    torch.save({within: state, "steps": 7} if within else state, tmp_path / "best_netG.pt")
+    torch.save({entry: state, "steps": 7} if entry else state, tmp_path / "best_netG.pt")
     bundle = convert(str(tmp_path / "best_netG.pt"), tmp_path / "bundles", expect="bigvgan")
     write_back(bundle.folder, tmp_path / "back.pt")
     back = torch.load(tmp_path / "back.pt", weights_only=True)
-    back = back[within] if within else back
+    back = back[entry] if entry else back
     assert back.keys() == state.keys()
     for name, tensor in state.items():
         assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name

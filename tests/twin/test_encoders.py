@@ -1,4 +1,4 @@
-"""CLIP and T5 against transformers and open_clip, from files that these write: make test-torch."""
+"""CLIP and T5 compared with transformers and open_clip, from files that these write: make test-torch."""
 
 import json
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from flowley_jax.encoders.clip import PIXEL_MEAN, PIXEL_STD
 from flowley_jax.interop.bundles import Bundle
 from flowley_jax.interop.convert import convert
+from flowley_jax.networks.clip import PIXEL_MEAN, PIXEL_STD
 
 pytestmark = pytest.mark.torch
 
@@ -74,8 +74,8 @@ def _pixels(frames):
     )
 
 
-def _spread(module):
-    """Weights of ordinary size: what libraries initialise keeps errors invisible."""
+def _randomise(module):
+    """Add noise to the weights, because initial values of the libraries would hide errors."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -85,11 +85,11 @@ def _spread(module):
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("size", list(CLIP_SIZES))
-def test_clip_of_transformers(tmp_path, size, activation):
+def test_clip_matches_transformers(tmp_path, size, activation):
     config = transformers.CLIPVisionConfig(**CLIP_SIZES[size], hidden_act=activation, projection_dim=24)
-    theirs = _spread(transformers.CLIPVisionModelWithProjection(config))
+    theirs = _randomise(transformers.CLIPVisionModelWithProjection(config))
     theirs.save_pretrained(tmp_path / "theirs")
-    # Whole CLIP models keep the image encoder's settings one level down.
+    # Complete CLIP models have the settings of the image encoder one level down.
     (tmp_path / "theirs" / "config.json").write_text(json.dumps({"vision_config": config.to_dict()}))
     frames = _frames(config.image_size)
     with torch.no_grad():
@@ -101,9 +101,9 @@ def test_clip_of_transformers(tmp_path, size, activation):
 
 @pytest.mark.parametrize("size", list(T5_SIZES))
 @pytest.mark.parametrize("safe", [True, False])
-def test_t5_of_transformers(tmp_path, size, safe):
+def test_t5_matches_transformers(tmp_path, size, safe):
     config = transformers.T5Config(**T5_SIZES[size], dropout_rate=0.0)
-    theirs = _spread(transformers.T5EncoderModel(config))
+    theirs = _randomise(transformers.T5EncoderModel(config))
     theirs.save_pretrained(tmp_path / "theirs")
     if not safe:
         (tmp_path / "theirs" / "model.safetensors").unlink()
@@ -117,28 +117,28 @@ def test_t5_of_transformers(tmp_path, size, safe):
     assert golden_data.relative_error(ours(jnp.asarray(ids), jnp.asarray(valid)), expected) < TOLERANCE
 
 
-def test_t5_with_its_decoder_and_in_parts(tmp_path):
+def test_t5_with_a_decoder_in_several_shards_matches_transformers(tmp_path):
     config = transformers.T5Config(**T5_SIZES["gated"], dropout_rate=0.0)
-    theirs = _spread(transformers.T5ForConditionalGeneration(config))
+    theirs = _randomise(transformers.T5ForConditionalGeneration(config))
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
     ids = np.random.default_rng(0).integers(1, 60, (2, 20))
     with torch.no_grad():
         expected = theirs.encoder(torch.from_numpy(ids)).last_hidden_state
     bundle = convert(str(tmp_path / "theirs"), tmp_path / "bundles")
-    found = Bundle.open(bundle.folder).load()(jnp.asarray(ids), jnp.ones(ids.shape, bool))
-    assert golden_data.relative_error(found, expected) < TOLERANCE
+    states = Bundle.open(bundle.folder).load()(jnp.asarray(ids), jnp.ones(ids.shape, bool))
+    assert golden_data.relative_error(states, expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("quick_gelu", [True, False])
-def test_clip_of_open_clip(tmp_path, quick_gelu):
+def test_clip_matches_open_clip(tmp_path, quick_gelu):
     settings = {
         "embed_dim": 24,
         "quick_gelu": quick_gelu,
         "vision_cfg": {"image_size": 42, "layers": 3, "width": 128, "head_width": 32, "patch_size": 14},
         "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1},
     }
-    theirs = _spread(open_clip.model.CLIP(**settings))
+    theirs = _randomise(open_clip.model.CLIP(**settings))
     torch.save(theirs.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
     frames = _frames(42)

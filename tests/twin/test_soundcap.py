@@ -1,4 +1,4 @@
-"""SoundCap with small random models of the real classes: both steps, and what is made of them."""
+"""SoundCap with small random models of the real classes: captioning, fine-tuning, and use of the adapter."""
 
 import json
 import signal
@@ -10,34 +10,35 @@ import unusable
 
 from data_prep.rejection import Rejection
 from data_prep.soundcap.captions import caption_clips
-from data_prep.soundcap.look import Seen, Viewing
+from data_prep.soundcap.clip_view import ClipView, ViewConfig
 from data_prep.soundcap.prompts import CAPTIONS, TARGETS, Prompt
 from flowley_jax.data.clip_table import read_clip_table
 from flowley_jax.errors import FlowleyError
 
 pytestmark = [
     pytest.mark.torch,
-    # Of transformers, peft and PyTorch among each other.
+    # Warnings of transformers, peft and PyTorch about each other.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning"),
 ]
 
-VIEWING = Viewing(seconds=1.0, fps=4.0, size=64)
-TARGET = ("a dog barks at the gate", "rain falls on a tin roof")
+VIEW = ViewConfig(seconds=1.0, fps=4.0, size=64)
+ANSWERS = ("a dog barks at the gate", "rain falls on a tin roof")
 
 
 @pytest.fixture(scope="module")
-def silent(tmp_path_factory):
+def vision_model(tmp_path_factory):
     return str(tiny_vlm.write_silent(tmp_path_factory.mktemp("models") / "vl"))
 
 
 @pytest.fixture(scope="module")
-def audio_visual(tmp_path_factory):
+def audio_visual_model(tmp_path_factory):
     return str(tiny_vlm.write_audio_visual(tmp_path_factory.mktemp("models") / "omni"))
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
+    """Four training clips, a validation clip, and a file that is no video."""
     folder = tmp_path_factory.mktemp("clips")
     rows = []
     for index in range(5):
@@ -48,10 +49,10 @@ def clips(tmp_path_factory):
     return read_clip_table(unusable.write_table(folder, rows))
 
 
-def _seen(seed, *, sound=False, frames=4):
+def _view(seed, *, sound=False, frames=4):
     rng = np.random.default_rng(seed)
     wave = rng.uniform(-0.3, 0.3, 16_000).astype(np.float32) if sound else None
-    return Seen(rng.integers(0, 255, (frames, 48, 64, 3)).astype(np.uint8), 4.0, wave)
+    return ClipView(rng.integers(0, 255, (frames, 48, 64, 3)).astype(np.uint8), 4.0, wave)
 
 
 def _model(folder, **options):
@@ -61,126 +62,127 @@ def _model(folder, **options):
 
 
 @pytest.mark.parametrize("hears", [False, True])
-def test_answers_do_not_depend_on_the_batch(silent, audio_visual, hears):
-    model = _model(audio_visual if hears else silent, sound=hears)
-    clips = [_seen(seed, sound=hears, frames=2 * seed + 2) for seed in range(3)]
-    together = model(clips, "What is heard?")
-    assert together == [model([clip], "What is heard?")[0] for clip in clips]
-    assert all(together) and len(set(together)) > 1
+def test_answers_do_not_depend_on_the_batch(vision_model, audio_visual_model, hears):
+    model = _model(audio_visual_model if hears else vision_model, sound=hears)
+    views = [_view(seed, sound=hears, frames=2 * seed + 2) for seed in range(3)]
+    batched = model(views, "What is heard?")
+    assert batched == [model([view], "What is heard?")[0] for view in views]
+    assert all(batched) and len(set(batched)) > 1
 
 
-def test_one_that_hears_reads_the_sound(audio_visual):
+def test_an_audio_visual_model_reads_the_audio(audio_visual_model):
     import torch
 
-    model = _model(audio_visual, sound=True)
-    loud, soft = _seen(0, sound=True), _seen(0, sound=True)
-    soft.wave[:] *= np.linspace(0, 1, 16_000)
-    batches = [model.inputs([clip], "What is heard?") for clip in (loud, soft)]
-    # One second of sound in tokens, in among those of the picture.
-    hearing = batches[0]["input_ids"][0] == model.model.config.audio_token_id
-    assert hearing.sum() == 25
+    model = _model(audio_visual_model, sound=True)
+    constant, fading = _view(0, sound=True), _view(0, sound=True)
+    fading.wave[:] *= np.linspace(0, 1, 16_000)
+    batches = [model.inputs([view], "What is heard?") for view in (constant, fading)]
+    # One second of audio is 25 tokens, interleaved with those of the frames.
+    is_audio = batches[0]["input_ids"][0] == model.model.config.audio_token_id
+    assert is_audio.sum() == 25
     with torch.inference_mode():
         first, second = (model.model(**batch).logits[0, -1] for batch in batches)
     assert (first - second).abs().max() > 1e-4
 
 
-def test_one_that_cannot_hear_is_refused_and_so_is_no_model(silent, tmp_path):
-    with pytest.raises(FlowleyError, match="a qwen2_5_vl hears nothing"):
-        _model(silent, sound=True)
+def test_models_that_cannot_be_used_are_named_in_the_error(vision_model, tmp_path):
+    with pytest.raises(FlowleyError, match="qwen2_5_vl has no audio input"):
+        _model(vision_model, sound=True)
     with pytest.raises(FlowleyError, match=r"nowhere: no such folder"):
         _model(str(tmp_path / "nowhere"))
     with pytest.raises(FlowleyError, match="cannot be loaded"):
         _model(str(tmp_path))
-    with pytest.raises(FlowleyError, match="holds no adapter"):
-        _model(silent, adapter=str(tmp_path))
+    with pytest.raises(FlowleyError, match="not a LoRA adapter"):
+        _model(vision_model, adapter=str(tmp_path))
 
 
-def test_a_clip_that_a_model_cannot_take_costs_no_other(silent, monkeypatch):
-    model = _model(silent)
-    good, bad = _seen(0), _seen(1)
-    answer = model._answers
+def test_a_clip_that_the_model_refuses_does_not_affect_the_others(vision_model, monkeypatch):
+    model = _model(vision_model)
+    good, bad = _view(0), _view(1)
+    generate = model._generate
 
-    def failing(clips, prompt):
-        if any(clip is bad for clip in clips):
+    def failing_for_one(views, prompt):
+        if any(view is bad for view in views):
             raise RuntimeError("CUDA out of memory")
-        return answer(clips, prompt)
+        return generate(views, prompt)
 
-    monkeypatch.setattr(model, "_answers", failing)
+    monkeypatch.setattr(model, "_generate", failing_for_one)
     first, second = model([good, bad], "x")
     assert isinstance(first, str) and second == Rejection("model", "CUDA out of memory")
 
 
-def test_targets_come_from_a_model_that_hears(clips, audio_visual, tmp_path):
-    viewing = Viewing(seconds=1.0, fps=4.0, size=64, sound=True)
-    model = _model(audio_visual, sound=True, at_once=2)
-    captioned = caption_clips(clips, tmp_path, model, Prompt.read(TARGETS), viewing)
+def test_an_audio_visual_model_captions_clips(clips, audio_visual_model, tmp_path):
+    view = ViewConfig(seconds=1.0, fps=4.0, size=64, sound=True)
+    model = _model(audio_visual_model, sound=True, batch_size=2)
+    result = caption_clips(clips, tmp_path, model, Prompt.read(TARGETS), view)
     answers = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert len(answers) == 6 and sum("text" in answer for answer in answers) == 5
-    assert captioned.rejected["bad"].reason == "unreadable"
-    assert {answer["model"] for answer in answers} == {audio_visual}
+    assert result.rejected["bad"].reason == "unreadable"
+    assert {answer["model"] for answer in answers} == {audio_visual_model}
 
 
-def test_fine_tuning_learns_and_its_adapter_is_used(clips, silent, tmp_path, monkeypatch):
+def test_fine_tuning_learns_resumes_and_writes_an_adapter(clips, vision_model, tmp_path, monkeypatch):
     from data_prep.soundcap import training
 
-    captions = {clip.id: TARGET[index % 2] for index, clip in enumerate(clips)}
-    config = training.TuningConfig(
+    captions = {clip.id: ANSWERS[index % 2] for index, clip in enumerate(clips)}
+    config = training.FinetuneConfig(
         rank=16, epochs=20.0, accumulation=2, learning_rate=1e-2, save_every=8, workers=0
     )
     prompt = Prompt.read(CAPTIONS)
 
-    def tune(captions=captions):
-        return training.finetune(clips, captions, _model(silent), prompt, VIEWING, config, tmp_path / "out")
+    def finetune(captions=captions):
+        return training.finetune(
+            clips, captions, _model(vision_model), prompt, VIEW, config, tmp_path / "out"
+        )
 
-    saved = training._Metrics.on_log
-    seen = []
+    on_log = training._Metrics.on_log
+    steps = []
 
-    def stopping(self, args, state, control, logs=None, **others):
-        saved(self, args, state, control, logs, **others)
-        seen.append(state.global_step)
-        if len(seen) == 20:
+    def interrupting_on_log(self, args, state, control, logs=None, **others):
+        on_log(self, args, state, control, logs, **others)
+        steps.append(state.global_step)
+        if len(steps) == 20:
             raise KeyboardInterrupt
-        if len(seen) == 30:
+        if len(steps) == 30:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(training._Metrics, "on_log", stopping)
+    monkeypatch.setattr(training._Metrics, "on_log", interrupting_on_log)
     with pytest.raises(KeyboardInterrupt):
-        tune()
-    assert tune() is None
-    adapter = tune()
-    # It went on from the second checkpoint, and after Ctrl-C from the step itself.
-    assert seen[19:21] == [20, 17] and seen[29:31] == [26, 27]
-    logged = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in logged if "loss" in row]
-    assert [row["step"] for row in logged if "loss" in row] == list(range(1, len(losses) + 1))
+        finetune()
+    assert finetune() is None
+    adapter = finetune()
+    # After the crash it resumed from the second checkpoint, and after Ctrl-C from the last step.
+    assert steps[19:21] == [20, 17] and steps[29:31] == [26, 27]
+    rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, len(losses) + 1))
     assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
-    assert "eval_loss" in logged[-1]
-    # Once, of twenty epochs.
+    assert "eval_loss" in rows[-1]
+    # The unreadable clip is listed once, not in each of the twenty epochs.
     (unreadable,) = (tmp_path / "out/unreadable.tsv").read_text().splitlines()
     assert unreadable.startswith("bad\tunreadable\t")
-    plain, tuned = _model(silent), _model(silent, adapter=str(adapter))
-    shown = [_seen(0)]
-    assert plain(shown, prompt.text) != tuned(shown, prompt.text)
-    assert any(
-        word in tuned(shown, prompt.text)[0] for word in ("dog", "rain", "barks", "falls", "gate", "roof")
-    )
+    original, tuned = _model(vision_model), _model(vision_model, adapter=str(adapter))
+    views = [_view(0)]
+    assert original(views, prompt.text) != tuned(views, prompt.text)
+    answer = tuned(views, prompt.text)[0]
+    assert any(word in answer for word in ("dog", "rain", "barks", "falls", "gate", "roof"))
     assert tuned.identity["adapter"] == str(adapter)
-    changed = adapter.stat().st_mtime_ns
-    assert tune() == adapter and adapter.stat().st_mtime_ns == changed
-    with pytest.raises(FlowleyError, match="holds a training on other captions"):
-        tune({**captions, "id0": "a bell"})
+    written = adapter.stat().st_mtime_ns
+    assert finetune() == adapter and adapter.stat().st_mtime_ns == written
+    with pytest.raises(FlowleyError, match="holds a training run with different captions"):
+        finetune({**captions, "id0": "a bell"})
     with pytest.raises(FlowleyError, match="none of 6 clips has a caption"):
-        tune({})
+        finetune({})
 
 
-def test_the_same_captions_make_the_same_adapter(clips, silent, tmp_path):
+def test_fine_tuning_is_reproducible(clips, vision_model, tmp_path):
     from data_prep.soundcap import training
 
-    config = training.TuningConfig(rank=2, epochs=0.5, accumulation=1, workers=0)
-    captions = dict.fromkeys(("id0", "id1"), TARGET[0])
+    config = training.FinetuneConfig(rank=2, epochs=0.5, accumulation=1, workers=0)
+    captions = dict.fromkeys(("id0", "id1"), ANSWERS[0])
     adapters = [
         training.finetune(
-            clips, captions, _model(silent), Prompt.read(CAPTIONS), VIEWING, config, tmp_path / name
+            clips, captions, _model(vision_model), Prompt.read(CAPTIONS), VIEW, config, tmp_path / name
         )
         for name in "ab"
     ]
@@ -188,15 +190,16 @@ def test_the_same_captions_make_the_same_adapter(clips, silent, tmp_path):
     assert first == second
 
 
-def test_only_the_answer_is_learned(silent):
-    from data_prep.soundcap.training import _collated
+def test_only_tokens_of_the_answer_have_labels(vision_model):
+    from data_prep.soundcap.training import _collate
 
-    model = _model(silent)
-    items = [(_seen(0), TARGET[0]), (None, TARGET[1]), (_seen(1, frames=8), TARGET[1])]
-    batch = _collated(items, model=model, prompt="What is heard?", viewing=VIEWING)
+    model = _model(vision_model)
+    first, second = ANSWERS
+    items = [(_view(0), first), (None, second), (_view(1, frames=8), second)]
+    batch = _collate(items, model=model, prompt="What is heard?", view=VIEW)
     texts = [
         model.processor.tokenizer.decode(labels[labels >= 0], skip_special_tokens=True).strip()
         for labels in batch["labels"]
     ]
-    assert texts == [TARGET[0], "", TARGET[1]]
+    assert texts == [first, "", second]
     assert (batch["labels"][0][-3:] >= 0).all()

@@ -1,4 +1,4 @@
-"""Files that PyTorch writes, read without it: make test-torch."""
+"""Reading of files that PyTorch writes, without PyTorch: make test-torch."""
 
 import collections
 import pickle
@@ -35,66 +35,68 @@ def _tensors():
     }
 
 
-def _assert_same(found, tensors):
-    assert set(found) == set(tensors)
+def _assert_same(arrays, tensors):
+    assert set(arrays) == set(tensors)
     for name, tensor in tensors.items():
         expected = tensor.detach()
-        assert tuple(found[name].shape) == tuple(expected.shape), name
-        assert found[name].dtype.name == str(expected.dtype).removeprefix("torch."), name
-        np.testing.assert_array_equal(found[name].astype(np.float64), expected.double().numpy())
+        assert tuple(arrays[name].shape) == tuple(expected.shape), name
+        assert arrays[name].dtype.name == str(expected.dtype).removeprefix("torch."), name
+        np.testing.assert_array_equal(arrays[name].astype(np.float64), expected.double().numpy())
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt"])
-def test_every_kind_of_tensor(tmp_path, suffix):
+def test_all_kinds_of_tensors_are_read(tmp_path, suffix):
     torch.save(_tensors(), tmp_path / f"a{suffix}")
     _assert_same(read_arrays(tmp_path / f"a{suffix}")[0], _tensors())
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_every_protocol(tmp_path, protocol):
+def test_all_pickle_protocols_are_read(tmp_path, protocol):
     torch.save(_tensors(), tmp_path / "a.pth", pickle_protocol=protocol)
     _assert_same(read_arrays(tmp_path / "a.pth")[0], _tensors())
 
 
-@pytest.mark.parametrize("wrap", ["state_dict", "model", "generator"])
-def test_checkpoints_of_trainers(tmp_path, wrap):
+@pytest.mark.parametrize("entry", ["state_dict", "model", "generator"])
+def test_weights_within_a_checkpoint_are_read(tmp_path, entry):
     state = collections.OrderedDict(a=torch.ones(2), b=torch.zeros(3))
     extra = {
         "epoch": 3,
         "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1e-3}]},
     }
-    torch.save({wrap: state, **extra}, tmp_path / "a.ckpt")
+    torch.save({entry: state, **extra}, tmp_path / "a.ckpt")
     _assert_same(read_arrays(tmp_path / "a.ckpt")[0], state)
 
 
-def test_state_dict_of_a_module(tmp_path):
+def test_state_dict_of_a_module_is_read(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     torch.save(module.state_dict(), tmp_path / "a.pth")
     _assert_same(read_arrays(tmp_path / "a.pth")[0], module.state_dict())
 
 
-def test_a_whole_module_is_refused_by_name(tmp_path):
+def test_pickled_module_is_refused_by_name(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pth")
-    with pytest.raises(FlowleyError, match=r"holds torch\.nn\.modules\.linear\.Linear, which is no tensor"):
+    with pytest.raises(
+        FlowleyError, match=r"holds torch\.nn\.modules\.linear\.Linear, which is not a tensor"
+    ):
         read_arrays(tmp_path / "a.pth")
 
 
-def test_files_before_the_zip_format_are_told(tmp_path):
+def test_files_older_than_the_zip_format_are_recognised(tmp_path):
     torch.save(_tensors(), tmp_path / "a.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(FlowleyError, match=r"before version 1\.6"):
         read_arrays(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95, 0.999])
-def test_truncated_files_are_told(tmp_path, share):
+def test_truncated_files_are_recognised(tmp_path, share):
     torch.save(_tensors(), tmp_path / "a.pth")
     content = (tmp_path / "a.pth").read_bytes()
     (tmp_path / "a.pth").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(FlowleyError, match=r"a\.pth: is no PyTorch checkpoint, or is truncated"):
+    with pytest.raises(FlowleyError, match=r"a\.pth: is not a PyTorch checkpoint, or is truncated"):
         read_arrays(tmp_path / "a.pth")
 
 
-def test_flipped_bytes_are_told(tmp_path):
+def test_flipped_bytes_are_recognised(tmp_path):
     torch.save({"a": torch.arange(4000.0)}, tmp_path / "a.pth")
     content = bytearray((tmp_path / "a.pth").read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -111,18 +113,18 @@ class _Evil:
         return eval, (self.command,)
 
 
-def test_a_malicious_pickle_is_refused_and_never_run(tmp_path):
+def test_malicious_pickle_is_refused_and_never_run(tmp_path):
     command = f"__import__('pathlib').Path({str(tmp_path / 'ran')!r}).write_text('x')"
     torch.save({"a": torch.ones(2), "b": _Evil(command)}, tmp_path / "a.pth")
     with pytest.raises(FlowleyError, match=r"holds builtins\.eval|holds __builtin__\.eval"):
         read_arrays(tmp_path / "a.pth")
     assert not (tmp_path / "ran").exists()
-    # It would have run.
+    # PyTorch would have run it.
     torch.load(tmp_path / "a.pth", weights_only=False)
     assert (tmp_path / "ran").exists()
 
 
-def test_a_bare_pickle_is_no_checkpoint(tmp_path):
+def test_bare_pickle_is_not_a_checkpoint(tmp_path):
     (tmp_path / "a.pt").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(FlowleyError, match="is no PyTorch checkpoint"):
+    with pytest.raises(FlowleyError, match="is not a PyTorch checkpoint"):
         read_arrays(tmp_path / "a.pt")

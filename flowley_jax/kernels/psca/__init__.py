@@ -1,5 +1,6 @@
-"""Progressive soft-masked cross-attention."""
+"""Progressive soft-masked cross-attention (PSCA)."""
 
 from flowley_jax.kernels.psca.api import psca
+from flowley_jax.kernels.psca.mask import SoftMask
 
-__all__ = ["psca"]
+__all__ = ["SoftMask", "psca"]

@@ -1,4 +1,4 @@
-"""Writes the files beside it, with PyTorch 2.13: PYTHONPATH=.torch python tests/interop/files/make.py"""
+"""Write the files of this folder with PyTorch 2.13: PYTHONPATH=.torch python tests/interop/files/make.py"""
 
 import collections
 from pathlib import Path
@@ -9,14 +9,14 @@ FOLDER = Path(__file__).parent
 
 
 class Caller:
-    """Unpickled as a call of print."""
+    """Object whose unpickling calls `print`."""
 
     def __reduce__(self):
         return print, ("this must not be run",)
 
 
 def main() -> None:
-    """Tensors of several kinds; the same before the zip format; a pickle that wants to call something."""
+    """Write tensors of several kinds, the same before the zip format, and a pickle that calls a function."""
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6) / 7
     tensors = collections.OrderedDict(
         plain=base,

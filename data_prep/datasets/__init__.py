@@ -1,1 +1,0 @@
-"""Clip tables of data sets whose files are on disk."""

@@ -1,0 +1,207 @@
+"""Write the files of the records from stored features, after fitting the codec and measuring the latents."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from data_prep.beam_runner import run_pipeline
+from data_prep.feature_store import FeatureStore
+from data_prep.keyed_clips import KeyedCaption, KeyedClip
+from data_prep.progress import progress_bar
+from data_prep.record_components import RecordComponents
+from flowley_jax.audio.protocols import AudioCodec
+from flowley_jax.common.files import name_errors, sha256, write_text
+from flowley_jax.data.components import Components
+from flowley_jax.data.record import Dims, Example, Shard, shard_name, write_metadata, write_shard
+from flowley_jax.errors import FlowleyError
+
+
+def fit_codec(training: Sequence[KeyedClip], components: RecordComponents, store: FeatureStore) -> AudioCodec:
+    """Return the published codec, or else one that is fitted to the training clips."""
+    if not components.fitted_codec:
+        assert components.published_codec is not None
+        return components.published_codec
+    log_mels = (features["log_mel"] for features in _read_features(training, store, "fitting the codec"))
+    return components.fitted_codec.fit(
+        log_mels, mel=components.mel, latent_dim=components.settings.latent_dim
+    )
+
+
+def measure_latents(
+    codec: AudioCodec,
+    training: Sequence[KeyedClip],
+    components: RecordComponents,
+    store: FeatureStore,
+    *,
+    source: str,
+) -> Components:
+    """Return the components of the records, with the statistics of the latents.
+
+    They are the mean and deviation of latents drawn from the posteriors of all training clips.
+
+    Args:
+      codec: the codec of the records.
+      training: clips of the train split.
+      components: settings of the records and their components.
+      store: their features.
+      source: name of the clip table.
+    """
+    count, total, squares = 0, np.zeros(codec.latent_dim), np.zeros(codec.latent_dim)
+    for features in _read_features(training, store, "measuring the latents"):
+        mean, std = (x.astype(np.float64) for x in posterior(codec, features))
+        count += len(mean)
+        total += mean.sum(axis=0)
+        squares += (np.square(mean) + np.square(std)).sum(axis=0)
+    mean = total / count
+    return Components(
+        seconds=components.settings.seconds,
+        video_encoder=components.video_encoder,
+        text_encoder=components.text_encoder,
+        codec=codec,
+        vocoder=components.vocoder_for(codec),
+        latent_mean=mean.astype(np.float32),
+        latent_std=np.sqrt(np.maximum(squares / count - mean**2, 0.0)).astype(np.float32),
+        source=source,
+    )
+
+
+def posterior(codec: AudioCodec | None, features: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and standard deviation of a clip's latents, each (Ta, C).
+
+    Args:
+      codec: codec that was fitted to the clips; any other codec has already encoded the clip.
+      features: stored features of the clip.
+    """
+    if codec is not None and codec.needs_fitting:
+        mean, std = codec.encode_log_mel(features["log_mel"][None])
+        return mean[0], std[0]
+    return features["audio_mean"], features["audio_std"]
+
+
+def _read_features(
+    clips: Sequence[KeyedClip], store: FeatureStore, label: str
+) -> Iterator[dict[str, np.ndarray]]:
+    with progress_bar(label, total=len(clips)) as bar:
+        for clip in clips:
+            yield store.read("media", clip.media_key)
+            bar.update()
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardTask:
+    """One file to write: its split, its number in the split, and its clips."""
+
+    split: str
+    index: int
+    clips: Sequence[KeyedClip]
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return shard_name(self.split, self.index)
+
+
+def write_shards(
+    folder: Path,
+    tasks: Sequence[ShardTask],
+    dims: Dims,
+    codec: AudioCodec,
+    store: FeatureStore,
+    options: PipelineOptions | None,
+) -> dict[str, Any]:
+    """Write the files of a data set. Files that an interrupted run finished are kept.
+
+    Args:
+      folder: folder of the data set.
+      tasks: the files.
+      dims: sizes of the records.
+      codec: codec of the records.
+      store: features of the clips.
+      options: Beam's options.
+
+    Returns:
+      For every file: the number of examples, their size in bytes, the file's size and its SHA-256.
+
+    Raises:
+      FlowleyError: features are damaged, or a file cannot be written.
+    """
+    with name_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    missing = [task for task in tasks if not _note_file(folder, task).is_file()]
+    fitted = codec if codec.needs_fitting else None
+    run_pipeline(missing, {"write": beam.ParDo(_WriteShard(folder, dims, fitted, store))}, options)
+    notes = {task.name: _read_note(folder, task) for task in tasks}
+    shards: dict[str, list[Shard]] = {}
+    for task in tasks:
+        note = notes[task.name]
+        shards.setdefault(task.split, []).append(Shard(note["examples"], note["bytes"]))
+    write_metadata(folder, dims, shards)
+    # Workers that were killed leave partial files.
+    for path in set(folder.glob(".*")) - {_note_file(folder, task) for task in tasks}:
+        path.unlink()
+    return notes
+
+
+def remove_notes(folder: Path) -> None:
+    """Remove the notes that mark files as complete for `write_shards`."""
+    for path in folder.glob(".*.json"):
+        path.unlink()
+
+
+class _WriteShard(beam.DoFn):
+    def __init__(self, folder: Path, dims: Dims, codec: AudioCodec | None, store: FeatureStore):
+        super().__init__()
+        self._folder, self._dims, self._codec, self._store = folder, dims, codec, store
+
+    def process(self, element: ShardTask) -> None:
+        path = self._folder / element.name
+        # Another worker may write the same file, with the same content, so temporary names differ.
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        shard = write_shard(partial, self._dims, self._examples(element))
+        note = {
+            "examples": shard.examples,
+            "bytes": shard.size,
+            "size": partial.stat().st_size,
+            "sha256": sha256(partial),
+        }
+        os.replace(partial, path)
+        write_text(_note_file(self._folder, element), json.dumps(note))
+
+    def _examples(self, task: ShardTask) -> Iterator[Example]:
+        for clip in task.clips:
+            features = self._store.read("media", clip.media_key)
+            example: dict[str, Any] = {
+                "id": clip.table_clip.id,
+                "label": clip.table_clip.label,
+                **self._text(clip.caption),
+                "more_captions": {
+                    source: self._text(caption) for source, caption in clip.more_captions.items()
+                },
+            }
+            if "video_features" in features:
+                example["video_features"] = features["video_features"]
+            if features.keys() - {"video_features"}:
+                example["audio_mean"], example["audio_std"] = posterior(self._codec, features)
+            yield example
+
+    def _text(self, caption: KeyedCaption) -> dict[str, Any]:
+        return {"caption": caption.text, **self._store.read("text", caption.key)}
+
+
+def _note_file(folder: Path, task: ShardTask) -> Path:
+    """Return the path of the note that marks a file as complete and describes it."""
+    return folder / f".{task.name}.json"
+
+
+def _read_note(folder: Path, task: ShardTask) -> dict[str, Any]:
+    try:
+        return json.loads(_note_file(folder, task).read_text())
+    except (OSError, ValueError) as error:
+        raise FlowleyError(f"{folder / task.name}: was not written ({error}); run again") from error

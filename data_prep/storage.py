@@ -1,0 +1,185 @@
+"""Read, write and list files on a local disk, or wherever Beam's file systems reach (gs://, s3://, hdfs://).
+
+Remote files go through Beam rather than etils.epath: a cluster's workers already have Beam's drivers and
+credentials, while epath needs TensorFlow or one fsspec driver per scheme on each of them. Beam also lists a
+folder with sizes and times in one request, where epath asks about every file.
+"""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from flowley_jax.common.files import name_errors
+from flowley_jax.errors import FlowleyError
+
+# Size in bytes, and time of the last change in ns.
+FileStamp = tuple[int, int]
+_PARTIAL = ".partial-"
+_LOCK = ".lock"
+
+
+def is_remote(path: str) -> bool:
+    """Return whether only Beam's file systems can reach a path."""
+    return "://" in path
+
+
+def join(folder: str, *parts: str) -> str:
+    """Return a path below a folder."""
+    return "/".join([folder.rstrip("/"), *parts]) if is_remote(folder) else os.path.join(folder, *parts)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Create a folder and keep other processes from writing to it inside the block.
+
+    Raises:
+      FlowleyError: another process holds the lock, or the folder cannot be created.
+    """
+    with name_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _LOCK).touch()
+    with open(folder / _LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FlowleyError(f"{folder}: another process is writing to it") from error
+        except OSError:
+            # The file system has no locks.
+            pass
+        yield
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+      FlowleyError: the file cannot be read.
+    """
+    try:
+        if not is_remote(path):
+            return Path(path).read_bytes()
+        with _file_systems().open(path) as file:
+            return file.read()
+    except OSError as error:
+        raise FlowleyError(f"{path}: cannot be read ({_reason(error)})") from error
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Write a file atomically, and create its folder.
+
+    Raises:
+      FlowleyError: the file cannot be written.
+    """
+    try:
+        if is_remote(path):
+            # An object store shows an object only once it is closed.
+            with _file_systems().create(path, mime_type="application/octet-stream") as file:
+                file.write(content)
+            return
+        _write_local(Path(path), content)
+    except OSError as error:
+        raise FlowleyError(f"{path}: cannot be written ({_reason(error)})") from error
+
+
+def _write_local(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Two workers may write the same file at once, each with the same content: their temporary names differ.
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+
+
+def remove(path: str) -> None:
+    """Remove a file if it exists.
+
+    Raises:
+      FlowleyError: the file cannot be removed.
+    """
+    try:
+        if not is_remote(path):
+            Path(path).unlink(missing_ok=True)
+        elif _file_systems().exists(path):
+            _file_systems().delete([path])
+    except OSError as error:
+        raise FlowleyError(f"{path}: cannot be removed ({_reason(error)})") from error
+
+
+def list_names(folder: str) -> list[str]:
+    """Return the sorted names of a folder's entries; a missing folder has none.
+
+    Raises:
+      FlowleyError: the folder cannot be listed.
+    """
+    if is_remote(folder):
+        return sorted(name for name, _ in _remote_files(folder))
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith(_PARTIAL))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise FlowleyError(f"{folder}: cannot be listed ({_reason(error)})") from error
+
+
+def file_stamps(paths: Iterable[str]) -> dict[str, FileStamp | None]:
+    """Return the size and the time of the last change of every file; None for a missing file."""
+    stamps: dict[str, FileStamp | None] = {}
+    remote: dict[str, list[str]] = {}
+    for path in paths:
+        if is_remote(path):
+            remote.setdefault(path.rsplit("/", 1)[0], []).append(path)
+        else:
+            stamps[path] = _local_stamp(path)
+    for folder, members in remote.items():
+        # One request per folder: one per file would take hours.
+        listed = dict(_remote_files(folder))
+        stamps.update({path: listed.get(path.rsplit("/", 1)[-1]) for path in members})
+    return stamps
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[Path]:
+    """Yield a local path of a file; a remote file is copied, and the copy is removed after the block."""
+    if not is_remote(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.rsplit("/", 1)[-1]
+        copy.write_bytes(read_bytes(path))
+        yield copy
+
+
+def _local_stamp(path: str) -> FileStamp | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _remote_files(folder: str) -> Iterator[tuple[str, FileStamp]]:
+    for result in _file_systems().match([join(folder, "*")]):
+        for entry in result.metadata_list:
+            changed = int(1e9 * (entry.last_updated_in_seconds or 0))
+            yield entry.path.rsplit("/", 1)[-1], (entry.size_in_bytes, changed)
+
+
+def _file_systems() -> Any:
+    # This import takes two seconds, which processes with only local files need not spend.
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or " ".join(str(error).split())

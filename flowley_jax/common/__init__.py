@@ -1,0 +1,1 @@
+"""Small pieces that every package uses: files, processes, devices, trees."""

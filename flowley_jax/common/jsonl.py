@@ -1,0 +1,66 @@
+"""JSON Lines files that grow by one row at a time and survive a crash in the middle of a line."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flowley_jax.common.files import name_errors
+from flowley_jax.errors import FlowleyError
+
+
+def append_json(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
+    """Append one row to a JSON Lines file, in UTF-8; create the file if needed.
+
+    A last line that a crash cut short is removed first.
+
+    Raises:
+      FlowleyError: the file cannot be written.
+    """
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    with name_errors(path), open(path, "ab+") as file:
+        _end_last_line(file)
+        file.write(line.encode())
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Return the rows of a JSON Lines file in order; a missing file has none.
+
+    Lines that are not JSON objects are dropped: a crash can cut a line short.
+
+    Raises:
+      FlowleyError: the file exists but cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FlowleyError(f"{path}: cannot be read ({error.strerror or error})") from error
+    # Not str.splitlines: it also splits at line separators within a JSON string.
+    rows = (_parse(line) for line in content.split(b"\n"))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _end_last_line(file: Any) -> None:
+    """Make the file end with a newline, without its last line if that one is incomplete."""
+    if not file.seek(0, os.SEEK_END):
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    if _parse(content[start:]) is None:
+        file.truncate(start)
+    else:
+        file.write(b"\n")

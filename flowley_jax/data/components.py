@@ -1,0 +1,231 @@
+"""The components of a data set: everything between media and latents, in `components.json` and `codec.npz`.
+
+The records folder holds these files, and training copies them into the run's folder. With them, sampling
+makes the same features from raw media as the records have, and turns latents back into sound.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowley_jax.audio.mel import MelConfig
+from flowley_jax.audio.protocols import AudioCodec, Vocoder, latents_for
+from flowley_jax.common.component import check_keys
+from flowley_jax.common.files import atomic_write, name_errors
+from flowley_jax.data.component_registry import Role, find_component
+from flowley_jax.data.record import Dims
+from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder
+from flowley_jax.errors import FlowleyError
+
+COMPONENTS_FILE = "components.json"
+# Name of the same file in folders of earlier versions.
+_EARLIER_FILE = "parts.json"
+_VERSION = 1
+_MIN_LATENT_STD = 1e-6
+
+
+def components_file(folder: str | os.PathLike) -> Path:
+    """Return the path of a folder's `components.json`, or of the file that earlier versions wrote instead."""
+    earlier = Path(folder) / _EARLIER_FILE
+    path = Path(folder) / COMPONENTS_FILE
+    return earlier if earlier.is_file() and not path.exists() else path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Components:
+    """Encoders, codec and vocoder of a data set, and the statistics of its latents.
+
+    The model standardises latents with these statistics, so all methods here take and return raw latents.
+
+    Attributes:
+      seconds: length of a clip.
+      video_encoder, text_encoder, codec, vocoder: see their protocols.
+      latent_mean, latent_std: mean and deviation per channel over the training split, (C,) float32.
+      source: origin of the data set.
+    """
+
+    seconds: float
+    video_encoder: VideoEncoder
+    text_encoder: TextEncoder
+    codec: AudioCodec
+    vocoder: Vocoder
+    latent_mean: np.ndarray
+    latent_std: np.ndarray
+    source: str = ""
+
+    def __post_init__(self):
+        channels = (self.codec.latent_dim,)
+        if self.latent_mean.shape != channels or self.latent_std.shape != channels:
+            raise FlowleyError(
+                f"latent mean {self.latent_mean.shape} and std {self.latent_std.shape} must be {channels}"
+            )
+        constant = np.flatnonzero(~(self.latent_std >= _MIN_LATENT_STD))
+        if constant.size:
+            raise FlowleyError(
+                f"latent channel {constant[0]} is constant over the training split; choose fewer than "
+                f"{self.codec.latent_dim} latent channels, or add clips with other sounds"
+            )
+        if not self.seconds > 0 or self.audio_length < 1 or self.video_length < 1:
+            raise FlowleyError(f"seconds={self.seconds} is too short for one latent and one frame")
+        if self.vocoder.sample_rate != self.codec.sample_rate:
+            raise FlowleyError(
+                f"vocoder {self.vocoder.name} has {self.vocoder.sample_rate} Hz, codec {self.codec.name} has "
+                f"{self.codec.sample_rate} Hz; they must have the same sample rate"
+            )
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate in Hz."""
+        return self.codec.sample_rate
+
+    @property
+    def video_fps(self) -> float:
+        """Frames per second of the video encoder's input."""
+        return self.video_encoder.fps
+
+    @property
+    def audio_length(self) -> int:
+        """Number of latents Ta of a clip."""
+        return self.audio_length_for(self.seconds)
+
+    @property
+    def video_length(self) -> int:
+        """Number of frames Tv of a clip."""
+        return self.video_length_for(self.seconds)
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Lengths Ta, Tv and Tt of a clip."""
+        return self.audio_length, self.video_length, self.text_encoder.max_tokens
+
+    @property
+    def dims(self) -> Dims:
+        """Sizes of one example of the records."""
+        return Dims(
+            audio_length=self.audio_length,
+            audio_dim=self.codec.latent_dim,
+            video_length=self.video_length,
+            video_dim=self.video_encoder.dim,
+            text_length=self.text_encoder.max_tokens,
+            text_dim=self.text_encoder.dim,
+        )
+
+    def audio_length_for(self, seconds: float) -> int:
+        """Return the number of latents that cover `seconds` of sound."""
+        return latents_for(seconds, self.codec.mel)
+
+    def video_length_for(self, seconds: float) -> int:
+        """Return the number of frames of `seconds` of video."""
+        return round(seconds * self.video_fps)
+
+    def features_of_video(self, frames: np.ndarray) -> np.ndarray:
+        """Encode frames (T, H, W, 3) uint8, of the encoder's rate and size, to (T, video_dim) float32."""
+        return self.video_encoder(frames)
+
+    def features_of_text(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode N captions to features (N, Tt, text_dim) float32 and lengths (N,) int32."""
+        return self.text_encoder(captions)
+
+    def encode_audio(self, waves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Encode waves (B, samples) to the mean and deviation of raw latents, each (B, Ta, C) float32."""
+        return self.codec.encode(waves)
+
+    def decode_audio(self, latents: np.ndarray, *, seconds: float | None = None) -> np.ndarray:
+        """Decode raw latents to waves.
+
+        Args:
+          latents: latents (B, Ta, C) without standardisation.
+          seconds: length to which the waves are cut; by default they are as long as the latents.
+
+        Returns:
+          Waves (B, samples) float32.
+        """
+        waves = self.vocoder(self.codec.decode(latents))
+        return waves if seconds is None else waves[:, : round(seconds * self.sample_rate)]
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the components' files and then `components.json` into `folder`, creating it if needed.
+
+        Raises:
+          FlowleyError: a file cannot be written.
+        """
+        folder = Path(folder)
+        with atomic_write(folder / COMPONENTS_FILE) as partial:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(self._to_json(folder), indent=2) + "\n")
+        with name_errors(folder / _EARLIER_FILE):
+            (folder / _EARLIER_FILE).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Components":
+        """Read the components that `save` wrote.
+
+        Raises:
+          FlowleyError: the file is missing or damaged, its version differs, or the codec is not the one that
+            the data set was made with. The message names the file.
+        """
+        path = components_file(folder)
+        try:
+            stored = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            folders = [child for child in sorted(path.parent.glob("*")) if components_file(child).is_file()]
+            hint = f"did you mean {folders[0]}?" if folders else "python -m data_prep.extract writes it"
+            raise FlowleyError(f"{path}: no such file; data.records must name its folder; {hint}") from error
+        except (OSError, ValueError) as error:
+            raise FlowleyError(f"{path}: cannot be read as JSON ({error})") from error
+        try:
+            return cls._from_json(stored, Path(folder))
+        except FlowleyError as error:
+            raise FlowleyError(f"{path}: {error}") from error
+
+    def _to_json(self, folder: Path) -> dict[str, Any]:
+        return {
+            "version": _VERSION,
+            "source": self.source,
+            "seconds": self.seconds,
+            "video_encoder": self.video_encoder.to_json(folder),
+            "text_encoder": self.text_encoder.to_json(folder),
+            "codec": self.codec.to_json(folder),
+            "vocoder": self.vocoder.to_json(folder),
+            "latent_mean": self.latent_mean.tolist(),
+            "latent_std": self.latent_std.tolist(),
+        }
+
+    @classmethod
+    def _from_json(cls, stored: Any, folder: Path) -> "Components":
+        version = stored.get("version") if isinstance(stored, Mapping) else None
+        if version != _VERSION:
+            raise FlowleyError(f"has version {version!r}, expected {_VERSION}")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        check_keys(stored, {"version", *fields}, "the file")
+        try:
+            codec: AudioCodec = _component_from_json(stored, "codec", folder)
+            return cls(
+                seconds=float(stored["seconds"]),
+                video_encoder=_component_from_json(stored, "video_encoder", folder),
+                text_encoder=_component_from_json(stored, "text_encoder", folder),
+                codec=codec,
+                vocoder=_component_from_json(stored, "vocoder", folder, mel=codec.mel),
+                latent_mean=np.asarray(stored["latent_mean"], np.float32),
+                latent_std=np.asarray(stored["latent_std"], np.float32),
+                source=str(stored["source"]),
+            )
+        except FlowleyError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise FlowleyError(f"a value has the wrong type ({error})") from error
+
+
+def _component_from_json(
+    stored: Mapping[str, Any], role: Role, folder: Path, *, mel: MelConfig | None = None
+) -> Any:
+    entry = stored[role]
+    if not isinstance(entry, Mapping):
+        raise FlowleyError(f"{role} must be a JSON object, found {type(entry).__name__}")
+    component_type = find_component(role, entry.get("name")).load()
+    return component_type.from_json(entry, folder, where=role, mel=mel)

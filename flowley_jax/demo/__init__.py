@@ -1,0 +1,1 @@
+"""The demonstration: generate clips, prepare records, train, sample, score, write the report."""

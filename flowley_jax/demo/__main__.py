@@ -1,0 +1,33 @@
+"""Run the whole system on generated clips: python -m flowley_jax.demo --out runs/demo"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from flowley_jax.cli import run_main
+from flowley_jax.config_flag import experiment_flag
+
+_CONFIG = experiment_flag("Training configuration.", default="impacts.py")
+_OUT = flags.DEFINE_string("out", "runs/demo", "Folder for all outputs; existing ones are reused.")
+_TRAIN_CLIPS = flags.DEFINE_integer("train_clips", 640, "Clips to train on.", lower_bound=1)
+_TEST_CLIPS = flags.DEFINE_integer(
+    "test_clips", 64, "Held-out clips to sample sound for and to score.", lower_bound=2
+)
+_WORKERS = flags.DEFINE_integer("workers", 2, "Processes that generate and read clips.", lower_bound=1)
+
+
+def main() -> int:
+    """Run every stage that is not done yet; print the figures as a JSON object in the last line."""
+    from data_prep.impacts.generate import ClipSetConfig
+    from flowley_jax.demo.stages import run_demonstration
+
+    clip_set = ClipSetConfig(train=_TRAIN_CLIPS.value, test=_TEST_CLIPS.value)
+    out = Path(_OUT.value)
+    figures = run_demonstration(_CONFIG.value, clip_set, out, workers=_WORKERS.value)
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main, _CONFIG)

@@ -1,0 +1,139 @@
+"""The model formats that published files can have: how each is recognised, and how its model is built."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from flowley_jax.errors import FlowleyError
+from flowley_jax.interop import audio_vae, bigvgan, clip, flowley, t5
+from flowley_jax.model import Flowley, ModelConfig
+from flowley_jax.networks.audio_vae import AudioVae, VaeConfig
+from flowley_jax.networks.bigvgan import BigVgan, BigVganConfig
+from flowley_jax.networks.clip import ClipConfig, ClipVision
+from flowley_jax.networks.t5 import T5Config, T5Encoder
+
+Arrays = Mapping[str, np.ndarray]
+Settings = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFormat:
+    """A kind of published model.
+
+    Attributes:
+      name: name in a bundle's manifest, and of the bundle's folder.
+      title: name of the model in messages.
+      markers: weight names that only this format has; any one of them identifies it.
+      config_type: dataclass of the model's sizes.
+      infer: function from arrays and published settings (empty if there are none) to the sizes.
+      module: class of the model; it is constructed from the sizes.
+      build: function from arrays and sizes to the model.
+    """
+
+    name: str
+    title: str
+    markers: tuple[str, ...]
+    config_type: type
+    infer: Callable[[Arrays, Settings], Any]
+    module: Any
+    build: Callable[[Arrays, Any], nnx.Module]
+
+
+FORMATS = {
+    entry.name: entry
+    for entry in (
+        ModelFormat(
+            name="flowley",
+            title="Flowley's network",
+            markers=("audio_projector.0.weight", "model.audio_projector.0.weight"),
+            config_type=ModelConfig,
+            infer=flowley.infer_config,
+            module=Flowley,
+            build=flowley.flowley_from_torch,
+        ),
+        ModelFormat(
+            name="audio_vae",
+            title="the audio VAE",
+            markers=("decoder.mid.attn_1.qkv.weight",),
+            config_type=VaeConfig,
+            infer=audio_vae.infer_config,
+            module=AudioVae,
+            build=audio_vae.vae_from_torch,
+        ),
+        ModelFormat(
+            name="bigvgan",
+            title="the BigVGAN vocoder",
+            markers=("activation_post.act.alpha",),
+            config_type=BigVganConfig,
+            infer=bigvgan.infer_config,
+            module=BigVgan,
+            build=bigvgan.bigvgan_from_torch,
+        ),
+        ModelFormat(
+            name="clip",
+            title="a CLIP image encoder",
+            markers=(
+                "visual.transformer.resblocks.0.ln_1.weight",
+                "vision_model.encoder.layers.0.layer_norm1.weight",
+            ),
+            config_type=ClipConfig,
+            infer=clip.infer_config,
+            module=ClipVision,
+            build=clip.clip_from_torch,
+        ),
+        ModelFormat(
+            name="t5",
+            title="a T5 encoder",
+            markers=("encoder.block.0.layer.0.SelfAttention.q.weight",),
+            config_type=T5Config,
+            infer=t5.infer_config,
+            module=T5Encoder,
+            build=t5.t5_from_torch,
+        ),
+    )
+}
+
+# Other files that are often downloaded by mistake, by a prefix of a weight's name.
+_OTHER_MODELS = {
+    "discriminators.": "the discriminators of a vocoder",
+    "mpd.": "the discriminators of a vocoder",
+    "audio_encoder.": "an audio encoder",
+    "visual.trunk.": "a CLIP model with a different image network (timm), which is not supported",
+    "joint_blocks.": "MMAudio's network",
+    "transformer.h.": "a language model",
+    "decoder.block.": "a T5 decoder without its encoder",
+}
+
+
+def identify(names: Iterable[str]) -> ModelFormat | None:
+    """Return the format of a file with weights of these names, or None if it is unknown."""
+    names = set(names)
+    return next((entry for entry in FORMATS.values() if names.intersection(entry.markers)), None)
+
+
+def describe(names: Iterable[str]) -> str:
+    """Return a phrase for the model that weights of these names belong to."""
+    names = sorted(names)
+    model_format = identify(names)
+    if model_format is not None:
+        return model_format.title
+    for prefix, title in _OTHER_MODELS.items():
+        if any(name.startswith(prefix) for name in names):
+            return title
+    return f"an unknown model ({len(names)} weights, among them {', '.join(names[:3])})"
+
+
+def check_format(names: Iterable[str], expected: ModelFormat, where: str) -> None:
+    """Raise a FlowleyError unless weights of these names have the expected format.
+
+    Args:
+      names: names of the weights.
+      expected: format that they must have.
+      where: name of the file, for the message.
+    """
+    names = list(names)
+    if identify(names) is not expected:
+        raise FlowleyError(f"{where}: expected {expected.title}, found {describe(names)}")

@@ -1,0 +1,1 @@
+"""Pretrained networks: audio VAE, BigVGAN, CLIP and T5."""

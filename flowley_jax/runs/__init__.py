@@ -1,0 +1,1 @@
+"""The folder, weights, averages and adapters of a run."""

@@ -1,0 +1,94 @@
+"""Snapshots of a run's EMA tracks, from which averages of any length are synthesised afterwards."""
+
+from pathlib import Path
+from typing import Any
+
+from orbax.checkpoint import v1 as ocp
+
+from flowley_jax.common.trees import named_leaves, unnamed
+from flowley_jax.errors import FlowleyError
+from flowley_jax.runs.ema import synthesis_weights, weighted_sum
+from flowley_jax.runs.stored_trees import checksums, load_item, reading, writing
+
+# Orbax's type annotations reject its own policies.
+_policies: Any = ocp.training.preservation_policies
+
+
+class EmaSnapshots:
+    """The stored EMA tracks of one run. Closes its Orbax checkpointer when the `with` block ends."""
+
+    def __init__(self, workdir: Path):
+        self._checkpointer = ocp.training.Checkpointer(
+            str((workdir / "ema").absolute()), preservation_policy=_policies.PreserveAll()
+        )
+
+    def __enter__(self) -> "EmaSnapshots":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._checkpointer.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that have a complete snapshot, ascending."""
+        return sorted(entry.step for entry in self._checkpointer.checkpoints)
+
+    @property
+    def last_step(self) -> int:
+        """Step of the newest snapshot. Raises FlowleyError if there is none."""
+        if not self.steps:
+            raise FlowleyError(
+                f"{self._checkpointer.directory}: no EMA snapshots yet; training writes one every "
+                "ema.snapshot_every steps and at the end: train longer"
+            )
+        return self.steps[-1]
+
+    def save(self, step: int, averages: tuple[Any, ...], constants: Any) -> None:
+        """Store all EMA tracks after `step` steps; a step that is stored already is skipped.
+
+        Args:
+          averages: one tree of parameters for each track.
+          constants: the model's constants.
+
+        Raises:
+          FlowleyError: the snapshot cannot be written.
+        """
+        if step in self.steps:
+            return
+        items = {f"track_{index}": named_leaves(tree) for index, tree in enumerate(averages)}
+        items["constants"] = named_leaves(constants)
+        sums: Any = {name: checksums(item) for name, item in items.items()}
+        with writing(self._checkpointer):
+            self._checkpointer.save_checkpointables(
+                step, items, custom_metadata={"checksums": sums}, force=True
+            )
+
+    def constants(self, like: Any) -> Any:
+        """Return the model's constants (latent statistics, empty features) of the last snapshot."""
+        return unnamed(self._load(self.last_step, "constants", like), like)
+
+    def synthesise(self, like: Any, *, sigma_rels: tuple[float, ...], sigma_rel: float) -> Any:
+        """Return parameters averaged with relative length `sigma_rel` up to the last snapshot.
+
+        Args:
+          like: a tree with the structure and shapes of the parameters.
+          sigma_rels: lengths of the stored tracks.
+        """
+        last = self.last_step
+        if sigma_rel in sigma_rels:
+            return unnamed(self._load(last, f"track_{sigma_rels.index(sigma_rel)}", like), like)
+        stored = [(step, track) for track in range(len(sigma_rels)) for step in self.steps]
+        weights = synthesis_weights(
+            [step for step, _ in stored],
+            [sigma_rels[track] for _, track in stored],
+            sigma_rel=sigma_rel,
+            step=last,
+        )
+        averages = [self._load(step, f"track_{track}", like) for step, track in stored]
+        return unnamed(weighted_sum(averages, weights.tolist()), like)
+
+    def _load(self, step: int, item: str, like: Any) -> dict[str, Any]:
+        with reading(self._checkpointer, step):
+            info: Any = self._checkpointer.checkpointables_metadata(step)
+            stored, sums = dict(info.metadata[item]), info.custom_metadata["checksums"][item]
+        return load_item(self._checkpointer, step, item, like, sums=sums, stored=stored)

@@ -1,0 +1,255 @@
+"""Sounds written to files: names, formats, reuse of earlier files, and clips that cannot be used."""
+
+import dataclasses
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import tiny
+
+from flowley_jax.data.components import Components
+from flowley_jax.errors import FlowleyError
+from flowley_jax.media.read import probe, read_audio
+from flowley_jax.media.write import write_video
+from flowley_jax.sampling import Sampler
+from flowley_jax.sampling.inputs import InputClip
+from flowley_jax.sampling.outputs import check_out, write_sounds
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny_run):
+    return Sampler.from_run(tiny_run)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    folder = tmp_path / "silent"
+    folder.mkdir()
+    clips = []
+    for index, name in enumerate("abc"):
+        frames = np.random.default_rng(index).integers(0, 256, (10 + 2 * index, 32, 32, 3), dtype=np.uint8)
+        write_video(folder / f"{name}.mp4", frames, tiny.FPS)
+        clips.append(InputClip(id=name, path=folder / f"{name}.mp4", prompt="a ball"))
+    return clips
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Ids of the clips that are sampled."""
+    ids = []
+    original = Sampler._sample_batch
+
+    def counted(self, clips, *args, **options):
+        ids.extend(clip.id for clip in clips)
+        return original(self, clips, *args, **options)
+
+    monkeypatch.setattr(Sampler, "_sample_batch", counted)
+    return ids
+
+
+def _names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".wav", ".flac"])
+def test_every_format_has_a_sound_as_long_as_the_video(sampler, clips, tmp_path, suffix):
+    results = write_sounds(sampler, clips, tmp_path / "out", suffix=suffix)
+    assert results.failed == []
+    assert _names(tmp_path / "out") == ["a" + suffix, "b" + suffix, "c" + suffix, "samples.jsonl"]
+    for clip in clips:
+        (path,) = results.written[clip.id]
+        info = probe(path)
+        assert info.has_audio and (info.width is None) == (suffix in (".wav", ".flac"))
+        seconds = probe(clip.path).duration
+        wave = read_audio(path, sample_rate=sampler.components.sample_rate)
+        assert len(wave) == pytest.approx(seconds * sampler.components.sample_rate, abs=1024 + 1)
+        assert np.abs(wave).max() > 1e-4
+
+
+def test_one_file_gets_its_name_and_several_samples_get_numbers(sampler, clips, tmp_path):
+    out = tmp_path / "new" / "sound.wav"
+    write_sounds(sampler, clips[:1], out)
+    assert _names(out.parent) == ["sound.wav"]
+    write_sounds(sampler, clips[:1], out, num_samples=3)
+    assert _names(out.parent) == ["sound.wav", "sound_0.wav", "sound_1.wav", "sound_2.wav"]
+    waves = [read_audio(out.with_name(f"sound_{n}.wav"), sample_rate=16_000) for n in range(3)]
+    assert all(np.abs(waves[n] - waves[n - 1]).max() > 1e-3 for n in range(3))
+    np.testing.assert_allclose(waves[0], read_audio(out, sample_rate=16_000), atol=1e-3)
+
+
+def test_a_prompt_is_encoded_once(sampler, clips, tmp_path, monkeypatch):
+    prompts = []
+    encoder = type(sampler.components.text_encoder)
+    original = encoder.__call__
+
+    def counted(self, captions):
+        prompts.extend(captions)
+        return original(self, captions)
+
+    monkeypatch.setattr(encoder, "__call__", counted)
+    clips = [dataclasses.replace(clip, prompt=f"ball {clip.id}") for clip in clips]
+    write_sounds(sampler, clips, tmp_path / "out", num_samples=2)
+    assert sorted(prompts) == ["ball a", "ball b", "ball c"]
+
+
+def test_existing_sounds_are_kept(sampler, clips, tmp_path, sampled):
+    out = tmp_path / "out"
+    first = write_sounds(sampler, clips, out)
+    assert set(sampled) == set("abc")
+    sampled.clear()
+    assert write_sounds(sampler, clips, out) == first and sampled == []
+    (out / "b.mp4").unlink()
+    assert write_sounds(sampler, clips, out).written.keys() == set("abc")
+    assert set(sampled) == {"b"}
+
+
+def test_a_sound_is_sampled_again_if_anything_that_it_depends_on_changes(sampler, clips, tmp_path, sampled):
+    out, one = tmp_path / "out", clips[:1]
+
+    def samples(sampler=sampler, one=one, **options):
+        sampled.clear()
+        write_sounds(sampler, one, out, **options)
+        return bool(sampled)
+
+    assert samples() and not samples()
+    assert samples(seed=1) and not samples(seed=1)
+    assert samples(one=[dataclasses.replace(one[0], prompt="a bell")])
+    assert samples(_with_guidance(sampler, 4.0))
+    assert samples(dataclasses.replace(sampler, origin={**sampler.origin, "step": 99}))
+    assert samples() and not samples()
+    os.utime(one[0].path, ns=(1, 1))
+    assert samples() and not samples()
+    assert samples(suffix=".wav") and samples(num_samples=2)
+
+
+def test_the_log_says_what_is_replaced(sampler, clips, tmp_path, caplog):
+    def replaced(*arguments, **options):
+        caplog.clear()
+        write_sounds(*arguments, tmp_path / "out", **options)
+        return [line for line in caplog.messages if line.startswith("replacing")]
+
+    caplog.set_level(logging.INFO)
+    assert replaced(sampler, clips) == []
+    assert replaced(sampler, clips) == []
+    assert replaced(_with_guidance(sampler, 4.0), clips) == [
+        f"replacing earlier sounds of 3 clips in {tmp_path / 'out'}, made with guidance 1.5"
+    ]
+    one = [dataclasses.replace(clips[0], prompt="a bell")]
+    assert replaced(_with_guidance(sampler, 4.0), one, seed=2) == [
+        f"replacing earlier sounds of 1 clip in {tmp_path / 'out'}, made with seed 0, a different prompt"
+    ]
+
+
+def test_the_log_says_which_clips_have_no_prompt(sampler, clips, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    silent = [dataclasses.replace(clips[0], prompt=" "), *clips[1:]]
+    write_sounds(sampler, silent, tmp_path / "out")
+    assert "no prompt for 1 of 3 clips: their sound follows the picture only" in caplog.messages
+
+
+def test_the_log_says_when_the_network_is_compiled(sampler, clips, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    sampler = dataclasses.replace(sampler)
+    for _ in range(2):
+        write_sounds(sampler, clips[:1], tmp_path / "out.wav")
+    compilations = [line for line in caplog.messages if line.startswith("compiling")]
+    assert compilations == ["compiling for 1 × 0.83 s of sound …"]
+
+
+def test_the_log_counts_sounds_that_reach_full_scale(sampler, clips, tmp_path, caplog, monkeypatch):
+    def loud(self, latents):
+        return np.tile([0.0, 1.0], 10_000)[None] * np.array([[0.9], [1.0], [1.2]])[: len(latents)]
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(Components, "decode_audio", loud)
+    write_sounds(sampler, [dataclasses.replace(clips[0], prompt="")], tmp_path / "a.wav", num_samples=3)
+    assert "2 of 3 sounds reach full scale" in caplog.text
+
+
+def test_files_of_others_are_never_replaced(sampler, clips, tmp_path, sampled):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b.mp4").write_bytes(b"not ours")
+    for expected in ({"a", "c"}, set()):
+        sampled.clear()
+        results = write_sounds(sampler, clips, out)
+        assert set(sampled) == expected and results.written.keys() == {"a", "c"}
+        assert "b.mp4: already exists and was not written by this program" in results.failed[0]
+        assert (out / "b.mp4").read_bytes() == b"not ours"
+
+
+def test_files_of_a_killed_run_are_replaced(sampler, clips, tmp_path, monkeypatch):
+    def killed(self, request):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("flowley_jax.sampling.sample_log.SampleLog.add", killed)
+        write_sounds(sampler, clips, tmp_path / "out")
+    assert len(_names(tmp_path / "out")) == 2
+    results = write_sounds(sampler, clips, tmp_path / "out")
+    assert results.written.keys() == set("abc") and results.failed == []
+
+
+def test_a_sample_log_cut_by_a_crash_loses_only_its_last_row(sampler, clips, tmp_path, sampled):
+    out = tmp_path / "out"
+    write_sounds(sampler, clips, out)
+    sample_log = out / "samples.jsonl"
+    lines = sample_log.read_text().splitlines()
+    assert [json.loads(line).get("id") for line in lines] == [None, "a", "b", "c"]
+    sample_log.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
+    sampled.clear()
+    write_sounds(sampler, clips, out)
+    assert set(sampled) == {"c"}
+    sampled.clear()
+    write_sounds(sampler, clips, out)
+    assert sampled == []
+
+
+def test_bad_clips_are_listed_and_the_others_are_sampled(sampler, clips, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    bad = [
+        InputClip(id="text", path=tmp_path / "text.mp4", prompt=""),
+        InputClip(id="none", path=tmp_path / "none.mp4", prompt=""),
+        dataclasses.replace(clips[0], id="long", prompt="word " * 99),
+    ]
+    results = write_sounds(sampler, [bad[0], *clips, *bad[1:]], tmp_path / "out")
+    assert results.written.keys() == set("abc")
+    text, none, long = results.failed
+    assert text.startswith(f"{bad[0].path}: ") and none.startswith(f"{bad[1].path}: ")
+    assert "has 100 tokens" in long
+
+
+def test_the_input_is_never_replaced(sampler, clips):
+    clip = clips[0]
+    before = clip.path.read_bytes()
+    for out in (clip.path, clip.path.parent):
+        results = write_sounds(sampler, [clip], out)
+        assert results.written == {} and "would replace the input video" in results.failed[0]
+        assert clip.path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "many", "message"),
+    [
+        ("a.mp4", True, "must be a folder"),
+        ("a.mp3", False, "extension must be one of"),
+        ("folder.wav", False, "is a folder, but has the suffix of a file"),
+    ],
+)
+def test_impossible_targets_are_refused(tmp_path, name, many, message):
+    (tmp_path / "folder.wav").mkdir()
+    with pytest.raises(FlowleyError, match=message):
+        check_out(tmp_path / name, many=many)
+
+
+def test_possible_targets_are_accepted(tmp_path):
+    check_out(tmp_path / "a.mp4", many=False)
+    check_out(tmp_path / "folder", many=True)
+    (tmp_path / "v1.2").mkdir()
+    check_out(tmp_path / "v1.2", many=True)
+
+
+def _with_guidance(sampler, guidance):
+    return dataclasses.replace(sampler, settings=dataclasses.replace(sampler.settings, guidance=guidance))
