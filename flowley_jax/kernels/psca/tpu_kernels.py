@@ -27,6 +27,8 @@ from jax.experimental import pallas as pl
 from flowley_jax.kernels.psca.mask import select_value
 from flowley_jax.kernels.psca.tiling import Tiling
 
+# A Pallas reference to a block of memory, whose type Pallas does not export.
+Ref = Any
 # Score of a masked frame: finite, so that the difference of two of them is too.
 MASK_VALUE = -0.7 * float(np.finfo(np.float32).max)
 
@@ -38,9 +40,9 @@ _AT_B = ((0,), (0,))
 
 def forward_kernel(
     tiling: Tiling, steps: int,
-    first_ref, last_ref, table_ref, frames_ref, q_ref, k_ref, v_ref,
-    out_ref, lse_ref,
-    m_scr, l_scr, acc_scr,
+    first_ref: Ref, last_ref: Ref, table_ref: Ref, frames_ref: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref,
+    out_ref: Ref, lse_ref: Ref,
+    m_scr: Ref, l_scr: Ref, acc_scr: Ref,
 ) -> None:  # fmt: skip
     """Attend from one audio tile to its video tiles by an online softmax.
 
@@ -77,9 +79,10 @@ def forward_kernel(
 
 def backward_audio_kernel(
     tiling: Tiling, steps: int,
-    first_ref, last_ref, table_ref, frames_ref, q_ref, dout_ref, out_ref, lse_ref, k_ref, v_ref,
-    dq_ref,
-    dq_scr,
+    first_ref: Ref, last_ref: Ref, table_ref: Ref, frames_ref: Ref,
+    q_ref: Ref, dout_ref: Ref, out_ref: Ref, lse_ref: Ref, k_ref: Ref, v_ref: Ref,
+    dq_ref: Ref,
+    dq_scr: Ref,
 ) -> None:  # fmt: skip
     """Compute the gradient of q for one audio tile, over its video tiles.
 
@@ -110,9 +113,10 @@ def backward_audio_kernel(
 
 def backward_video_kernel(
     tiling: Tiling, steps: int,
-    first_ref, last_ref, table_ref, frames_ref, q_ref, dout_ref, out_ref, lse_ref, k_ref, v_ref,
-    dk_ref, dv_ref,
-    dk_scr, dv_scr,
+    first_ref: Ref, last_ref: Ref, table_ref: Ref, frames_ref: Ref,
+    q_ref: Ref, dout_ref: Ref, out_ref: Ref, lse_ref: Ref, k_ref: Ref, v_ref: Ref,
+    dk_ref: Ref, dv_ref: Ref,
+    dk_scr: Ref, dv_scr: Ref,
 ) -> None:  # fmt: skip
     """Compute the gradients of k and v for one video tile, over the audio tiles that read it.
 
