@@ -26,8 +26,9 @@ from data_prep.record_components import RecordComponents
 from data_prep.record_files import ShardTask, fit_codec, measure_latents, remove_notes, write_shards
 from data_prep.rejection import Reason, Rejection
 from data_prep.settings import RecordSettings
-from data_prep.storage import is_remote, lock_folder
+from data_prep.storage import is_remote
 from flowley_jax.common.files import sha256, write_text
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.clip_table import SPLITS, TableClip, read_clip_table
 from flowley_jax.data.components import COMPONENTS_FILE, Components
 from flowley_jax.data.record import EXAMPLES_PER_FILE, dataset_dir, has_records

@@ -6,20 +6,17 @@ folder with sizes and times in one request, where epath asks about every file.
 """
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flowley_jax.common.files import name_errors
+from flowley_jax.common.files import is_partial, partial_name
 from flowley_jax.errors import FlowleyError
 
 # Size in bytes, and time of the last change in ns.
 FileStamp = tuple[int, int]
-_PARTIAL = ".partial-"
-_LOCK = ".lock"
 
 
 def is_remote(path: str) -> bool:
@@ -30,27 +27,6 @@ def is_remote(path: str) -> bool:
 def join(folder: str, *parts: str) -> str:
     """Return a path below a folder."""
     return "/".join([folder.rstrip("/"), *parts]) if is_remote(folder) else os.path.join(folder, *parts)
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Create a folder and keep other processes from writing to it inside the block.
-
-    Raises:
-      FlowleyError: another process holds the lock, or the folder cannot be created.
-    """
-    with name_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _LOCK).touch()
-    with open(folder / _LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FlowleyError(f"{folder}: another process is writing to it") from error
-        except OSError:
-            # The file system has no locks.
-            pass
-        yield
 
 
 def read_bytes(path: str) -> bytes:
@@ -87,17 +63,14 @@ def write_bytes(path: str, content: bytes) -> None:
 
 def _write_local(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two workers may write the same file at once, each with the same content: their temporary names differ.
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL)
+    # Two workers may write the same file at once, each with the same content.
+    partial = path.with_name(partial_name())
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(partial, 0o644)
+        partial.write_bytes(content)
         os.replace(partial, path)
-    except BaseException:
+    finally:
         with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
+            partial.unlink(missing_ok=True)
 
 
 def remove(path: str) -> None:
@@ -124,7 +97,7 @@ def list_names(folder: str) -> list[str]:
     if is_remote(folder):
         return sorted(name for name, _ in _remote_files(folder))
     try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith(_PARTIAL))
+        return sorted(name for name in os.listdir(folder) if not is_partial(name))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

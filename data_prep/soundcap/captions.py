@@ -22,10 +22,11 @@ from data_prep.soundcap.clip_view import ClipView, ViewConfig, load_view
 from data_prep.soundcap.filters import clean_answer, find_problem
 from data_prep.soundcap.models import REFUSED, CaptionModel
 from data_prep.soundcap.prompts import Prompt
-from data_prep.storage import file_stamps, lock_folder
+from data_prep.storage import file_stamps
 from data_prep.worker_pool import WorkerPool
 from flowley_jax.common.files import write_text
 from flowley_jax.common.jsonl import append_json, read_jsonl
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.clip_table import TableClip
 from flowley_jax.errors import FlowleyError
 

@@ -3,19 +3,23 @@
 import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from flowley_jax.errors import FlowleyError
 
 _CHUNK = 4 * 2**20
+_PARTIAL = ".partial-"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, *write_errors: type[Exception]) -> Iterator[Path]:
     """Yield a temporary path in the same folder, which replaces `path` when the block succeeds.
 
-    A block that fails, or is interrupted, leaves an older file as it was.
+    A block that fails, or is interrupted, leaves an older file as it was. Two processes that write the same
+    file, on one host or on several, do not disturb each other: the last one to finish wins.
 
     Args:
       path: file to write; the temporary path has the same suffix.
@@ -25,14 +29,68 @@ def atomic_write(path: str | os.PathLike, *write_errors: type[Exception]) -> Ite
       FlowleyError: the file cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = path.with_name(partial_name(path.suffix))
     try:
         with name_errors(path, *write_errors):
             yield partial
+            _flush_to_disk(partial)
             os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def partial_name(suffix: str = "") -> str:
+    """Return a name for a temporary file that no other process on any host uses."""
+    return f"{_PARTIAL}{secrets.token_hex(8)}{suffix}"
+
+
+def is_partial(name: str) -> bool:
+    """Return whether `partial_name` made a name."""
+    return name.startswith(_PARTIAL)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a folder; the caller must have locked it."""
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            if is_partial(entry.name) and not entry.is_dir():
+                entry.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    # Otherwise, after a power failure, some file systems show the new name without its content.
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def check_new_file(path: Path, *, overwrite: bool, option: str = "--out") -> None:
+    """Check that a command does not replace a file by accident.
+
+    Args:
+      path: file that the command will write.
+      overwrite: whether the user allows an existing file to be replaced.
+      option: the option that gave the path, for the message.
+
+    Raises:
+      FlowleyError: the file exists, and `overwrite` is false; or the path is a folder.
+    """
+    if path.is_dir():
+        raise FlowleyError(f"{option} {path}: is a folder, expected a file")
+    if os.path.lexists(path) and not overwrite:
+        raise FlowleyError(
+            f"{option} {path}: already exists; choose another name, or add --overwrite to replace it"
+        )
+
+
+def lfs_note(path: str | os.PathLike) -> str | None:
+    """Return a remark for a message if a file is a Git LFS pointer instead of its content, or else None."""
+    try:
+        with open(path, "rb") as file:
+            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return None
+    return "it is a Git LFS pointer: fetch its content with `git lfs pull`" if is_pointer else None
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
 def _parse(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

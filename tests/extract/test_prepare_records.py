@@ -27,10 +27,10 @@ from data_prep.read_clip import ClipReader
 from data_prep.record_components import RecordComponents
 from data_prep.records import RunOptions, prepare_records
 from data_prep.settings import RecordSettings
-from data_prep.storage import lock_folder
 from data_prep.worker_pool import Worker, WorkerPool
 from flowley_jax.audio.mel import MEL_16K, log_mel
 from flowley_jax.audio.protocols import samples_for
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.components import Components
 from flowley_jax.data.record import arrays_of, caption_sources, open_records
 from flowley_jax.errors import FlowleyError
