@@ -15,6 +15,8 @@ import numpy as np
 from absl import flags
 
 from flowley_jax.cli import run_main
+from flowley_jax.common.number_flags import define_int
+from flowley_jax.common.ranges import PROCESSES, Range
 from flowley_jax.errors import FlowleyError
 
 # With balance α = 1, cross-attention reads only text; video then enters only through the joint attention.
@@ -28,9 +30,9 @@ FIGURES = ("f1", "median_abs_error_ms", "precision", "recall")
 POLL_SECONDS = 20.0
 
 _OUT = flags.DEFINE_string("out", "runs/ablation", "Folder for the runs and the table.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs per variant.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 900, "Training steps of each run.", lower_bound=1)
-_JOBS = flags.DEFINE_integer("jobs", os.cpu_count() or 1, "Concurrent runs, one core each.", lower_bound=1)
+_SEEDS = define_int("seeds", 3, "Runs per variant.", Range(least=1, most=1000))
+_STEPS = define_int("steps", 900, "Training steps of each run.", Range(least=1))
+_JOBS = define_int("jobs", os.cpu_count() or 1, "Concurrent runs, one core each.", PROCESSES)
 
 
 class Run:

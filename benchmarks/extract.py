@@ -33,6 +33,8 @@ from flowley_jax.audio.mel import log_mel
 from flowley_jax.audio.protocols import samples_for
 from flowley_jax.cli import run_main
 from flowley_jax.common.files import write_text
+from flowley_jax.common.number_flags import define_int
+from flowley_jax.common.ranges import Range
 from flowley_jax.media.read import read_audio, read_frames
 from flowley_jax.media.write import write_video
 
@@ -42,8 +44,12 @@ REPEATS = 5
 
 _OUT = flags.DEFINE_string("out", "benchmarks/results/extract", "Folder for extract.json.")
 _SCRATCH = flags.DEFINE_string("scratch", "runs/extract", "Folder for clips and records, removed at the end.")
-_CLIPS = flags.DEFINE_integer("clips", 200, "Number of clips of 10 s, 640 × 360, for rates.")
-_ROWS = flags.DEFINE_integer("rows", 10_000, "Number of rows of small clips, for memory.")
+_CLIPS = define_int(
+    "clips", 200, "Number of clips of 10 s, 640 × 360, for rates.", Range(least=1, most=100_000)
+)
+_ROWS = define_int(
+    "rows", 10_000, "Number of rows of small clips, for memory.", Range(least=1, most=10_000_000)
+)
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from absl import flags
 from benchmarks.common import header, host
 from flowley_jax.cli import run_main
 from flowley_jax.common.files import atomic_write, write_text
+from flowley_jax.common.number_flags import define_int
+from flowley_jax.common.ranges import Range
 from flowley_jax.kernels.psca import SoftMask, psca
 from flowley_jax.kernels.psca.api import Implementation
 
@@ -39,9 +42,11 @@ VARIANTS = {
 }
 
 _OUT = flags.DEFINE_string("out", "benchmarks/results/psca", "Folder to write psca.json and psca.png to.")
-_REPEATS = flags.DEFINE_integer("repeats", 40, "Number of paired runs at the published size.", lower_bound=3)
-_LONGEST = flags.DEFINE_integer(
-    "longest", LENGTHS[-1], "Length of the longest clip in frames.", lower_bound=LENGTHS[0]
+_REPEATS = define_int(
+    "repeats", 40, "Number of paired runs at the published size.", Range(least=3, most=1000)
+)
+_LONGEST = define_int(
+    "longest", LENGTHS[-1], "Length of the longest clip in frames.", Range(least=LENGTHS[0], most=2**20)
 )
 
 

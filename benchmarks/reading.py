@@ -23,6 +23,8 @@ from absl import flags
 from benchmarks.common import header, host
 from flowley_jax.cli import run_main
 from flowley_jax.common.files import write_text
+from flowley_jax.common.number_flags import define_int
+from flowley_jax.common.ranges import Range
 from flowley_jax.data.pipeline import train_batches
 from flowley_jax.data.record import Dims, Example, write_records
 
@@ -34,7 +36,9 @@ SECONDS = 15.0
 _OUT = flags.DEFINE_string("out", "benchmarks/results/reading", "Folder for reading.json.")
 _SCRATCH = flags.DEFINE_string("scratch", "runs/reading", "Folder for the records: 5 GB, removed at the end.")
 _READ = flags.DEFINE_string("read", None, "For internal use: records to read and measure.")
-_WORKERS = flags.DEFINE_integer("workers", 0, "For internal use: number of worker processes.")
+_WORKERS = define_int(
+    "workers", 0, "For internal use: number of worker processes.", Range(least=0, most=1024)
+)
 
 
 def main() -> int:

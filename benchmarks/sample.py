@@ -30,6 +30,8 @@ from flowley_jax.cli import run_main
 from flowley_jax.common.device_batches import DeviceBatches, Replicated
 from flowley_jax.common.devices import device_spec
 from flowley_jax.common.files import write_text
+from flowley_jax.common.number_flags import define_int
+from flowley_jax.common.ranges import Range
 from flowley_jax.encoders.t5_text import normalised_states
 from flowley_jax.flow.sampler import sample_latents
 from flowley_jax.flow.solver import SolverConfig
@@ -51,7 +53,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute
 _RATE = flags.DEFINE_enum("rate", "16k", list(LENGTHS), "Sample rate.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Batch sizes in clips.")
 _ONLY = flags.DEFINE_list("only", [], "Stages to measure; all by default.")
-_TURNS = flags.DEFINE_integer("turns", 3, "Measurements per stage.", lower_bound=1)
+_TURNS = define_int("turns", 3, "Measurements per stage.", Range(least=1, most=1000))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,8 @@ from benchmarks.common import header, host
 from flowley_jax.cli import run_main
 from flowley_jax.common.devices import device_spec
 from flowley_jax.common.files import atomic_write, write_text
+from flowley_jax.common.number_flags import define_float, define_int
+from flowley_jax.common.ranges import Range
 
 # Task, clips, turns.
 CASES = (("forward", 1, 12), ("forward", 4, 8), ("train", 4, 6), ("sample", 1, 4))
@@ -37,11 +39,14 @@ NAMES = {"jax": "JAX", "eager": "PyTorch", "compiled": "torch.compile"}
 _OUT = flags.DEFINE_string("out", "benchmarks/results/train_step", "Folder for the figures and the plot.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type.")
 _LARGE = flags.DEFINE_bool("large", False, "Use batches for an accelerator instead of a CPU.")
-_TURNS = flags.DEFINE_integer(
-    "turns", None, "Turns per case; by default each case has its own number.", lower_bound=1
+_TURNS = define_int(
+    "turns", None, "Turns per case; by default each case has its own number.", Range(least=1, most=1000)
 )
-_PATIENCE = flags.DEFINE_float(
-    "patience", 1800.0, "Seconds after which --large skips cases that are still compiling.", lower_bound=0.0
+_PATIENCE = define_float(
+    "patience",
+    1800.0,
+    "Seconds after which --large skips cases that are still compiling.",
+    Range(least=0, most=86_400),
 )
 _ONLY = flags.DEFINE_list("only", [], "Tasks to measure; all by default.")
 

@@ -16,6 +16,8 @@ from absl import flags
 
 from benchmarks.common import seconds_of
 from flowley_jax.cli import run_main
+from flowley_jax.common.number_flags import define_int
+from flowley_jax.common.ranges import Range
 from flowley_jax.config import DataConfig, ExperimentConfig
 from flowley_jax.model import ModelConfig
 
@@ -30,10 +32,10 @@ _SIDE = flags.DEFINE_enum(
     "Library that runs the task: JAX, PyTorch, or PyTorch with torch.compile.",
 )
 _TASK = flags.DEFINE_enum("task", "forward", ["forward", "train", "sample"], "Task to run.")
-_BATCH = flags.DEFINE_integer("batch", 1, "Clips per batch.", lower_bound=1)
+_BATCH = define_int("batch", 1, "Clips per batch.", Range(least=1, most=65_536))
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type.")
-_MATMUL_SIZE = flags.DEFINE_integer(
-    "matmul_size", 4096, "Rows of the square matrices of `matmul`.", lower_bound=1
+_MATMUL_SIZE = define_int(
+    "matmul_size", 4096, "Rows of the square matrices of `matmul`.", Range(least=1, most=2**18)
 )
 
 

@@ -21,6 +21,7 @@ from flowley_jax.config import (
     TrainConfig,
 )
 from flowley_jax.config_flag import config_dict_of
+from flowley_jax.errors import FlowleyError
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.model.config import ModelConfig
 
@@ -32,10 +33,10 @@ def get_config(option: str = "") -> ConfigDict:
       option: "" or "debug".
 
     Raises:
-      ValueError: the option does not exist.
+      FlowleyError: the option does not exist.
     """
     if option not in ("", "debug"):
-        raise ValueError(f"configs/impacts.py has no option {option!r}; it has debug")
+        raise FlowleyError(f"configs/impacts.py has no option {option!r}; it has debug")
     config = ExperimentConfig(
         model=ModelConfig(
             audio_dim=20,

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from data_prep.settings import RecordSettings
 from flowley_jax.config_flag import config_dict_of
+from flowley_jax.errors import FlowleyError
 
 SETTINGS = {
     "embedded": RecordSettings(),
@@ -20,7 +21,11 @@ SETTINGS = {
 
 
 def get_config(option: str = "embedded") -> ConfigDict:
-    """Return the settings of an option."""
+    """Return the settings of an option.
+
+    Raises:
+      FlowleyError: the option does not exist.
+    """
     if option not in SETTINGS:
-        raise ValueError(f"configs/records.py has no option {option!r}; it has {', '.join(SETTINGS)}")
+        raise FlowleyError(f"configs/records.py has no option {option!r}; it has {', '.join(SETTINGS)}")
     return config_dict_of(SETTINGS[option])

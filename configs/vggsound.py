@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from flowley_jax.config import DataConfig, ExperimentConfig, MeshConfig, TrainConfig
 from flowley_jax.config_flag import config_dict_of
+from flowley_jax.errors import FlowleyError
 from flowley_jax.model.config import ModelConfig
 
 SIZES = {
@@ -65,7 +66,7 @@ def get_config(options: str = "") -> ConfigDict:
       options: comma-separated options from the table above.
 
     Raises:
-      ValueError: an option does not exist, or there are no settings for this size on this slice.
+      FlowleyError: an option does not exist, or there are no settings for this size on this slice.
     """
     chosen = _parse(options)
     sample_rate, audio_dim, latent_rate, records = RATES[chosen.rate]
@@ -107,7 +108,7 @@ def _parse(options: str) -> _Options:
         kind = next((kind for kind, values in choices.items() if option in values), None)
         if kind is None:
             known = [name for values in choices.values() for name in values if name]
-            raise ValueError(f"configs/vggsound.py has no option {option!r}; it has {', '.join(known)}")
+            raise FlowleyError(f"configs/vggsound.py has no option {option!r}; it has {', '.join(known)}")
         chosen[kind] = option
     debug = "debug" in chosen
     return _Options(
@@ -124,7 +125,7 @@ def _slice_settings(chosen: _Options) -> tuple[int, int, str]:
     by_size = SLICES[chosen.slice]
     settings = by_size.get(f"{chosen.size},{chosen.rate}", by_size.get(chosen.size))
     if settings is None:
-        raise ValueError(
+        raise FlowleyError(
             f"configs/vggsound.py has no settings for {chosen.size} on {chosen.slice}: set mesh.fsdp yourself"
         )
     return settings

@@ -4,7 +4,10 @@ The names below are imported on first use: importing the package itself is cheap
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from flowley_jax.common.interrupt import end_imports_on_interrupt
 
 if TYPE_CHECKING:
     from flowley_jax.config import ExperimentConfig, SampleConfig, experiment_from
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
     from flowley_jax.model import Flowley, ModelConfig
     from flowley_jax.sampling import Clip, Sampler
     from flowley_jax.training.loop import train
+
+# `python -m` finds the command in this package: its imports take seconds before it can handle Ctrl-C itself.
+if sys.argv[:1] == ["-m"]:
+    end_imports_on_interrupt()
 
 __version__ = "0.1.0"
 __all__ = [

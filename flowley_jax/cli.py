@@ -2,18 +2,22 @@
 
 import contextlib
 import functools
+import io
 import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from flowley_jax.config_flag import ConfigFlag
-from flowley_jax.errors import FlowleyError
+from flowley_jax.common.interrupt import INTERRUPTED, INTERRUPTED_LINE, end_imports_on_interrupt
+from flowley_jax.common.worker_processes import end_workers
+from flowley_jax.config_flag import ConfigFlag, nearest_name
+from flowley_jax.errors import FlowleyError, shown
 
 # --help of a command shows --verbose as its own.
 flags.disclaim_key_flags()
@@ -22,17 +26,21 @@ INTERNAL_ERROR = 1
 USER_ERROR = 2
 # A signal stopped a run, which has stored its state. Job schedulers read it as "run me again".
 STOPPED_EARLY = 75
-INTERRUPTED = 130
 
 _OWN_PACKAGES = ("flowley_jax", "data_prep", "benchmarks", "launch")
 _HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
+_VERSION = ("--version", "-version")
 # Everything that flags and configuration files raise for wrong input.
-_FLAG_ERRORS = (flags.Error, AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError)
+_FLAG_ERRORS = (flags.Error, OSError, TypeError, ValueError)
 _EXPECTED = {
     "invalid literal for int()": "an int",
+    "Exceeds the limit": "an int",
     "could not convert string to float": "a number",
     "Non-boolean argument to boolean flag": "true or false",
+    "Error while parsing string": "one value, or a tuple such as (1, 2)",
 }
+# What absl says of a required flag; it does not keep the property itself.
+_REQUIRED = "must have a value other than None"
 
 
 def run_main(
@@ -51,8 +59,14 @@ def run_main(
       config: the command's `--config` flag, if it has one.
       argv: command line; `sys.argv` by default.
     """
+    end_imports_on_interrupt()
     argv = sys.argv if argv is None else argv
     flags.DEFINE_bool("verbose", False, "Show the log lines of libraries too.")
+    flags.DEFINE_bool("version", False, "Print the version and exit.")
+
+    # Names of files need not be valid text; their bytes are printed as they are.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
     def run(_: Sequence[str]) -> int | None:
         _configure_logging()
@@ -61,13 +75,15 @@ def run_main(
     try:
         if any(word in _HELP for word in argv[1:]):
             _print_help(argv, config)
+        if any(word in _VERSION for word in argv[1:]):
+            _print_version()
         app.run(
             run,
             argv=list(argv),
             flags_parser=functools.partial(parse_flags, config=config),
         )
     except KeyboardInterrupt:
-        _exit("interrupted; run the same command again to continue", INTERRUPTED)
+        _exit(INTERRUPTED_LINE, INTERRUPTED)
     except FlowleyError as error:
         _exit(f"error: {error}", USER_ERROR)
     except OSError as error:
@@ -91,24 +107,27 @@ def parse_flags(
     """Set flags from a command line, whose first word is the program, and return that word.
 
     Raises:
-      FlowleyError: a flag or configuration key is unknown, missing or of the wrong type, or a word is not a
-        flag.
+      FlowleyError: a flag or configuration key is unknown, missing, or has a wrong value, the configuration
+        file fails, or a word is not a flag.
     """
     try:
-        words = [_with_underscores(word, values) for word in argv]
+        words = list(_with_known_names(argv, values))
         remaining = values(config.complete(words) if config else words)
+        _check_required(values)
+        if config:
+            # Reading the value checks it.
+            _ = config.value
+    except flags.UnrecognizedFlagError as error:
+        raise FlowleyError(_unknown_flag(error.flagname, values, config)) from error
     except _FLAG_ERRORS as error:
-        raise FlowleyError(f"{_one_line(error)} (--help lists the options)") from error
+        raise FlowleyError(_one_line(error)) from error
     if len(remaining) > 1:
         raise FlowleyError(f"unexpected argument {remaining[1]!r} (--help lists the options)")
     return remaining
 
 
 def _print_help(argv: Sequence[str], config: ConfigFlag | None) -> None:
-    try:
-        values = config.values_text(argv) if config else ""
-    except _FLAG_ERRORS as error:
-        raise FlowleyError(_one_line(error)) from error
+    values = config.values_text(argv) if config else ""
     try:
         app.usage(shorthelp="--helpfull" not in argv, writeto_stdout=True)
         print(f"\n{values}" if values else "", end="", flush=True)
@@ -116,6 +135,32 @@ def _print_help(argv: Sequence[str], config: ConfigFlag | None) -> None:
         # A pager was closed; Python would complain about the pipe again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
+
+
+def _print_version() -> None:
+    try:
+        version = metadata.version("flowley-jax")
+    except metadata.PackageNotFoundError:
+        version = "from a clone that is not installed"
+    print(f"flowley-jax {version}", flush=True)
+    sys.exit(0)
+
+
+def _check_required(values: flags.FlagValues) -> None:
+    """Refuse empty text for a required flag: as a path it would be the working directory."""
+    for name in values:
+        required = any(_REQUIRED in (check.message or "") for check in values[name].validators)
+        if required and values[name].value == "":
+            raise FlowleyError(f"--{name.replace('_', '-')}='' must not be empty")
+
+
+def _unknown_flag(name: str, values: flags.FlagValues, config: ConfigFlag | None) -> str:
+    known = [flag.replace("_", "-") for flag in values]
+    if config:
+        known += [f"config.{path}" for path in config.names]
+    nearest = nearest_name(name.replace("_", "-") if "." not in name else name, known)
+    hint = f"; did you mean --{nearest}?" if nearest else ""
+    return f"unknown flag --{name}{hint} (--help lists the options)"
 
 
 def _missing_package(error: Exception) -> str | None:
@@ -137,6 +182,16 @@ def _configure_logging() -> None:
         logger.propagate = False
 
 
+def _with_known_names(argv: Sequence[str], values: flags.FlagValues) -> Iterator[str]:
+    """Yield the words of a command line, with the names of flags as absl knows them."""
+    is_value = False
+    for word in argv:
+        known = word if is_value else _with_underscores(word, values)
+        name = known.lstrip("-")
+        is_value = not is_value and known.startswith("-") and name in values and not values[name].boolean
+        yield known
+
+
 def _with_underscores(word: str, values: flags.FlagValues) -> str:
     """Return a flag's name as absl knows it: people type hyphens too."""
     name, equals, value = word.partition("=")
@@ -151,28 +206,36 @@ def _with_underscores(word: str, values: flags.FlagValues) -> str:
     return word
 
 
-def _one_line(error: Exception) -> str:
-    """Return the reason of an error; of one in a configuration file, the last line of its traceback."""
-    if isinstance(error, AttributeError | KeyError):
-        return f"the configuration failed with {type(error).__name__}: {error}"
+def _one_line(error: BaseException) -> str:
+    """Return the reason of an error: what this project says, or else the words of absl made short."""
+    own = _own_error(error)
+    if own:
+        return " ".join(str(own).split())
     text = str(error)
-    if isinstance(error, FlowleyError) and "\n" not in text:
-        return text
     missing_file = re.search(r"No such file or directory: '(.+)'", text)
     if missing_file:
         return f"{missing_file[1]}: no such file"
-    missing_flags = re.findall(r"Flag (--\w+) must have a value other than None", text)
+    missing_flags = re.findall(rf"Flag (--\w+) {_REQUIRED}", text)
     if missing_flags:
-        return f"{', '.join(missing_flags)} must be given"
+        return f"{', '.join(missing_flags).replace('_', '-')} must be given (--help lists the options)"
     wrong_type = re.match(r"flag (--[^=]+)=(.*?): (.*)", text, re.DOTALL)
     if wrong_type:
-        name = wrong_type[1].removeprefix("--config.")
-        for reason, expected in _EXPECTED.items():
-            if reason in wrong_type[3]:
-                return f"{name}={wrong_type[2]!r} must be {expected}"
-    if "Traceback" in text or "Failed loading config" in text:
-        text = text.strip().splitlines()[-1].strip()
+        name, value, reason = wrong_type[1].removeprefix("--config."), wrong_type[2], wrong_type[3]
+        for beginning, expected in _EXPECTED.items():
+            if beginning in reason:
+                return f"{name}={shown(value)} must be {expected}"
+        choices = re.match(r"value should be one of <(.*)>", reason)
+        if choices:
+            return f"{name}={shown(value)} must be one of {choices[1].replace('|', ', ')}"
+        return f"{name}={shown(value)}: {' '.join(reason.split())}"
     return " ".join(re.sub(r"^([\w.]*Error: |\[Errno 2\] )", "", text).split())
+
+
+def _own_error(error: BaseException | None) -> FlowleyError | None:
+    """Return the FlowleyError that absl may have wrapped in an error of its own."""
+    while error and not isinstance(error, FlowleyError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _exit(line: str, code: int) -> None:
@@ -181,4 +244,5 @@ def _exit(line: str, code: int) -> None:
     logging.shutdown()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
+    end_workers()
     os._exit(code)

@@ -1,23 +1,28 @@
 """Configuration of a training run as typed values."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from flowley_jax.common.typed import check_choices, free_on_resume, is_free_on_resume, typed_from
+from flowley_jax.common.ranges import (
+    PROCESSES,
+    SECONDS,
+    SEEDS,
+    SIGMA_RELS,
+    Count,
+    CountOrZero,
+    NotNegative,
+    Positive,
+    Range,
+    Share,
+)
+from flowley_jax.common.typed import check_values, free_on_resume, is_free_on_resume, typed_from
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow.losses import LossConfig
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.flow.time_sampling import TimeConfig
 from flowley_jax.model.config import ModelConfig
-
-
-def _check_sigma_rel(name: str, value: float) -> None:
-    # At 1/√12 the power function is the plain average of the whole run, the longest possible.
-    if not 0.0 < value < 12**-0.5:
-        raise FlowleyError(f"{name}={value} must be between 0 and 0.288, relative to the length of the run")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,24 +49,26 @@ class DataConfig:
     """
 
     records: str = free_on_resume("")
-    generate: int = free_on_resume(0)
-    generate_seconds: float = free_on_resume(8.0)
-    generate_text_length: int = free_on_resume(77)
-    generate_sample_rate: int = free_on_resume(16_000)
-    latent_rate: float = free_on_resume(31.25)
-    batch_size: int = 512
-    num_workers: int = free_on_resume(0)
+    generate: CountOrZero = free_on_resume(0)
+    generate_seconds: Annotated[float, SECONDS] = free_on_resume(8.0)
+    generate_text_length: Annotated[int, Range(least=8, most=65_536)] = free_on_resume(77)
+    generate_sample_rate: Annotated[int, Range(least=1000, most=768_000)] = free_on_resume(16_000)
+    latent_rate: Annotated[float, Range(least=0.1, most=1000)] = free_on_resume(31.25)
+    batch_size: Count = 512
+    num_workers: Annotated[int, Range(least=0, most=PROCESSES.most)] = free_on_resume(0)
     captions: tuple[str, ...] = ("table",)
-    caption_weights: tuple[float, ...] = (1.0,)
+    caption_weights: tuple[NotNegative, ...] = (1.0,)
 
     def __post_init__(self):
-        for name, least in (("batch_size", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise FlowleyError(f"data.{name}={getattr(self, name)} must be at least {least}")
+        check_values(self, "data")
         if len(self.captions) != len(self.caption_weights) or not self.captions:
             raise FlowleyError(
                 f"data.captions={self.captions} needs as many weights, found {self.caption_weights}"
             )
+        if len(set(self.captions)) < len(self.captions):
+            raise FlowleyError(f"data.captions={self.captions} must name each source once")
+        if not any(self.caption_weights):
+            raise FlowleyError(f"data.caption_weights={self.caption_weights} must not be all zero")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,14 +86,11 @@ class FlowConfig:
     time: TimeConfig = TimeConfig()
     loss: LossConfig = LossConfig()
     immiscible: bool = True
-    coupling_group: int = 256
-    condition_dropout: float = 0.1
+    coupling_group: Count = 256
+    condition_dropout: Share = 0.1
 
     def __post_init__(self):
-        if self.coupling_group < 1:
-            raise FlowleyError(f"flow.coupling_group={self.coupling_group} must be at least 1")
-        if not 0.0 <= self.condition_dropout <= 1.0:
-            raise FlowleyError(f"flow.condition_dropout={self.condition_dropout} must be in [0, 1]")
+        check_values(self, "flow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,22 +111,18 @@ class OptimConfig:
       decay_factor: factor by which "steps" lowers the learning rate each time.
     """
 
-    learning_rate: float = 1.5e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 1e-6
-    clip_norm: float = 1.0
-    warmup_steps: int = 1000
+    learning_rate: Positive = 1.5e-4
+    beta1: Annotated[float, Range(least=0, below=1)] = 0.9
+    beta2: Annotated[float, Range(least=0, below=1)] = 0.95
+    weight_decay: NotNegative = 1e-6
+    clip_norm: Positive = 1.0
+    warmup_steps: CountOrZero = 1000
     schedule: Literal["steps", "cosine"] = "steps"
-    decay_steps: tuple[int, ...] = (180_000, 300_000)
-    decay_factor: float = 0.1
+    decay_steps: tuple[CountOrZero, ...] = (180_000, 300_000)
+    decay_factor: Annotated[float, Range(above=0, most=1)] = 0.1
 
     def __post_init__(self):
-        check_choices(self, "optim")
-        if self.learning_rate <= 0.0:
-            raise FlowleyError(f"optim.learning_rate={self.learning_rate} must be positive")
-        if self.clip_norm <= 0.0:
-            raise FlowleyError(f"optim.clip_norm={self.clip_norm} must be positive")
+        check_values(self, "optim")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,16 +134,13 @@ class EmaConfig:
       snapshot_every: steps between stored snapshots of the tracks.
     """
 
-    sigma_rels: tuple[float, ...] = (0.05, 0.10)
-    snapshot_every: int = 5000
+    sigma_rels: tuple[Annotated[float, SIGMA_RELS], ...] = (0.05, 0.10)
+    snapshot_every: Count = 5000
 
     def __post_init__(self):
+        check_values(self, "ema")
         if not self.sigma_rels:
             raise FlowleyError("ema.sigma_rels=() must name at least one track")
-        for sigma_rel in self.sigma_rels:
-            _check_sigma_rel("ema.sigma_rels", sigma_rel)
-        if self.snapshot_every < 1:
-            raise FlowleyError(f"ema.snapshot_every={self.snapshot_every} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,26 +163,20 @@ class TrainConfig:
       profile_steps: number of steps to profile.
     """
 
-    steps: int = 300_000
-    accumulation: int = 1
-    log_every: int = 100
-    valid_every: int = 2000
-    preview_every: int = 10_000
-    checkpoint_every: int = 1000
-    checkpoint_minutes: float = 10.0
-    keep_checkpoints: int = 3
-    max_skipped: int = 10
-    profile_from: int = 0
-    profile_steps: int = 3
+    steps: Count = 300_000
+    accumulation: Count = 1
+    log_every: Count = 100
+    valid_every: Count = 2000
+    preview_every: Count = 10_000
+    checkpoint_every: Count = 1000
+    checkpoint_minutes: Positive = 10.0
+    keep_checkpoints: Count = 3
+    max_skipped: Count = 10
+    profile_from: CountOrZero = 0
+    profile_steps: Count = 3
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if field.type is int and field.name != "profile_from" and getattr(self, field.name) < 1:
-                raise FlowleyError(f"train.{field.name}={getattr(self, field.name)} must be at least 1")
-        if self.profile_from < 0:
-            raise FlowleyError(f"train.profile_from={self.profile_from} must not be negative")
-        if not self.checkpoint_minutes > 0.0:
-            raise FlowleyError(f"train.checkpoint_minutes={self.checkpoint_minutes} must be positive")
+        check_values(self, "train")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,13 +187,15 @@ class StartConfig:
       weights: folder of another run, or a weight file under the published names (.safetensors, .pth); its
         latent statistics and empty features are kept too. Empty for random weights.
       sigma_rel: EMA length of the weights if they come from a run's folder.
+      any_codec: also start from weights whose codec is not that of the records; they must learn its latents.
     """
 
     weights: str = ""
-    sigma_rel: float = 0.05
+    sigma_rel: Annotated[float, SIGMA_RELS] = 0.05
+    any_codec: bool = False
 
     def __post_init__(self):
-        _check_sigma_rel("start.sigma_rel", self.sigma_rel)
+        check_values(self, "start")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,13 +209,12 @@ class LoraConfig:
         single_stream.0.reader.video.kv; the default matches all attention projections.
     """
 
-    rank: int = 0
-    alpha: float = 16.0
+    rank: CountOrZero = 0
+    alpha: Positive = 16.0
     layers: tuple[str, ...] = (r"\.(qkv|q|kv|out)$",)
 
     def __post_init__(self):
-        if self.rank < 0:
-            raise FlowleyError(f"lora.rank={self.rank} must not be negative")
+        check_values(self, "lora")
         if not self.layers:
             raise FlowleyError("lora.layers=() must name at least one layer")
         for pattern in self.layers:
@@ -249,15 +241,14 @@ class MeshConfig:
       tensor: devices that share the weights and split attention heads and hidden channels.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Annotated[int, Range(least=-1)] = -1
+    fsdp: Count = 1
+    tensor: Count = 1
 
     def __post_init__(self):
-        for name, least in (("data", -1), ("fsdp", 1), ("tensor", 1)):
-            value = getattr(self, name)
-            if value < least or value == 0:
-                raise FlowleyError(f"mesh.{name}={value} must be at least 1{', or -1' if least < 0 else ''}")
+        check_values(self, "mesh")
+        if self.data == 0:
+            raise FlowleyError("mesh.data=0 must be at least 1, or -1 for all remaining devices")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -271,12 +262,10 @@ class SampleConfig:
 
     solver: SolverConfig = SolverConfig()
     guidance: float = 7.5
-    sigma_rel: float = 0.05
+    sigma_rel: Annotated[float, SIGMA_RELS] = 0.05
 
     def __post_init__(self):
-        if not math.isfinite(self.guidance):
-            raise FlowleyError(f"guidance={self.guidance} must be a number")
-        _check_sigma_rel("sigma_rel", self.sigma_rel)
+        check_values(self, "sample")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -287,7 +276,7 @@ class ExperimentConfig:
       seed: decides initial weights, data order and every random draw of the training.
     """
 
-    seed: int = 0
+    seed: Annotated[int, SEEDS] = 0
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     flow: FlowConfig = FlowConfig()
@@ -300,6 +289,7 @@ class ExperimentConfig:
     sample: SampleConfig = free_on_resume(SampleConfig())
 
     def __post_init__(self):
+        check_values(self, "")
         batch, group, parts = self.data.batch_size, self.flow.coupling_group, self.train.accumulation
         if self.flow.immiscible and batch > group and batch % group:
             raise FlowleyError(f"data.batch_size={batch} must be a multiple of flow.coupling_group={group}")

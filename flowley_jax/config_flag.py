@@ -5,13 +5,13 @@ import difflib
 import re
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from flowley_jax.common.typed import typed_from
+from flowley_jax.config_file import ConfigFile, find_config_file, load_config
 from flowley_jax.config_help import describe, value_names
 from flowley_jax.errors import FlowleyError
 
@@ -31,15 +31,6 @@ _ALIASES = {
     "warmup": "optim.warmup_steps",
     "wd": "optim.weight_decay",
 }
-
-
-def default_config(name: str) -> str:
-    """Return the path of a configuration file that comes with this package.
-
-    Args:
-      name: file name in `configs/`, with options after a colon if there are any: "vggsound.py:debug".
-    """
-    return str(_packaged_folder() / name)
 
 
 def config_dict_of(config: Any) -> ConfigDict:
@@ -81,6 +72,7 @@ class ConfigFlag(Generic[T]):
         values: flags.FlagValues = flags.FLAGS,
     ):
         self._kind, self._default = kind, default
+        self._file: ConfigFile | None = None
         # ml_collections looks here for the values to override; `complete` fills it in.
         self._argv: list[str] = []
         self._flag = config_flags.DEFINE_config_file(
@@ -89,6 +81,8 @@ class ConfigFlag(Generic[T]):
             flag_values=values,
             sys_argv=self._argv,
         )
+        # ml_collections hides where a file fails, and cuts paths at their first colon.
+        values["config"].parser = _Parser(kind)
         # --help shows the packaged file, which `complete` adds, and not the default of ml_collections.
         values["config"].default_as_str = f"'{default}'" if default else None
 
@@ -100,9 +94,18 @@ class ConfigFlag(Generic[T]):
           FlowleyError: a value is invalid.
         """
         config = self._flag.value
-        if not isinstance(config, ConfigDict):
-            raise FlowleyError("--config: get_config must return a ConfigDict (see config_dict_of)")
+        fields = {field.name for field in dataclasses.fields(typing.cast(Any, self._kind))}
+        if foreign := sorted(set(config) - fields):
+            raise FlowleyError(
+                f"{self._file}: has {foreign[0]}, which is no value of this command's configuration; it has "
+                f"{', '.join(sorted(fields))}"
+            )
         return typed_from(self._kind, config.to_dict())
+
+    @property
+    def names(self) -> list[str]:
+        """Dotted names of all values."""
+        return value_names(self._kind)
 
     def complete(self, argv: Sequence[str]) -> list[str]:
         """Return a command line with the file's full path first, and remember it for the flags of values.
@@ -110,9 +113,9 @@ class ConfigFlag(Generic[T]):
         Raises:
           FlowleyError: no file is given or found, or the configuration has no such value.
         """
-        file, rest = self._split(argv[1:])
+        self._file, rest = self._split(argv[1:])
         rest = [self._checked(word) for word in rest]
-        self._argv[:] = [argv[0], f"--config={file}", *rest]
+        self._argv[:] = [argv[0], f"--config={self._file}", *rest]
         return list(self._argv)
 
     def values_text(self, argv: Sequence[str]) -> str:
@@ -127,33 +130,61 @@ class ConfigFlag(Generic[T]):
         return (
             f"Values of the configuration, with {source}. Change one with --config.NAME=VALUE;\n"
             "for true and false, --config.NAME and --noconfig.NAME work too.\n\n"
-            f"{describe(self._kind, _load(file) if file else self._kind())}\n"
+            f"{describe(self._kind, load_config(file) if file else self._kind())}\n"
         )
 
-    def _split(self, words: Sequence[str]) -> tuple[str, list[str]]:
-        given, rest = self._default, []
+    def _split(self, words: Sequence[str]) -> tuple[ConfigFile, list[str]]:
+        given, rest = [], []
         remaining = iter(words)
         for word in remaining:
             name, equals, value = word.partition("=")
             if name in ("--config", "-config"):
-                given = value if equals else next(remaining, "")
+                given.append(value if equals else next(remaining, ""))
             else:
                 rest.append(word)
-        if not given:
+        if len(given) > 1:
+            raise FlowleyError(f"--config must be given once, found {' and '.join(given)}")
+        file = given[0] if given else self._default
+        if not file:
             raise FlowleyError("--config must name a configuration file")
-        return _find(given), rest
+        return find_config_file(file), rest
 
     def _checked(self, word: str) -> str:
-        parts = re.match(r"--?(no)?config\.([^=\[]+)(.*)", word)
+        parts = re.match(r"--?(no)?config\.([^=]*)(.*)", word, re.DOTALL)
         if not parts:
             return word
         negated, name, rest = parts[1] or "", parts[2].replace("-", "_"), parts[3]
         known = value_names(self._kind)
-        if name not in known and not any(path.startswith(f"{name}.") for path in known):
-            nearest = _nearest(name, known)
+        if name not in known:
+            nearest = nearest_name(name, known)
             hint = f"; did you mean {nearest}?" if nearest else ""
-            raise FlowleyError(f"unknown configuration key {name}{hint}")
+            within = [path for path in known if path.startswith(f"{name}.")]
+            hint = f"; it is a section with {', '.join(within)}" if within else hint
+            raise FlowleyError(f"unknown configuration key {name}{hint} (--help lists the options)")
         return f"--{negated}config.{name}{rest}"
+
+
+class _Parser(flags.ArgumentParser):
+    """Parser of the flag's text, which names a file; values that the file leaves out have their defaults."""
+
+    def __init__(self, kind: type):
+        self._kind = kind
+
+    def parse(self, argument: str) -> ConfigDict:
+        config = load_config(find_config_file(argument))
+        with config.unlocked():
+            _add_missing(config, config_dict_of(self._kind()))
+        config.lock()
+        return config
+
+
+def _add_missing(config: ConfigDict, defaults: ConfigDict) -> None:
+    for name, value in defaults.items(preserve_field_references=True):
+        given = config.get(name)
+        if name not in config:
+            config[name] = value
+        elif isinstance(value, ConfigDict) and isinstance(given, ConfigDict):
+            _add_missing(given, value)
 
 
 def experiment_flag(
@@ -177,39 +208,16 @@ def experiment_flag(
     return ConfigFlag(ExperimentConfig, help_text, default=default, values=values)
 
 
-def _packaged_folder() -> Path:
-    # A wheel has the files inside the package; a clone, and an editable install, at the top level.
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
-
-
-def _find(file: str) -> str:
-    path, colon, options = file.partition(":")
-    if Path(path).is_file():
-        return file
-    packaged = Path(default_config(Path(path).name))
-    if str(Path(path).parent) in (".", "configs") and packaged.is_file():
-        return f"{packaged}{colon}{options}"
-    names = ", ".join(sorted(found.name for found in _packaged_folder().glob("*.py")))
-    raise FlowleyError(f"{path}: no such file; the package comes with {names}")
-
-
-def _load(file: str) -> ConfigDict:
-    values = flags.FlagValues()
-    loaded = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=[])
-    values(["help", f"--config={file}"])
-    return loaded.value
-
-
 def _likeness(left: str, right: str) -> float:
     return difflib.SequenceMatcher(None, left, right).ratio()
 
 
-def _nearest(name: str, known: Sequence[str]) -> str | None:
+def nearest_name(name: str, known: Sequence[str]) -> str | None:
     """Return the known dotted name that was probably meant: by its last part, else by the whole name."""
     leaf = name.rpartition(".")[2]
-    if _ALIASES.get(leaf) in known:
-        return _ALIASES[leaf]
+    alias = next((path for path in known if path.removeprefix("config.") == _ALIASES.get(leaf)), None)
+    if alias:
+        return alias
     leaves = {path.rpartition(".")[2] for path in known}
     similar = [leaf] if leaf in leaves else difflib.get_close_matches(leaf, leaves)
     candidates = [path for path in known if path.rpartition(".")[2] in similar]

@@ -5,9 +5,11 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import docstring_parser
+
+from flowley_jax.common.typed import hints_of
 
 _WIDTH = 100
 
@@ -45,7 +47,7 @@ def sections(kind: type, path: str = "") -> Iterator[Section]:
     docstring = docstring_parser.parse(kind.__doc__ or "")
     explanations = {entry.arg_name: " ".join((entry.description or "").split()) for entry in docstring.params}
     prefix = f"{path}." if path else ""
-    hints = typing.get_type_hints(kind)
+    hints = hints_of(kind)
     values = (
         Value(prefix + name, hint, explanations.get(name, ""))
         for name, hint in hints.items()
@@ -89,9 +91,11 @@ def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "|".join(map(str, arguments))
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return f"{_type_name(arguments[0])} or none"
+        return f"{_type_name(arguments[0])}, or none"
     if typing.get_origin(hint) is tuple:
         return f"tuple of {_type_name(arguments[0])}"
+    if typing.get_origin(hint) is Annotated:
+        return f"{_type_name(arguments[0])} {arguments[1]}"
     return hint.__name__
 
 

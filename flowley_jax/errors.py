@@ -1,4 +1,6 @@
-"""The exception that users are meant to read."""
+"""The exception that users are meant to read, and how it shows values."""
+
+_LONGEST_SHOWN = 60
 
 
 class FlowleyError(ValueError):
@@ -7,3 +9,9 @@ class FlowleyError(ValueError):
     The message is one line that names the file or option, the value found and what was expected. Command
     lines print it without a traceback and exit with code 2.
     """
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it: its `repr`, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import children
 
+from flowley_jax.common.locks import LOCK_FILE
+
 ROOT = Path(__file__).parents[1]
 IMPACTS = str(ROOT / "configs/impacts.py")
 DEBUG = f"{IMPACTS}:debug"
@@ -23,8 +25,8 @@ SMALL = (
 )
 TIMEOUT = 600.0
 # Commands are forked from a process that has imported the libraries: most commands take less time than that.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
     ["flowley_jax.cli", "flowley_jax.sampling.published", "flowley_jax.training.loop"]
 )
 
@@ -39,7 +41,7 @@ def run(module: str, *flags: object) -> subprocess.CompletedProcess[str]:
     arguments = [str(flag) for flag in flags]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _FORKS.Process(target=_run_module, args=(module, arguments, *outputs))
+        process = FORKS.Process(target=_run_module, args=(module, arguments, *outputs))
         process.start()
         process.join(TIMEOUT)
         if process.is_alive():
@@ -81,8 +83,9 @@ def fails_in_one_line(result: subprocess.CompletedProcess[str], *expected: objec
 
 
 def tree(folder: Path) -> dict[Path, bytes]:
-    """Return the content of every file in a folder."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return the content of every file in a folder, but the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_FILE)
+    return {path: path.read_bytes() for path in files}
 
 
 def with_file_limit(kilobytes: int, module: str, *flags: object) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 """Commands as a shell runs them: output, exit codes, one line for wrong input, and nothing lost."""
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -119,7 +120,7 @@ def test_sample_refuses_a_prompt_that_is_too_long(tiny_run, video, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--solver", "eulr"), ["eulr", "euler|heun"]),
+        (("--solver", "eulr"), ["--solver='eulr' must be one of euler, heun"]),
         (("--steps", "0"), ["steps", "0"]),
         (("--guidence", "2"), ["guidence"]),
         (("more",), ["more"]),
@@ -153,6 +154,9 @@ def test_sample_names_a_folder_without_a_run(video, tmp_path):
         (shell.IMPACTS, "--config.train.steps=many", ["train.steps='many' must be an int"]),
         (shell.IMPACTS, "--config.data.records=none", ["none/components.json", "no such file"]),
         (shell.IMPACTS + ":huge", "--config.seed=1", ["'huge'", "debug"]),
+        (shell.DEBUG, "--config.data.records=own", ["data.records=own would not be read", "data.generate=0"]),
+        (shell.IMPACTS, "--lr=1", ["unknown flag --lr; did you mean --config.optim.learning_rate?"]),
+        (shell.IMPACTS, "--config.optim.learning_rate=nan", ["optim.learning_rate=nan must be a finite"]),
         ("none.py", "--config.seed=1", ["none.py: no such file", "impacts.py"]),
     ],
 )
@@ -184,6 +188,10 @@ def test_ema_compares_several_lengths_and_writes_one(tiny_run, tmp_path):
         (("--config.secnds=3",), ("unknown configuration key secnds; did you mean seconds?",)),
         (("--runner=Nope",), ("--runner=Nope: Unexpected pipeline runner",)),
         (("--captions=soundcap",), ("--captions=soundcap must be NAME=FILE",)),
+        (("--captions=soundcap=/none.tsv",), ("--captions: /none.tsv: no such file",)),
+        (("--config.mel=48k",), ("mel='48k' must be one of 16k, 44k",)),
+        (("--decoders=0",), ("--decoders='0' must be at least 1 and at most 1024",)),
+        (("--time-limit=nan",), ("--time-limit='nan' must be a finite number",)),
         (("--captions=a=b", "--captions=a=c"), ("--captions=a=c: a is already b",)),
         (("--config=configs/records.py:tiny",), ("has no option 'tiny'; it has embedded, published",)),
     ],
@@ -205,6 +213,28 @@ def test_soundcap_lists_its_flags_and_names_a_wrong_one(video, tmp_path):
     shell.fails_in_one_line(
         shell.run("data_prep.soundcap", *flags, "--server=127.0.0.1:9"), "must begin with http:// or https://"
     )
+
+
+@pytest.mark.parametrize("module", ["flowley_jax.train", "data_prep.extract", "data_prep.folder"])
+def test_every_command_prints_the_version(module):
+    result = shell.run(module, "--version")
+    assert result.returncode == 0
+    assert result.stdout == f"flowley-jax {importlib.metadata.version('flowley-jax')}\n"
+
+
+@pytest.mark.parametrize("name", ["a b.v1", "-out", "ü=ß", "--", "x.TSV"])
+def test_folders_and_files_may_have_odd_names(video, tmp_path, monkeypatch, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    video.rename(folder / "A.MP4")
+    for words in (
+        [f"--root={folder}", f"--out={folder}/-t.TSV"],
+        ["--root", name, "--out", f"{name}/-t.TSV"],
+    ):
+        result = children.run(shell.command("data_prep.folder", *words), cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert (folder / "-t.TSV").read_text().count("A.MP4") == 2
+        (folder / "-t.TSV").unlink()
 
 
 def test_an_interrupted_extraction_says_how_to_continue(tmp_path):
@@ -246,7 +276,7 @@ def test_sample_captions_a_clip_with_soundcap_first(tiny_run, video, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--sigma-rel=0.5",), "sigma_rel=0.5 must be between 0 and 0.288"),
+        (("--sigma-rel=0.5",), "--sigma-rel='0.5' must be between 0 and 0.288"),
         (
             ("--out=a.safetensors", "--sigma-rel=0.05", "--sigma-rel=0.1"),
             "exactly one --sigma-rel; 2 are given",

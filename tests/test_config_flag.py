@@ -9,11 +9,12 @@ from absl import flags
 from data_prep.settings import RecordSettings
 from flowley_jax.cli import parse_flags
 from flowley_jax.config import ExperimentConfig
-from flowley_jax.config_flag import ConfigFlag, default_config, experiment_flag
+from flowley_jax.config_file import packaged_file
+from flowley_jax.config_flag import ConfigFlag, experiment_flag
 from flowley_jax.config_help import describe, sections, value_names
 from flowley_jax.errors import FlowleyError
 
-IMPACTS = default_config("impacts.py")
+IMPACTS = packaged_file("impacts.py")
 
 
 def parse(*words: str, default: str | None = None) -> ExperimentConfig:
@@ -98,17 +99,92 @@ def test_a_value_of_the_wrong_type_is_named(word, message):
 def test_errors_within_a_configuration_file_are_one_line(tmp_path):
     file = tmp_path / "own.py"
     for body, message in [
-        ("raise ValueError('too\\nlong')", "long"),
-        ("return {}['x']", "the configuration failed with KeyError: 'x'"),
-        ("return {}", "get_config must return a ConfigDict"),
-        ("return ExperimentConfig(seed=1, train=TrainConfig(steps=0))", "train.steps=0 must be at least 1"),
+        ("raise ValueError('too\\nlong')", "{file}, line 3: ValueError: too long"),
+        ("raise FlowleyError('no option huge')", "no option huge"),
+        ("return {}['x']", "{file}, line 3: KeyError: 'x'"),
+        ("return 1 / 0", "{file}, line 3: ZeroDivisionError: division by zero"),
+        ("import torchh", "{file}, line 3: ModuleNotFoundError: No module named 'torchh'"),
+        ("open('/nowhere/x')", "{file}, line 3: FileNotFoundError: [Errno 2] No such file or directory"),
+        ("return ModelConfig(widht=1)", "{file}, line 3: TypeError: "),
+        ("return (", "{file}, line 3: SyntaxError: '(' was never closed"),
+        ("return {}", "{file}: get_config must return a ConfigDict"),
+        ("pass", "{file}: get_config must return a ConfigDict"),
+        ("return TrainConfig(steps=0)", "{file}, line 3: train.steps=0 must be at least 1"),
     ]:
         file.write_text(
-            f"from flowley_jax.config import ExperimentConfig, TrainConfig\ndef get_config():\n    {body}\n"
+            "from flowley_jax import FlowleyError, ModelConfig; from flowley_jax.config import TrainConfig\n"
+            f"def get_config():\n    {body}\n"
         )
-        with pytest.raises(FlowleyError, match=re.escape(message)) as caught:
+        with pytest.raises(FlowleyError, match=f"^{re.escape(message.format(file=file))}") as caught:
             parse(f"--config={file}")
-        assert "\n" not in str(caught.value) and "flowley_jax.errors" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a:b c/own.py", "ü.v1/-own", "own:debug.py", "=.py"])
+def test_files_with_odd_names_are_found(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    file = Path(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(Path(IMPACTS).read_text())
+    assert parse(f"--config={name}") == parse(f"--config={IMPACTS}")
+    assert parse("--config", f"{name}:debug").data.generate == 8
+
+
+def test_a_file_may_leave_values_out(tmp_path):
+    returned = "ConfigDict({'train': {'steps': 5}})"
+    text = f"from ml_collections import ConfigDict\ndef get_config():\n    return {returned}"
+    (tmp_path / "own.py").write_text(text)
+    config = parse(f"--config={tmp_path}/own.py", "--config.train.log_every=3", "--config.model.balance=0.5")
+    assert (config.train.steps, config.train.log_every, config.model.balance) == (5, 3, 0.5)
+    assert config.optim == ExperimentConfig().optim
+
+
+def test_a_file_that_defines_nothing_is_named(tmp_path):
+    (tmp_path / "own.py").write_text("")
+    with pytest.raises(FlowleyError, match=r"own\.py: must define get_config"):
+        parse(f"--config={tmp_path}/own.py")
+
+
+def test_the_configuration_of_another_command_is_named():
+    with pytest.raises(
+        FlowleyError, match=r"records.py: has audio_only, which is no value of this command's"
+    ):
+        parse("--config=records.py")
+
+
+def test_a_configuration_is_given_once():
+    with pytest.raises(FlowleyError, match=r"--config must be given once, found impacts.py and vggsound.py"):
+        parse("--config=impacts.py", "--config", "vggsound.py")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--lr=1", "unknown flag --lr; did you mean --config.optim.learning_rate?"),
+        ("--batch-size=1", "unknown flag --batch-size; did you mean --config.data.batch_size?"),
+        ("--train.steps=1", "unknown flag --train.steps; did you mean --config.train.steps?"),
+        ("--workdri=x", "unknown flag --workdri; did you mean --workdir?"),
+        ("--qqqqqq", "unknown flag --qqqqqq (--help lists the options)"),
+        ("--workdir=", "--workdir='' must not be empty"),
+        (
+            "--config.flow.time=3",
+            "unknown configuration key flow.time; it is a section with flow.time.kind, flow.time.mean",
+        ),
+        ("--config.seed.x=3", "unknown configuration key seed.x; did you mean"),
+        (
+            "--config.ema.sigma_rels[0]=3",
+            "unknown configuration key ema.sigma_rels[0]; did you mean ema.sigma",
+        ),
+        ("--config.=3", "unknown configuration key"),
+    ],
+)
+def test_a_wrong_flag_is_answered_in_one_line(word, message):
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Folder.", flag_values=values, required=True)
+    config = experiment_flag("Configuration.", values=values)
+    with pytest.raises(FlowleyError, match=re.escape(message)) as caught:
+        parse_flags(["train", f"--config={IMPACTS}", "--workdir=x", word], values, config)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("kind", [ExperimentConfig, RecordSettings])
@@ -124,18 +200,23 @@ def test_help_lists_every_value_with_type_and_default():
     text = describe(ExperimentConfig, ExperimentConfig())
     for name in value_names(ExperimentConfig):
         assert re.search(rf"^  {re.escape(name)}: .+ = .+\n      \S", text, re.MULTILINE), name
-    assert "\n  optim.learning_rate: float = 0.00015\n" in text
+    assert "\n  optim.learning_rate: float above 0 = 0.00015\n" in text
     assert "\n  optim.schedule: steps|cosine = steps\n" in text
-    assert "\n  model.balance: float or none = none\n" in text
-    assert "\n  ema.sigma_rels: tuple of float = (0.05, 0.1)\n" in text
-    assert "\nsample.solver: " in text and "\n  sample.solver.steps: int = 25\n" in text
+    assert "\n  model.balance: float, or none = none\n" in text
+    assert "\n  ema.sigma_rels: tuple of float between 0 and 0.288 = (0.05, 0.1)\n" in text
+    assert (
+        "\nsample.solver: " in text
+        and "\n  sample.solver.steps: int at least 1 and at most 1000000 = 25\n" in text
+    )
 
 
 def test_help_shows_the_defaults_of_the_file_that_is_given():
     config = experiment_flag("Configuration.", values=flags.FlagValues())
-    assert "train.steps: int = 300000" in config.values_text(["train"])
+    assert "train.steps: int at least 1 = 300000" in config.values_text(["train"])
     given = config.values_text(["train", "--config=impacts.py:debug", "--config.seed=3"])
-    assert "train.steps: int = 4\n" in given and "the defaults of" in given
+    assert "train.steps: int at least 1 = 4\n" in given and "the defaults of" in given
     records = ConfigFlag(RecordSettings, "Records.", default="records.py", values=flags.FlagValues())
-    assert "  seconds: float = 4.0\n" in records.values_text(["extract"])
-    assert "  seconds: float = 8.0\n" in records.values_text(["extract", "--config", "records.py:published"])
+    assert "  seconds: float above 0 and at most 3600 = 4.0\n" in records.values_text(["extract"])
+    assert "  seconds: float above 0 and at most 3600 = 8.0\n" in records.values_text(
+        ["extract", "--config", "records.py:published"]
+    )

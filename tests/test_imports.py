@@ -20,7 +20,7 @@ LAYERS = (
     ("runs",),
     ("training", "sampling"),
     ("aot", "evaluation"),
-    ("config_help",),
+    ("config_help", "config_file"),
     ("config_flag",),
     ("cli",),
     ("demo",),

@@ -116,11 +116,14 @@ CONFIGURED = ("data_prep.extract", "flowley_jax.demo", "flowley_jax.train")
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("data_prep.extract",), "  seconds: float = 4.0"),
-        (("data_prep.extract", "--config=configs/records.py:published"), "  seconds: float = 8.0"),
+        (("data_prep.extract",), "  seconds: float above 0 and at most 3600 = 4.0"),
+        (
+            ("data_prep.extract", "--config=configs/records.py:published"),
+            "  seconds: float above 0 and at most 3600 = 8.0",
+        ),
         (("flowley_jax.demo",), "  data.records: str = runs/demo/records"),
-        (("flowley_jax.train", "--config", "vggsound.py:debug"), "  train.steps: int = 2"),
-        (("flowley_jax.train",), "  data.batch_size: int = 512"),
+        (("flowley_jax.train", "--config", "vggsound.py:debug"), "  train.steps: int at least 1 = 2"),
+        (("flowley_jax.train",), "  data.batch_size: int at least 1 = 512"),
     ],
 )
 def test_installed_commands_find_their_configuration(installed, tmp_path, arguments, line):

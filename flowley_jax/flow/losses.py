@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowley_jax.common.typed import check_choices
+from flowley_jax.common.ranges import NotNegative
+from flowley_jax.common.typed import check_values
 from flowley_jax.model.layers import safe_sqrt
 
 LossKind = Literal["mse", "pseudo_huber"]
@@ -25,10 +26,10 @@ class LossConfig:
     """
 
     kind: LossKind = "mse"
-    direction_weight: float = 0.5
+    direction_weight: NotNegative = 0.5
 
     def __post_init__(self):
-        check_choices(self, "flow.loss")
+        check_values(self, "flow.loss")
 
 
 class Losses(NamedTuple):

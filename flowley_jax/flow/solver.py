@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import diffrax
 import jax
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from flowley_jax.common.typed import check_choices
+from flowley_jax.common.ranges import Positive, Range
+from flowley_jax.common.typed import check_values
 from flowley_jax.errors import FlowleyError
 
 SolverName = Literal["euler", "heun", "midpoint", "rk4", "tsit5", "dopri5"]
@@ -32,17 +33,12 @@ class SolverConfig:
     """
 
     name: SolverName = "euler"
-    steps: int = 25
-    rtol: float = 1e-5
-    atol: float = 1e-5
+    steps: Annotated[int, Range(least=1, most=1_000_000)] = 25
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
 
     def __post_init__(self):
-        check_choices(self, "sample.solver")
-        if self.steps < 1:
-            raise FlowleyError(f"sample.solver.steps={self.steps} must be at least 1")
-        for name in ("rtol", "atol"):
-            if getattr(self, name) <= 0.0:
-                raise FlowleyError(f"sample.solver.{name}={getattr(self, name)} must be positive")
+        check_values(self, "sample.solver")
 
     @property
     def evaluations(self) -> int:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowley_jax.common.typed import check_choices
+from flowley_jax.common.ranges import NotNegative
+from flowley_jax.common.typed import check_values
 
 TimeKind = Literal["cosmap", "logit_normal", "uniform"]
 
@@ -24,10 +25,10 @@ class TimeConfig:
 
     kind: TimeKind = "cosmap"
     mean: float = 0.0
-    std: float = 0.1
+    std: NotNegative = 0.1
 
     def __post_init__(self):
-        check_choices(self, "flow.time")
+        check_values(self, "flow.time")
 
 
 def sample_times(key: jax.Array, batch_size: int, config: TimeConfig) -> Float[Array, " B"]:

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from flowley_jax.common.typed import check_choices, free_on_resume
+from flowley_jax.common.ranges import Count, NotNegative, Positive, Range
+from flowley_jax.common.typed import check_values, free_on_resume
 from flowley_jax.errors import FlowleyError
 from flowley_jax.kernels.psca.mask import Fade, SoftMask
 
@@ -18,6 +19,8 @@ ComputeType = Literal["float32", "bfloat16"]
 
 # The gated nets round their inner width up to a multiple of this.
 _MLP_MULTIPLE = 256
+# PSCA computes with frames in float32, which is exact below this.
+_FRAMES = 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,57 +61,41 @@ class ModelConfig:
       dtype: compute type of the network; parameters are always float32.
     """
 
-    audio_dim: int = 20
-    video_dim: int = 768
-    text_dim: int = 1024
-    width: int = 512
-    num_heads: int = 8
-    single_num_heads: int | None = None
-    qk_scale: float | None = None
-    mlp_ratio: float = 4.0
-    multi_depth: int = 5
-    single_depth: int = 10
+    audio_dim: Count = 20
+    video_dim: Count = 768
+    text_dim: Count = 1024
+    width: Count = 512
+    num_heads: Count = 8
+    single_num_heads: Count | None = None
+    qk_scale: Positive | None = None
+    mlp_ratio: Annotated[float, Range(above=0, most=1000)] = 4.0
+    multi_depth: Count = 5
+    single_depth: Count = 10
     single_type: SingleType = "psca"
     share_single: bool = True
     balance: float | None = None
-    window: int = 0
-    fade_range: int = 4
+    window: Annotated[int, Range(below=_FRAMES)] = 0
+    fade_range: Annotated[int, Range(least=1, below=_FRAMES)] = 4
     fade: Fade = "cosine"
     progressive: bool = True
-    mask_floor: float = 1e-6
+    mask_floor: NotNegative = 1e-6
     psca_implementation: PscaImplementation = free_on_resume("auto")
     attention_implementation: AttentionImplementation = free_on_resume("auto")
-    video_fps: float = 8.0
-    dropout: float = 0.1
+    video_fps: Annotated[float, Range(above=0, most=1000)] = 8.0
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.1
     adaln_init: AdalnInit = "gaussian"
     layers: Layers = free_on_resume("auto")
     remat: Remat = free_on_resume("none")
     dtype: ComputeType = "float32"
 
     def __post_init__(self):
-        for name in ("num_heads", "single_num_heads"):
-            heads = getattr(self, name)
-            if heads is None:
-                continue
-            if heads < 1:
-                raise FlowleyError(f"model.{name}={heads} must be at least 1")
+        check_values(self, "model")
+        for name, heads in (("num_heads", self.num_heads), ("single_num_heads", self.single_heads)):
             if self.width % (2 * heads):
                 raise FlowleyError(
                     f"model.width={self.width} must be a multiple of 2·{name}={2 * heads}: "
                     "rotary embedding pairs the channels of each head"
                 )
-        for name in ("multi_depth", "single_depth", "audio_dim", "video_dim", "text_dim", "fade_range"):
-            if getattr(self, name) < 1:
-                raise FlowleyError(f"model.{name}={getattr(self, name)} must be at least 1")
-        check_choices(self, "model")
-        if self.qk_scale is not None and self.qk_scale <= 0.0:
-            raise FlowleyError(
-                f"model.qk_scale={self.qk_scale} must be positive, or None for 1/√(head width)"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise FlowleyError(f"model.dropout={self.dropout} must be in [0, 1)")
-        if self.mask_floor < 0.0:
-            raise FlowleyError(f"model.mask_floor={self.mask_floor} must not be negative")
 
     @property
     def multi_heads(self) -> int:
