@@ -93,7 +93,7 @@ def write_unusable(folder):
         "long": Reason.TOO_LONG,
         "fast": Reason.FRAME_RATE,
         "silent": Reason.SILENT,
-        "not_finite": Reason.NOT_FINITE,
+        "not_finite": Reason.UNREADABLE,
         "crash": Reason.CRASH,
         "talkative": Reason.CAPTION,
     }

@@ -24,4 +24,9 @@ AUDIO_SUFFIXES = (".wav", ".flac")
 
 def is_video(path: Path) -> bool:
     """Return whether a file of a folder counts as a video, by its suffix in any case."""
-    return path.suffix.lower() in VIDEO_SUFFIXES
+    return has_suffix(path, VIDEO_SUFFIXES)
+
+
+def has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+    """Return whether a path ends in one of several suffixes, in any case."""
+    return path.suffix.lower() in suffixes

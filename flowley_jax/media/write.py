@@ -2,7 +2,8 @@
 
 import contextlib
 import fractions
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -13,7 +14,9 @@ import soundfile
 
 from flowley_jax.common.files import atomic_write
 from flowley_jax.errors import FlowleyError
-from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES
+from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES, has_suffix
+from flowley_jax.media.inputs import ffmpeg_name, open_input, required_stream
+from flowley_jax.media.picture import add_picture
 
 # Samples of one AAC frame.
 AAC_FRAME = 1024
@@ -52,19 +55,17 @@ def write_video(
         if sound is not None:
             # FFmpeg's default quantiser search takes five times as long as everything else here.
             sound.options = {"aac_coder": "fast"}
-        for image in frames:
-            container.mux(
-                video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"))
-            )
-        container.mux(video.encode(None))
+        packets = [_picture_packets(video, frames)]
         if sound is not None and audio is not None:
-            _encode_audio(container, sound, audio)
+            packets.append(_sound_packets(sound, audio))
+        _mux(container, *packets)
 
 
 def mux_audio(video_path: str | Path, audio: np.ndarray, sample_rate: int, out_path: str | Path) -> None:
     """Copy a video without re-encoding its picture, with `audio` in place of its own sound.
 
-    The sound starts at the start of the file. `out_path` may be `video_path`.
+    The sound starts at the start of the file. `out_path` may be `video_path`. Pictures that no container with
+    sound can hold, such as those of a .gif, are encoded in H.264, and the log says so.
 
     Args:
       video_path: video to copy the picture of.
@@ -76,24 +77,33 @@ def mux_audio(video_path: str | Path, audio: np.ndarray, sample_rate: int, out_p
       FlowleyError: the video cannot be read, its codec does not fit into the new container, or the new file
         cannot be written. The message names the file.
     """
-    video_path = Path(video_path)
-    with _writing(Path(out_path), MUX_SUFFIXES) as partial, _source(video_path) as source:
-        if not source.streams.video:
-            raise FlowleyError(f"{video_path}: has no video stream")
-        with _container(partial) as container:
-            stream = source.streams.video[0]
-            if stream.codec.canonical_name not in container.supported_codecs:
-                raise _cannot_hold(out_path, video_path, stream)
-            copied = container.add_stream_from_template(stream)
+    video_path, out_path = Path(video_path), Path(out_path)
+    _check_suffix(out_path, MUX_SUFFIXES)
+    with open_input(video_path) as source:
+        stream = required_stream("video", source, video_path)
+        with (
+            _writing(out_path, MUX_SUFFIXES) as partial,
+            _refusals(video_path, out_path),
+            _container(partial) as container,
+        ):
+            picture = add_picture(container, source, stream, video_path, out_path)
             sound = _audio_stream(container, audio, sample_rate, out_path)
-            try:
-                container.start_encoding()
-            except (av.error.ArgumentError, av.error.PatchWelcomeError) as error:
-                raise _cannot_hold(out_path, video_path, stream) from error
-            for packet in _timed_packets(source, stream):
-                packet.stream = copied
-                container.mux(packet)
-            _encode_audio(container, sound, audio)
+            _mux(container, picture, _sound_packets(sound, audio))
+
+
+@contextlib.contextmanager
+def _refusals(video_path: Path, out_path: Path) -> Iterator[None]:
+    """Turn errors of muxers and encoders, which are none of the disk, into one that names the video."""
+    try:
+        yield
+    except (
+        av.error.ArgumentError,
+        av.error.InvalidDataError,
+        av.error.PatchWelcomeError,
+        av.error.ExternalError,
+    ) as error:
+        message = f"{video_path}: its picture cannot be put into {out_path} ({error.strerror})"
+        raise FlowleyError(message) from error
 
 
 def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
@@ -113,58 +123,30 @@ def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
 
 def _writing(path: Path, suffixes: tuple[str, ...]) -> contextlib.AbstractContextManager[Path]:
     """Return the context of an atomic write of a file with one of these suffixes."""
-    if path.suffix not in suffixes:
-        raise FlowleyError(f"{path}: the extension must be one of {', '.join(suffixes)}")
+    _check_suffix(path, suffixes)
     return atomic_write(path, av.error.FFmpegError, soundfile.SoundFileError)
 
 
-def _cannot_hold(out_path, video_path: Path, stream) -> FlowleyError:
-    return FlowleyError(
-        f"{out_path}: cannot hold {video_path}'s {stream.codec.canonical_name} video; .mkv can"
-    )
+def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    if not has_suffix(path, suffixes):
+        raise FlowleyError(f"{path}: the extension must be one of {', '.join(suffixes)}")
 
 
-def _source(path: Path) -> av.container.InputContainer:
-    try:
-        return av.open(str(path))
-    except av.error.FFmpegError as error:
-        raise FlowleyError(f"{path}: not readable as video ({error.strerror})") from error
+def _mux(container: av.container.OutputContainer, *streams: Iterable[av.Packet]) -> None:
+    """Write packets by decoding time, so that picture and sound of one moment are side by side."""
+    container.start_encoding()
+    for packet in heapq.merge(*streams, key=_decoding_time):
+        container.mux(packet)
 
 
-def _timed_packets(source: av.container.InputContainer, stream) -> Iterator[av.Packet]:
-    """Yield a stream's packets, with times relative to the file's start.
-
-    The first packets of Matroska files lack a decoding time; they get times just before the first one that
-    has it.
-    """
-    start = round((source.start_time or 0) / av.time_base / stream.time_base)
-    # Packets before the first decoding time; None after it.
-    untimed: list[av.Packet] | None = []
-    for packet in source.demux(stream):
-        if packet.size == 0:
-            continue
-        if packet.pts is not None:
-            packet.pts -= start
-        if packet.dts is not None:
-            packet.dts -= start
-        if untimed is None:
-            yield packet
-        elif packet.dts is None:
-            untimed.append(packet)
-        else:
-            step = packet.duration or round(1 / (stream.average_rate * stream.time_base))
-            for index, early in enumerate(untimed):
-                early.dts = packet.dts - (len(untimed) - index) * step
-                yield early
-            untimed = None
-            yield packet
-    if untimed:
-        raise FlowleyError(f"{source.name}: its video has no decoding times, so it cannot be copied")
+def _decoding_time(packet: av.Packet) -> fractions.Fraction:
+    assert packet.dts is not None
+    return packet.dts * packet.time_base
 
 
 def _container(partial: Path) -> av.container.OutputContainer:
-    options = {"movflags": "+faststart"} if partial.suffix != ".mkv" else {}
-    return av.open(str(partial), "w", options={**options, "fflags": "+bitexact"})
+    options = {"movflags": "+faststart"} if partial.suffix.lower() != ".mkv" else {}
+    return av.open(ffmpeg_name(partial), "w", options={**options, "fflags": "+bitexact"})
 
 
 def _audio_stream(container, audio: np.ndarray, sample_rate: int, path: str | Path):
@@ -174,14 +156,20 @@ def _audio_stream(container, audio: np.ndarray, sample_rate: int, path: str | Pa
     return container.add_stream("aac", rate=sample_rate, layout="mono" if channels == 1 else "stereo")
 
 
-def _encode_audio(container, stream, audio: np.ndarray) -> None:
+def _picture_packets(stream, frames: np.ndarray) -> Iterator[av.Packet]:
+    for image in frames:
+        yield from stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"))
+    yield from stream.encode(None)
+
+
+def _sound_packets(stream, audio: np.ndarray) -> Iterator[av.Packet]:
     planes = np.clip(np.atleast_2d(audio.T), -1.0, 1.0).astype(np.float32)
     for start in range(0, planes.shape[1], AAC_FRAME):
         chunk = np.ascontiguousarray(planes[:, start : start + AAC_FRAME])
         frame = av.AudioFrame.from_ndarray(chunk, format="fltp", layout=stream.layout.name)
         frame.sample_rate, frame.pts = stream.rate, start
-        container.mux(stream.encode(frame))
-    container.mux(stream.encode(None))
+        yield from stream.encode(frame)
+    yield from stream.encode(None)
 
 
 def _required(sample_rate: int | None) -> int:

@@ -1,0 +1,215 @@
+"""Open media files, choose their streams, and tell when a picture is shown.
+
+All readers count time from the file's start: FFmpeg's `start_time`, the earliest time stamp of its streams.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import av
+import av.container
+import av.error
+from av.stream import Disposition
+
+from flowley_jax.common.files import lfs_note
+from flowley_jax.errors import FlowleyError
+
+T = TypeVar("T")
+
+# The longest jump of time stamps that is filled up, in seconds. A larger one is damage, or a slide show.
+MAX_JUMP = 60.0
+# Pixels of the largest picture that is decoded: 8192 × 8192.
+MAX_PIXELS = 2**26
+
+
+class MediaError(FlowleyError):
+    """A file that cannot be used.
+
+    Attributes:
+      reason: "missing", "unreadable", "picture", "no_video", "no_audio" or "silent".
+    """
+
+    def __init__(self, message: str, reason: str = "unreadable"):
+        super().__init__(message)
+        self.reason = reason
+
+
+@contextlib.contextmanager
+def open_input(path: Path) -> Iterator[av.container.InputContainer]:
+    """Open a file; turn every PyAV error within the block into a MediaError that names the file.
+
+    Raises:
+      MediaError: the file is missing, is not a media file, or is a picture.
+    """
+    if not path.exists():
+        raise MediaError(f"{path}: no such file", "missing")
+    if note := lfs_note(path):
+        raise MediaError(f"{path}: {note}", "unreadable")
+    # Without presentation times in the file, FFmpeg derives them from the decoding times.
+    # Titles and comments may be in any encoding.
+    options: dict[str, Any] = {"options": {"fflags": "+genpts"}, "metadata_errors": "replace"}
+    with read_errors(path), av.open(ffmpeg_name(path), **options) as container:
+        if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+            is_animated = container.format.name == "webp_pipe" and _is_animated_webp(path)
+            kind = "an animated WebP, which FFmpeg cannot read; save it as .gif" if is_animated else None
+            raise MediaError(f"{path}: is {kind or 'a picture, not a video'}", "picture")
+        yield container
+
+
+def _is_animated_webp(path: Path) -> bool:
+    with open(path, "rb") as file:
+        header = file.read(21)
+    return header[12:16] == b"VP8X" and bool(header[20] & 2)
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn PyAV's errors within the block into a MediaError that names the file.
+
+    Raises:
+      MediaError: the file cannot be read.
+    """
+    try:
+        yield
+    except (av.error.FFmpegError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"{path}: not readable as video or sound ({reason})", "unreadable") from error
+
+
+def ffmpeg_name(path: Path) -> str:
+    """Return a path as FFmpeg takes it: a bare name with a colon would mean a protocol."""
+    return f"file:{path}"
+
+
+def file_start(container: av.container.InputContainer) -> Fraction:
+    """Return the time stamp of the file's start, in seconds."""
+    return Fraction(container.start_time or 0, av.time_base)
+
+
+def video_stream(container: av.container.InputContainer) -> Any:
+    """Return the video stream to read and to copy, or None.
+
+    A cover picture is none, whether the file marks it as a cover or not.
+    """
+    streams = [
+        stream
+        for stream in container.streams.video
+        if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic
+    ]
+    if len(streams) < 2:
+        return next(iter(streams), None)
+    best = container.streams.best("video")
+    return best if best in streams else streams[0]
+
+
+def audio_stream(container: av.container.InputContainer) -> Any:
+    """Return the first audio stream that can be decoded, or None."""
+    return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+
+
+def required_stream(
+    kind: Literal["video", "audio"], container: av.container.InputContainer, path: Path
+) -> Any:
+    """Return the video or the audio stream.
+
+    Raises:
+      MediaError: there is none, or none that can be decoded.
+    """
+    stream = video_stream(container) if kind == "video" else audio_stream(container)
+    if stream is None:
+        unknown = any(stream.codec_context is None for stream in getattr(container.streams, kind))
+        message = f"{path}: has no {kind} stream{' of a known codec' if unknown else ''}"
+        raise MediaError(message, "no_video" if kind == "video" else "no_audio")
+    return stream
+
+
+def frame_rate(stream) -> Fraction | None:
+    """Return the frame rate of a video stream, or None if nothing tells it.
+
+    FFmpeg has three estimates. Some files state a tick of their clock as one of them, which is far too high,
+    so the lowest one is right.
+    """
+    estimates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
+    return min((rate for rate in estimates if rate), default=None)
+
+
+def check_picture_size(path: Path, width: int, height: int) -> None:
+    """Check that a picture may be decoded.
+
+    Raises:
+      MediaError: it is larger than MAX_PIXELS.
+    """
+    if width * height > MAX_PIXELS:
+        raise MediaError(f"{path}: its picture has {width}×{height} pixels, more than {MAX_PIXELS:,}")
+
+
+def check_jump(path: Path, before: Fraction | float, after: Fraction | float) -> None:
+    """Check that the time between two pictures, or two pieces of sound, may be filled.
+
+    Args:
+      path: the file, for the message.
+      before, after: end of the first one and start of the next one, in seconds from the file's start.
+
+    Raises:
+      MediaError: it is longer than MAX_JUMP, forwards or backwards.
+    """
+    if abs(after - before) > MAX_JUMP:
+        raise MediaError(
+            f"{path}: its time stamps jump from {float(before):.2f} s to {float(after):.2f} s, "
+            f"more than {MAX_JUMP:g} s"
+        )
+
+
+def to_the_end(packets_or_frames: Iterator[T]) -> Iterator[T]:
+    """Yield what PyAV demuxes or decodes, and end where it fails at the end.
+
+    In some formats a stream may appear in the middle of a file. PyAV then raises an IndexError after the last
+    packet of the streams that were there at the start.
+    """
+    try:
+        yield from packets_or_frames
+    except IndexError:
+        return
+
+
+def timed_frames(container, stream, path: Path) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Decode a video stream, and yield each picture with its time in seconds from the file's start.
+
+    Like FFmpeg's programs, trust a picture's presentation time, or else, where those go backwards more often,
+    the decoding time of the packet that completed it.
+
+    Raises:
+      MediaError: a picture is too large.
+    """
+    check_picture_size(path, stream.width, stream.height)
+    if not stream.codec_context.is_open:
+        stream.thread_type = "AUTO"
+        stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(MAX_PIXELS)}
+    start, step = file_start(container), 1 / (frame_rate(stream) or Fraction(25))
+    chosen, time = _TrustedTimes(), -step
+    for frame in to_the_end(container.decode(stream)):
+        ticks = chosen.next(frame.pts, frame.dts)
+        time = time + step if ticks is None else ticks * frame.time_base - start
+        yield time, frame
+
+
+class _TrustedTimes:
+    """Choice between two clocks, presentation and decoding times: the one that ran backwards less often."""
+
+    def __init__(self):
+        self._last: list[int | None] = [None, None]
+        self._faults = [0, 0]
+
+    def next(self, pts: int | None, dts: int | None) -> int | None:
+        for clock, ticks in enumerate((pts, dts)):
+            if ticks is None:
+                continue
+            last = self._last[clock]
+            self._faults[clock] += last is not None and ticks <= last
+            self._last[clock] = ticks
+        if self._faults[0] > self._faults[1] and self._last[1] is not None:
+            return dts
+        return dts if pts is None else pts
