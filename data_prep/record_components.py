@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.settings import RecordSettings
 from flowley_jax.audio.mel import MelConfig, mel_preset
 from flowley_jax.audio.protocols import AudioCodec, FittedCodec, Vocoder
 from flowley_jax.data.component_registry import Role, embedded_component, pretrained_component
+from flowley_jax.data.components import Components, components_file
 from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder
 from flowley_jax.errors import FlowleyError
 
@@ -43,14 +45,22 @@ class RecordComponents:
         return codec_type if codec_type and codec_type.needs_fitting else None
 
     @functools.cached_property
-    def published_codec(self) -> AudioCodec | None:
+    def codec(self) -> AudioCodec | None:
         """The codec, or None if it has to be fitted to the clips first."""
-        return None if self.fitted_codec else self._open("codec")
+        if self.fitted_codec:
+            return None
+        folder = self.settings.component("codec")
+        return load_model_components(folder).codec if is_model(folder) else self._open("codec")
+
+    @property
+    def reading_codec(self) -> AudioCodec | None:
+        """The codec that encodes clips as they are read; None for a kind that is fitted to clips."""
+        return self.codec if self.codec and not self.codec.needs_fitting else None
 
     @property
     def mel(self) -> MelConfig:
         """The mel front end of the codec."""
-        return self.published_codec.mel if self.published_codec else mel_preset(self.settings.mel)
+        return self.codec.mel if self.codec else mel_preset(self.settings.mel)
 
     def vocoder_for(self, codec: AudioCodec) -> Vocoder:
         """Return the vocoder for the codec's mel frames."""
@@ -58,7 +68,7 @@ class RecordComponents:
 
     def open_all(self) -> None:
         """Open every component that makes features, before several threads ask for them at once."""
-        _ = self.video_encoder, self.text_encoder, self.published_codec
+        _ = self.video_encoder, self.text_encoder, self.codec
 
     def check(self) -> None:
         """Check the settings before any clip is read.
@@ -88,7 +98,8 @@ class RecordComponents:
         """Everything that the features of video and audio depend on, besides the file."""
         names = ("seconds", "video_fps", "frame_size", "pad_seconds", "normalize_peak", "max_seconds")
         names += ("max_frame_rate", "reject_silent", "reject_still", "feature_dtype")
-        codec = self.published_codec.weights_sha256 if self.published_codec else self.settings.mel
+        # A fitted codec encodes when records are written, so its features depend on the front end alone.
+        codec = self.reading_codec.weights_sha256 if self.reading_codec else self.mel.name
         values = (getattr(self.settings, name) for name in names)
         return [*_encoder_identity(self.video_encoder), codec, *values]
 
@@ -104,7 +115,8 @@ class RecordComponents:
         """Everything that the records depend on, besides the clips."""
         vocoder = self._open_vocoder(self.mel)
         identity = vocoder.weights_sha256 or vocoder.name
-        return [self.media_identity, self.text_identity, identity, self.settings.latent_dim]
+        fitted_before = [self.codec.identity] if self.codec and not self.reading_codec else []
+        return [self.media_identity, self.text_identity, identity, self.settings.latent_dim, *fitted_before]
 
     def _open_vocoder(self, mel: MelConfig) -> Vocoder:
         return self._open("vocoder", embedded={"mel": mel})
@@ -129,6 +141,27 @@ class RecordComponents:
             return entry.load()(**(embedded or {}))
         bundle = _open_bundle(choice)
         return pretrained_component(role, bundle.format).load()(bundle=bundle, **(published or {}))
+
+
+def is_model(folder: str) -> bool:
+    """Return whether a folder holds a run or records, and so the components of a model."""
+    return components_file(folder).is_file() or (Path(folder) / "config.json").is_file()
+
+
+def load_model_components(folder: str) -> Components:
+    """Return the components in a folder of a run or of records.
+
+    Raises:
+      FlowleyError: the folder holds neither, or its components are damaged.
+    """
+    if components_file(folder).is_file():
+        return Components.load(folder)
+    if not is_model(folder):
+        raise FlowleyError(f"{folder}: holds neither a run nor records")
+    # It imports JAX, which processes that only read clips do not need.
+    from flowley_jax.runs.workdir import load_components
+
+    return load_components(Path(folder))
 
 
 def _encoder_identity(encoder: VideoEncoder | TextEncoder) -> list[Any]:

@@ -1,12 +1,12 @@
 """The settings of records, as `configs/records.py` and the command line give them."""
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from flowley_jax.common.ranges import SECONDS, NotNegative, Positive, Range
+from flowley_jax.common.typed import check_values
 from flowley_jax.data.component_registry import Role, default_component, pretrained_component
-from flowley_jax.errors import FlowleyError
 
 # The stream that a clip may lack; "" for none.
 OptionalStream = Literal["", "video", "audio"]
@@ -21,7 +21,8 @@ class RecordSettings:
         for the embedded components, which need no weights.
       video: image encoder: `pixels`, or the folder of a bundle.
       text: text encoder: `hashed_words`, or the folder of a bundle.
-      codec: audio codec: `pca`, which is fitted to the training clips, or the folder of a bundle.
+      codec: audio codec: `pca`, which is fitted to the training clips; the folder of a bundle; or the folder
+        of a run or of records, whose codec is used.
       vocoder: vocoder: `griffin_lim`, or the folder of a bundle.
       seconds: length in seconds to which every clip is cut.
       mel: mel front end of the PCA codec, `16k` or `44k`; it sets the sample rate.
@@ -46,30 +47,25 @@ class RecordSettings:
     text: str = ""
     codec: str = ""
     vocoder: str = ""
-    seconds: float = 4.0
-    mel: str = "16k"
-    latent_dim: int = 20
-    video_fps: float = 24.0
-    frame_size: int = 96
-    text_dim: int = 64
-    max_tokens: int = 32
-    pad_seconds: float = 0.0
+    seconds: Annotated[float, SECONDS] = 4.0
+    mel: Literal["16k", "44k"] = "16k"
+    latent_dim: Annotated[int, Range(least=1, most=256)] = 20
+    video_fps: Annotated[float, Range(least=0.1, most=1000)] = 24.0
+    frame_size: Annotated[int, Range(least=8, most=8192)] = 96
+    text_dim: Annotated[int, Range(least=1, most=65_536)] = 64
+    max_tokens: Annotated[int, Range(least=1, most=65_536)] = 32
+    pad_seconds: NotNegative = 0.0
     normalize_peak: bool = False
     feature_dtype: Literal["float32", "float16"] = "float32"
-    max_seconds: float = 3600.0
-    max_frame_rate: float = 240.0
+    max_seconds: Positive = 3600.0
+    max_frame_rate: Positive = 240.0
     reject_silent: bool = True
     reject_still: bool = True
     audio_only: bool = False
     video_only: bool = False
 
     def __post_init__(self):
-        if not 0.0 < self.seconds < math.inf:
-            raise FlowleyError(f"seconds={self.seconds} must be positive")
-        if not self.pad_seconds >= 0.0:
-            raise FlowleyError(f"pad_seconds={self.pad_seconds} must be at least 0")
-        if self.feature_dtype not in ("float32", "float16"):
-            raise FlowleyError(f"feature_dtype={self.feature_dtype!r} must be float32 or float16")
+        check_values(self, "")
 
     def component(self, role: Role) -> str:
         """Return the name of the embedded component, or the folder of the bundle, to use for a role."""

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from flowley_jax.cli import run_main
-from flowley_jax.common.files import name_errors
+from flowley_jax.common.files import check_new_file, name_errors
+from flowley_jax.common.number_flags import define_floats
+from flowley_jax.common.ranges import SIGMA_RELS
 from flowley_jax.errors import FlowleyError
 
 if TYPE_CHECKING:
@@ -19,18 +21,21 @@ if TYPE_CHECKING:
     from flowley_jax.runs.weights import Weights
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
-_SIGMA_REL = flags.DEFINE_multi_float(
+_SIGMA_REL = define_floats(
     "sigma_rel",
-    None,
-    "Length of the average: its standard deviation as a share of the training so far, between 0 and 0.288 "
-    "(docs/training.md). May be given several times; by default the run's own tracks.",
+    "Length of the average: its standard deviation as a share of the training so far (docs/training.md). May "
+    "be given several times; by default the run's own tracks.",
+    SIGMA_RELS,
 )
-_RECORDS = flags.DEFINE_string("records", None, "Records to validate on; by default the run's own.")
+_RECORDS = flags.DEFINE_string(
+    "records", None, "Records to validate on, made with the run's codec; by default the run's own."
+)
 _VALIDATE = flags.DEFINE_bool(
     "validate", True, "Print the validation loss of each length, if the records have a valid split."
 )
 _OUT = flags.DEFINE_string("out", None, "File (.safetensors) for all weights, under the published names.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "File (.safetensors) for only the LoRA adapters.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the files of --out and --adapter if they exist.")
 
 
 def main() -> int:
@@ -41,21 +46,14 @@ def main() -> int:
     workdir = Path(_WORKDIR.value)
     config = read_config(workdir)
     lengths = _SIGMA_REL.value or list(config.ema.sigma_rels)
-    for sigma_rel in lengths:
-        # Constructing the configuration checks the value.
-        dataclasses.replace(config.sample, sigma_rel=sigma_rel)
     if (_OUT.value or _ADAPTER.value) and len(lengths) > 1:
         given = f"{len(lengths)} are given" if _SIGMA_REL.value else "none is given"
         raise FlowleyError(f"--out and --adapter need exactly one --sigma-rel; {given}")
     if _ADAPTER.value and not config.lora.rank:
         raise FlowleyError(f"{workdir}: was trained without LoRA and has no adapters to write")
-    for path in map(Path, filter(None, (_OUT.value, _ADAPTER.value))):
-        if path.suffix != ".safetensors":
-            raise FlowleyError(f"{path}: must end in .safetensors")
-        with name_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    _check_outputs()
     validation_loss = (
-        _loss_on(config, Path(_RECORDS.value or config.data.records)) if _VALIDATE.value else None
+        _loss_on(config, workdir, Path(_RECORDS.value or config.data.records)) if _VALIDATE.value else None
     )
     for sigma_rel in lengths:
         weights = averaged_weights(workdir, sigma_rel=sigma_rel)
@@ -68,15 +66,35 @@ def main() -> int:
             write_weights(Path(_OUT.value), weights, notes)
             print(_OUT.value)
         if _ADAPTER.value:
-            write_adapters(Path(_ADAPTER.value), weights.adapters, config.lora)
+            write_adapters(Path(_ADAPTER.value), weights, config.lora)
             print(_ADAPTER.value)
     return 0
 
 
-def _loss_on(config: "ExperimentConfig", records: Path) -> "Callable[[Weights], float] | None":
-    """Return the function from weights to their validation loss; None if there is nothing to validate on."""
+def _check_outputs() -> None:
+    paths = {"--out": _OUT.value, "--adapter": _ADAPTER.value}
+    files = {option: Path(path) for option, path in paths.items() if path}
+    if len(files) == 2 and len({path.resolve() for path in files.values()}) == 1:
+        raise FlowleyError(f"--out and --adapter both name {_OUT.value}; they need two files")
+    for option, path in files.items():
+        if path.suffix.lower() != ".safetensors":
+            raise FlowleyError(f"{option} {path}: must end in .safetensors")
+        check_new_file(path, overwrite=_OVERWRITE.value, option=option)
+        with name_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _loss_on(config: "ExperimentConfig", workdir: Path, records: Path) -> "Callable[[Weights], float] | None":
+    """Return the function from weights to their validation loss; None if there is nothing to validate on.
+
+    Raises:
+      FlowleyError: the records were made with another codec than the run's, or cannot be used at all although
+        validation was asked for.
+    """
     from flowley_jax.config import LoraConfig, MeshConfig
+    from flowley_jax.data.components import Components
     from flowley_jax.data.record import has_records, has_split
+    from flowley_jax.runs.weights import check_latent_space, latent_space_of
     from flowley_jax.training.sharding import make_layout
     from flowley_jax.training.state import StepConfig
     from flowley_jax.training.validation import validation_losses
@@ -91,8 +109,15 @@ def _loss_on(config: "ExperimentConfig", records: Path) -> "Callable[[Weights], 
     if missing and (_VALIDATE.present or _RECORDS.value):
         raise FlowleyError(f"{records}: {missing}; name other records by --records, or give --novalidate")
     if missing:
-        print(f"no validation loss: {records}: {missing}", flush=True)
+        print(f"no validation loss: {records}: {missing} (--records names others)", flush=True)
         return None
+    check_latent_space(
+        Components.load(records).latent_space,
+        latent_space_of(workdir),
+        what=f"{records}",
+        where=f"{workdir}",
+        hint="give the records of this run, or --novalidate",
+    )
     # The adapters are merged by now, and this machine may not be the one that trained.
     config = dataclasses.replace(config, lora=LoraConfig(), mesh=MeshConfig())
     layout = make_layout(config.mesh, config.model, batch_size=config.data.batch_size)

@@ -3,7 +3,16 @@
 import dataclasses
 from pathlib import Path
 
-from flowley_jax.config import DataConfig, EmaConfig, ExperimentConfig, OptimConfig, SampleConfig, TrainConfig
+from flowley_jax.config import (
+    DataConfig,
+    EmaConfig,
+    ExperimentConfig,
+    LoraConfig,
+    OptimConfig,
+    SampleConfig,
+    StartConfig,
+    TrainConfig,
+)
 from flowley_jax.data.generated import write_generated_records
 from flowley_jax.data.record import TEXT_FIELDS, Example
 from flowley_jax.flow.solver import SolverConfig
@@ -22,6 +31,9 @@ MODEL = ModelConfig(
     single_depth=2,
     video_fps=FPS,
 )
+
+
+LORA = LoraConfig(rank=3, alpha=6.0)
 
 
 def texts_of(example: Example) -> dict[str, str]:
@@ -63,6 +75,11 @@ def experiment(records: Path, *, steps: int = 6, **changes) -> ExperimentConfig:
         sample=SampleConfig(solver=SolverConfig(steps=2), guidance=1.5),
     )
     return dataclasses.replace(config, **changes)
+
+
+def fine_tuning(records: Path, source: Path, **changes) -> ExperimentConfig:
+    """Return a run of four steps that starts from the weights of another run, or of a file."""
+    return experiment(records, **{"steps": 4, "start": StartConfig(weights=str(source)), **changes})
 
 
 def layout(config: ExperimentConfig) -> Layout:

@@ -10,6 +10,7 @@ here: `flowley_jax.data.components` keeps their mean and deviation per channel, 
 """
 
 import dataclasses
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterable
@@ -52,6 +53,14 @@ class PcaCodec(HostComponent):
                 f"PCA codec for mel {self.mel.name}: mean {self.mean.shape} and components "
                 f"{self.components.shape} must be ({width},) and ({width}, C)"
             )
+
+    @property
+    def identity(self) -> str:
+        # The content and not the .npz file, whose bytes depend on the version of NumPy and zlib.
+        digest = hashlib.sha256(f"pca {self.mel.name}\n".encode())
+        for array in (self.mean, self.components):
+            digest.update(np.ascontiguousarray(array, "<f4").tobytes())
+        return digest.hexdigest()
 
     @property
     def latent_dim(self) -> int:
@@ -158,9 +167,9 @@ class PcaCodec(HostComponent):
         path = folder / CODEC_FILE
         if stored["file"] != CODEC_FILE:
             raise FlowleyError(f"{where}.file={stored['file']!r} must be {CODEC_FILE!r}")
+        if path.is_file() and sha256(path) != stored["sha256"]:
+            raise FlowleyError(f"{path} is damaged, or not the codec of this data set (its SHA-256 differs)")
         codec = cls.load(path)
-        if sha256(path) != stored["sha256"]:
-            raise FlowleyError(f"{path} is not the codec of this data set (its SHA-256 differs)")
         if (codec.mel.name, codec.latent_dim) != (stored["mel"], stored["latent_dim"]):
             raise FlowleyError(
                 f"{path} has mel {codec.mel.name} and {codec.latent_dim} channels, "

@@ -53,9 +53,14 @@ class AudioCodec(Component, Protocol):
       latent_dim: channels C of a latent.
       latent_rate: latents per second.
       sample_rate: sample rate of the waves, in Hz.
+      identity: SHA-256, in hexadecimal, of everything that decodes the latents. Latents of one codec mean
+        nothing to a codec of another identity.
     """
 
     needs_fitting: ClassVar[bool]
+
+    @property
+    def identity(self) -> str: ...
 
     @property
     def mel(self) -> MelConfig: ...

@@ -42,6 +42,10 @@ class VaeCodec(PretrainedComponent):
         return self.bundle.config
 
     @property
+    def identity(self) -> str:
+        return self.bundle.sha256
+
+    @property
     def mel(self) -> MelConfig:
         return mel_with_bins(self.config.bins, str(self.bundle.folder))
 

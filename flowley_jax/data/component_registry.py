@@ -6,11 +6,12 @@ To add a component, write its class (see the protocols in `encoders` and `audio`
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flowley_jax.errors import FlowleyError
 
 Role = Literal["video_encoder", "text_encoder", "codec", "vocoder"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

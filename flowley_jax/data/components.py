@@ -5,6 +5,8 @@ makes the same features from raw media as the records have, and turns latents ba
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from flowley_jax.audio.latent_space import LatentSpace
 from flowley_jax.audio.mel import MelConfig
 from flowley_jax.audio.protocols import AudioCodec, Vocoder, latents_for
-from flowley_jax.common.component import check_keys
+from flowley_jax.common.component import Component, check_keys, settings_to_json
 from flowley_jax.common.files import atomic_write, name_errors
-from flowley_jax.data.component_registry import Role, find_component
+from flowley_jax.common.json_files import read_json_object
+from flowley_jax.data.component_registry import ROLES, Role, find_component
 from flowley_jax.data.record import Dims
 from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder
 from flowley_jax.errors import FlowleyError
@@ -64,6 +68,8 @@ class Components:
             raise FlowleyError(
                 f"latent mean {self.latent_mean.shape} and std {self.latent_std.shape} must be {channels}"
             )
+        if not np.isfinite(self.latent_mean).all():
+            raise FlowleyError("the latent mean has values that are not finite")
         constant = np.flatnonzero(~(self.latent_std >= _MIN_LATENT_STD))
         if constant.size:
             raise FlowleyError(
@@ -77,6 +83,41 @@ class Components:
                 f"vocoder {self.vocoder.name} has {self.vocoder.sample_rate} Hz, codec {self.codec.name} has "
                 f"{self.codec.sample_rate} Hz; they must have the same sample rate"
             )
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 of everything that these components compute, wherever their files are."""
+        roles = {role: self.identity_of(role) for role in ROLES}
+        content = [self.seconds, roles, self.latent_mean.tolist(), self.latent_std.tolist()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def identity_of(self, role: Role) -> str:
+        """Return a text that is equal for components that compute the same, wherever their files are."""
+        if role == "codec":
+            return self.codec.identity
+        component: Component = getattr(self, role)
+        settings = {name: value for name, value in settings_to_json(component).items() if name != "bundle"}
+        return json.dumps([settings, component.weights_sha256], sort_keys=True)
+
+    def differences(self, other: "Components") -> list[str]:
+        """Return a phrase for everything in which other components compute something else; see `identity`."""
+        phrases = [
+            f"codec {other.latent_space} instead of {self.latent_space}"
+            if role == "codec"
+            else f"another {role} (or other settings of it)"
+            for role in ROLES
+            if self.identity_of(role) != other.identity_of(role)
+        ]
+        if self.seconds != other.seconds:
+            phrases.append(f"seconds={other.seconds:g} instead of {self.seconds:g}")
+        if not phrases and self.identity != other.identity:
+            phrases.append("other statistics of the latents, so other clips")
+        return phrases
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        """The space of the latents."""
+        return LatentSpace.of(self.codec)
 
     @property
     def sample_rate(self) -> int:
@@ -170,14 +211,11 @@ class Components:
             the data set was made with. The message names the file.
         """
         path = components_file(folder)
-        try:
-            stored = json.loads(path.read_text())
-        except FileNotFoundError as error:
+        if not path.exists():
             folders = [child for child in sorted(path.parent.glob("*")) if components_file(child).is_file()]
             hint = f"did you mean {folders[0]}?" if folders else "python -m data_prep.extract writes it"
-            raise FlowleyError(f"{path}: no such file; data.records must name its folder; {hint}") from error
-        except (OSError, ValueError) as error:
-            raise FlowleyError(f"{path}: cannot be read as JSON ({error})") from error
+            raise FlowleyError(f"{path}: no such file; data.records must name its folder; {hint}")
+        stored = read_json_object(path)
         try:
             return cls._from_json(stored, Path(folder))
         except FlowleyError as error:
@@ -197,8 +235,8 @@ class Components:
         }
 
     @classmethod
-    def _from_json(cls, stored: Any, folder: Path) -> "Components":
-        version = stored.get("version") if isinstance(stored, Mapping) else None
+    def _from_json(cls, stored: Mapping[str, Any], folder: Path) -> "Components":
+        version = stored.get("version")
         if version != _VERSION:
             raise FlowleyError(f"has version {version!r}, expected {_VERSION}")
         fields = {field.name for field in dataclasses.fields(cls)}
@@ -217,7 +255,7 @@ class Components:
             )
         except FlowleyError:
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise FlowleyError(f"a value has the wrong type ({error})") from error
 
 

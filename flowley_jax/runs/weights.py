@@ -1,8 +1,13 @@
-"""The weights that a run offers, the weights that a run starts from, and LoRA adapters in files."""
+"""The weights that a run offers, the weights that a run starts from, and LoRA adapters in files.
+
+The notes of a file that is written here name the latent space of its weights and a SHA-256 of its arrays.
+"""
 
 import dataclasses
+import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flowley_jax.common.trees import describe_leaves, differences, named_leaves
+from flowley_jax.audio.latent_space import LatentSpace
+from flowley_jax.common.trees import describe_leaves, differences, named_leaves, summary
 from flowley_jax.config import LoraConfig, StartConfig
+from flowley_jax.data.component_registry import Role
+from flowley_jax.data.components import Components, components_file
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop import flowley_from_torch, flowley_to_torch
 from flowley_jax.interop.weight_files import read_arrays, write_arrays
@@ -21,10 +29,12 @@ from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.flowley import Constant, abstract_model, merge_model
 from flowley_jax.runs import lora
 from flowley_jax.runs.snapshots import EmaSnapshots
-from flowley_jax.runs.workdir import BASE, read_config
+from flowley_jax.runs.workdir import BASE, components_folder, load_components, read_config
 
 log = logging.getLogger(__name__)
 _ADAPTER_NOTE = "flowley_jax.adapter"
+# Note with `content_sha256` of the file's arrays.
+_CONTENT_NOTE = "flowley_jax.sha256"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,14 +45,20 @@ class Weights:
       config: configuration of the network.
       parameters, constants: nnx.State of nnx.Param and of Constant.
       step: step of the snapshot that they come from; 0 for a file.
+      latent_space: space of the latents that they were trained on; None if their file names none.
+      sha256: `content_sha256` of their file, as its notes state it; empty if they do not, and for a run.
       adapters: LoRA adapters that the parameters already contain; empty without LoRA.
+      base_sha256: `sha256` of the weights that the adapters were trained on.
     """
 
     config: ModelConfig
     parameters: Any
     constants: Any
     step: int = 0
+    latent_space: LatentSpace | None = None
+    sha256: str = ""
     adapters: lora.Adapters = dataclasses.field(default_factory=dict)
+    base_sha256: str = ""
 
     @property
     def model(self) -> Flowley:
@@ -54,36 +70,59 @@ def averaged_weights(workdir: Path, *, sigma_rel: float) -> Weights:
     """Return the weights of a run averaged with relative length `sigma_rel`, with LoRA merged.
 
     Raises:
-      FlowleyError: the folder holds no run, the run has no snapshots yet, or a snapshot is damaged.
+      FlowleyError: the folder holds no run, the run has no snapshots yet, or a file in it is damaged or
+        another run's.
     """
     config = read_config(workdir)
+    latent_space = latent_space_of(workdir)
     base = None
     _, like, constants = abstract_model(config.model)
     if config.lora.rank:
-        base = read_weights(workdir / BASE, config.model).parameters
+        base = read_weights(workdir / BASE, config.model)
+        if None not in (base.latent_space, latent_space) and base.latent_space != latent_space:
+            raise FlowleyError(
+                f"{workdir / BASE}: belongs to another run: it is for latents of {base.latent_space}, but "
+                f"{components_folder(workdir)} is for latents of {latent_space}"
+            )
         like = jax.eval_shape(
-            lambda weights: lora.new_adapters(weights, config.lora, jax.random.key(0)), base
+            lambda weights: lora.new_adapters(weights, config.lora, jax.random.key(0)), base.parameters
         )
     with EmaSnapshots(workdir) as snapshots:
         trained = snapshots.synthesise(like, sigma_rels=config.ema.sigma_rels, sigma_rel=sigma_rel)
-        constants = snapshots.constants(constants)
-        step = snapshots.last_step
+        weights = Weights(
+            config=config.model,
+            parameters=trained,
+            constants=snapshots.constants(constants),
+            step=snapshots.last_step,
+            latent_space=latent_space,
+        )
     if base is None:
-        return Weights(config=config.model, parameters=trained, constants=constants, step=step)
-    return Weights(
-        config=config.model,
-        parameters=lora.merged(base, trained, strength=config.lora.strength),
-        constants=constants,
-        step=step,
+        return weights
+    return dataclasses.replace(
+        weights,
+        parameters=lora.merged(base.parameters, trained, strength=config.lora.strength),
         adapters=trained,
+        base_sha256=base.sha256,
     )
+
+
+def latent_space_of(workdir: Path) -> LatentSpace | None:
+    """Return the latent space of a run; None, with a warning, if its components are missing.
+
+    Raises:
+      FlowleyError: its components are damaged or another run's.
+    """
+    if components_file(components_folder(workdir)).exists():
+        return load_components(workdir).latent_space
+    log.warning("%s: its components are missing, so nothing says which codec its weights are for", workdir)
+    return None
 
 
 def read_weights(path: Path, config: ModelConfig) -> Weights:
     """Read weights under the published names (.safetensors, .pth).
 
     Raises:
-      FlowleyError: the file cannot be read, or does not fit the configuration.
+      FlowleyError: the file cannot be read, is damaged, or does not fit the configuration.
     """
     arrays, notes = read_arrays(path)
     if _ADAPTER_NOTE in notes:
@@ -91,6 +130,7 @@ def read_weights(path: Path, config: ModelConfig) -> Weights:
             f"{path}: holds LoRA adapters, not whole weights; `sample --adapter` adds them to the weights "
             "that they were trained on"
         )
+    _check_content(path, arrays, notes)
     try:
         model = flowley_from_torch(arrays, config)
     except FlowleyError as error:
@@ -98,41 +138,133 @@ def read_weights(path: Path, config: ModelConfig) -> Weights:
     if model.config != config:
         raise FlowleyError(f"{path}: its single-stream blocks differ; set model.share_single=False")
     _, parameters, constants = nnx.split(model, nnx.Param, Constant)
-    return Weights(config=config, parameters=parameters, constants=constants)
+    return Weights(
+        config=config,
+        parameters=parameters,
+        constants=constants,
+        latent_space=LatentSpace.from_notes(notes),
+        sha256=notes.get(_CONTENT_NOTE, ""),
+    )
 
 
-def starting_weights(start: StartConfig, config: ModelConfig) -> Weights:
+def starting_weights(start: StartConfig, config: ModelConfig, components: Components) -> Weights:
     """Return the weights that `start.weights` names: a run's averages, or a file.
 
+    They keep their own latent statistics, which are part of what they compute. With `start.any_codec`,
+    weights for another latent space get the statistics of the records.
+
+    Args:
+      components: the components of the records.
+
     Raises:
-      FlowleyError: they cannot be read, or do not fit the network; every array that differs is listed.
+      FlowleyError: they cannot be read, are for another latent space, or do not fit the network; every array
+        that differs is listed.
     """
     path = Path(start.weights)
     if not path.is_dir():
-        return read_weights(path, config)
-    weights = averaged_weights(path, sigma_rel=start.sigma_rel)
-    _, parameters, _ = abstract_model(config)
-    lines = differences(
-        describe_leaves(named_leaves(parameters)), describe_leaves(named_leaves(weights.parameters))
-    )
-    if lines:
-        raise FlowleyError("\n".join([f"{path}: another network; {len(lines)} arrays differ:", *lines]))
-    return weights
+        weights = read_weights(path, config)
+    else:
+        weights = averaged_weights(path, sigma_rel=start.sigma_rel)
+        _, parameters, _ = abstract_model(config)
+        lines = differences(
+            describe_leaves(named_leaves(parameters)), describe_leaves(named_leaves(weights.parameters))
+        )
+        if lines:
+            raise FlowleyError(f"{path}: another network; {summary(lines, 'arrays')}")
+        _warn_of_other_encoders(path, components)
+    found, records = weights.latent_space, components.latent_space
+    if start.any_codec and found != records:
+        log.warning(
+            "start.weights=%s: for latents of %s; the records have those of %s, which must be learned anew",
+            *(path, found or "an unknown codec", records),
+        )
+        weights.constants["latent_mean"].set_value(jnp.asarray(components.latent_mean))
+        weights.constants["latent_std"].set_value(jnp.asarray(components.latent_std))
+    else:
+        hint = (
+            "prepare the clips with data_prep.extract --codec-from RUN, or let these weights learn the "
+            "latents anew with start.any_codec=True"
+        )
+        check_latent_space(found, records, what=f"start.weights={path}", where="the records", hint=hint)
+    return dataclasses.replace(weights, latent_space=records)
+
+
+def _warn_of_other_encoders(workdir: Path, components: Components) -> None:
+    """Warn if the features that a run was trained on came from other encoders than those of the records."""
+    if not components_file(components_folder(workdir)).exists():
+        return
+    theirs = load_components(workdir)
+    roles: tuple[Role, ...] = ("video_encoder", "text_encoder")
+    if others := [role for role in roles if theirs.identity_of(role) != components.identity_of(role)]:
+        log.warning(
+            "start.weights=%s: the records come from another %s",
+            workdir,
+            " and ".join(others),
+        )
+
+
+def check_latent_space(
+    found: LatentSpace | None, expected: LatentSpace | None, *, what: str, where: str, hint: str
+) -> None:
+    """Check that two things belong to one latent space; warn if one of them does not say to which it belongs.
+
+    Args:
+      found: latent space of the first thing.
+      expected: latent space of the second one.
+      what, where: names of the two.
+      hint: advice for the message.
+
+    Raises:
+      FlowleyError: the spaces differ.
+    """
+    if found is None or expected is None:
+        log.warning(
+            "%s: does not say which codec its latents are from; make sure that it is %s, as for %s",
+            *((what, expected, where) if found is None else (where, found, what)),
+        )
+    elif found != expected:
+        raise FlowleyError(
+            f"{what}: is for latents of {found}, but {where} for those of {expected}; together they make "
+            f"noise; {hint}"
+        )
+
+
+def content_sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of the names, types, shapes and values of arrays, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+        digest.update(np.asarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _check_content(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
+    if _CONTENT_NOTE in notes and content_sha256(arrays) != notes[_CONTENT_NOTE]:
+        raise FlowleyError(
+            f"{path}: is damaged, or was changed by another program (its arrays differ from the SHA-256 in "
+            f"its note {_CONTENT_NOTE})"
+        )
+
+
+def _notes_of(arrays: Mapping[str, np.ndarray], latent_space: LatentSpace | None) -> dict[str, str]:
+    return {**(latent_space.notes if latent_space else {}), _CONTENT_NOTE: content_sha256(arrays)}
 
 
 def write_weights(path: Path, weights: Weights, notes: Mapping[str, str]) -> None:
     """Write all weights under the published names, for `read_weights` and for PyTorch users."""
-    write_arrays(path, flowley_to_torch(weights.model), notes)
+    arrays = flowley_to_torch(weights.model)
+    write_arrays(path, arrays, {**notes, **_notes_of(arrays, weights.latent_space)})
 
 
-def write_adapters(path: Path, adapters: lora.Adapters, config: LoraConfig) -> None:
-    """Write LoRA adapters, for use on the weights that they were trained on."""
+def write_adapters(path: Path, weights: Weights, config: LoraConfig) -> None:
+    """Write the LoRA adapters of weights, for use on the weights that they were trained on."""
     arrays = {
         f"{layer}.{factor}": np.asarray(value)
-        for layer, pair in adapters.items()
+        for layer, pair in weights.adapters.items()
         for factor, value in pair.items()
     }
-    write_arrays(path, arrays, {_ADAPTER_NOTE: json.dumps({"strength": config.strength})})
+    note = {"strength": config.strength, "base_sha256": weights.base_sha256}
+    write_arrays(path, arrays, {_ADAPTER_NOTE: json.dumps(note), **_notes_of(arrays, weights.latent_space)})
 
 
 def with_adapters(weights: Weights, path: Path, *, factor: float) -> Weights:
@@ -142,18 +274,52 @@ def with_adapters(weights: Weights, path: Path, *, factor: float) -> Weights:
       factor: 1 for the strength that they were trained with, 0 for no effect.
 
     Raises:
-      FlowleyError: the file holds no adapters, or adapters of another network.
+      FlowleyError: the file holds no adapters, is damaged, or belongs to another network or latent space.
     """
     arrays, notes = read_arrays(path)
     if _ADAPTER_NOTE not in notes:
         raise FlowleyError(f"{path}: holds no LoRA adapters (flowley_jax.ema --adapter writes them)")
+    _check_content(path, arrays, notes)
+    strength, base_sha256 = _read_adapter_note(path, notes[_ADAPTER_NOTE])
+    check_latent_space(
+        LatentSpace.from_notes(notes),
+        weights.latent_space,
+        what=f"--adapter {path}",
+        where="the run",
+        hint="take the run that the adapters were trained on",
+    )
+    if base_sha256 and content_sha256(flowley_to_torch(weights.model)) != base_sha256:
+        log.warning(
+            "--adapter %s: was trained on other weights than these; it belongs to those that start.weights "
+            "and start.sigma_rel named",
+            path,
+        )
+    adapters = _pairs(path, arrays)
+    try:
+        parameters = lora.merged(weights.parameters, adapters, strength=factor * strength)
+    except FlowleyError as error:
+        raise FlowleyError(f"{path}: {error}") from error
+    return dataclasses.replace(weights, parameters=parameters, adapters=adapters, base_sha256=base_sha256)
+
+
+def _read_adapter_note(path: Path, note: str) -> tuple[float, str]:
+    """Return the strength of adapters, and the SHA-256 of the weights that they were trained on, or ""."""
+    try:
+        stored = json.loads(note)
+        strength, base_sha256 = float(stored["strength"]), str(stored.get("base_sha256", ""))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise FlowleyError(f"{path}: its note {_ADAPTER_NOTE} is damaged ({error})") from error
+    if not math.isfinite(strength):
+        raise FlowleyError(f"{path}: the strength of its adapters is {strength}, expected a number")
+    return strength, base_sha256
+
+
+def _pairs(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     adapters: dict[str, dict[str, Any]] = {}
     for name, value in arrays.items():
         layer, _, low_rank_factor = name.rpartition(".")
         adapters.setdefault(layer, {})[low_rank_factor] = jnp.asarray(value)
-    strength = factor * json.loads(notes[_ADAPTER_NOTE])["strength"]
-    try:
-        parameters = lora.merged(weights.parameters, adapters, strength=strength)
-    except FlowleyError as error:
-        raise FlowleyError(f"{path}: {error}") from error
-    return dataclasses.replace(weights, parameters=parameters, adapters=adapters)
+    for layer, pair in adapters.items():
+        if pair.keys() != {"a", "b"} or pair["b"].ndim != 2 or pair["a"].shape[-1:] != pair["b"].shape[:1]:
+            raise FlowleyError(f"{path}: the adapter of {layer!r} is not a pair of low-rank matrices a and b")
+    return adapters

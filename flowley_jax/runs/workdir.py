@@ -8,6 +8,8 @@ from typing import Any
 
 from flowley_jax.common import distributed
 from flowley_jax.common.files import write_text
+from flowley_jax.common.json_files import read_json_object
+from flowley_jax.common.locks import LOCK_FILE
 from flowley_jax.config import ExperimentConfig, binding_values, experiment_from
 from flowley_jax.data.components import Components, components_file
 from flowley_jax.errors import FlowleyError
@@ -18,41 +20,51 @@ COMPONENTS = "components"
 # The weights that a run with LoRA adapts.
 BASE = "base.safetensors"
 
+# Key in `config.json` of the identity of the run's components; earlier versions wrote none.
+_IDENTITY = "components"
 # The components folder of runs that earlier versions made.
 _EARLIER_COMPONENTS = "parts"
 # Folders whose members are named by their steps.
 _STEP_FOLDERS = ("checkpoints", "ema", "damaged")
 # What `train` may create before it claims the folder.
-_CREATED_BEFORE = ("generated_records",)
+_CREATED_BEFORE = ("generated_records", LOCK_FILE)
 
 
 def open_workdir(workdir: Path, config: ExperimentConfig, components: Components, records: Path) -> None:
     """Claim a folder for a run: store the configuration and the components in it.
 
-    Collective: every process must call this; the first one writes. A start that stored no step does not
-    bind the folder: the next start replaces its files.
+    Collective: every process must call this; the first one checks and writes. A start that stored no step
+    does not bind the folder: the next start replaces its files.
 
     Raises:
       FlowleyError: the folder's run has another configuration (the message lists every difference) or another
-        data set, or is already beyond `train.steps`. The folder is left as it is.
+        data set, or is already beyond `train.steps`; or its configuration or components are missing, damaged
+        or another run's; or the folder holds a file that no run wrote where this one would write. The folder
+        is left as it is.
     """
+    distributed.first_does(
+        lambda: _claim(workdir, config, components, records),
+        failure=f"{workdir}: refused by the first process",
+    )
+
+
+def _claim(workdir: Path, config: ExperimentConfig, components: Components, records: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / CONFIG
     last_step = _last_stored_step(workdir)
     if last_step is not None:
-        _check_same_run(workdir, config, records, last_step=last_step)
-    elif not path.exists():
-        _log_other_files(workdir)
-    # No process may read what another one writes.
-    distributed.wait_for_all("workdir checked")
-    if distributed.is_first():
-        if last_step is None:
-            (workdir / BASE).unlink(missing_ok=True)
-        write_text(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        folder = components_folder(workdir)
-        if last_step is None or not components_file(folder).exists():
-            components.save(folder)
-    distributed.wait_for_all("workdir written")
+        _check_same_run(workdir, config, components, records, last_step=last_step)
+    else:
+        if path.exists():
+            _check_earlier_start(workdir)
+        else:
+            _check_other_files(workdir)
+        (workdir / BASE).unlink(missing_ok=True)
+    stored = {_IDENTITY: components.identity, **dataclasses.asdict(config)}
+    write_text(path, json.dumps(stored, indent=2) + "\n")
+    folder = components_folder(workdir)
+    if last_step is None or not components_file(folder).exists():
+        components.save(folder)
 
 
 def read_config(workdir: Path) -> ExperimentConfig:
@@ -61,10 +73,30 @@ def read_config(workdir: Path) -> ExperimentConfig:
     Raises:
       FlowleyError: the folder holds no run, or its configuration is damaged.
     """
-    path = workdir / CONFIG
-    if not path.exists():
-        raise FlowleyError(f"{workdir}: no training run here ({CONFIG} is missing)")
-    return experiment_from(_read_json(path))
+    return experiment_from({key: value for key, value in _read_stored(workdir).items() if key != _IDENTITY})
+
+
+def load_components(workdir: Path) -> Components:
+    """Return the components of the run in a folder.
+
+    Raises:
+      FlowleyError: the folder holds no run; or its components are missing, damaged or another run's.
+    """
+    folder = components_folder(workdir)
+    remedy = (
+        "put the run's own files there, or remove the folder and resume the run, which copies the records'"
+    )
+    if not components_file(folder).exists():
+        raise FlowleyError(f"{folder}: the components of the run are missing; {remedy}")
+    try:
+        components = Components.load(folder)
+    except FlowleyError as error:
+        raise FlowleyError(f"{error}; {remedy}") from error
+    model, dims = read_config(workdir).model, components.dims
+    fits = all(getattr(model, name) == getattr(dims, name) for name in ("audio_dim", "video_dim", "text_dim"))
+    if not fits or _read_stored(workdir).get(_IDENTITY, components.identity) != components.identity:
+        raise FlowleyError(f"{folder}: belongs to another run, or was changed; {remedy}")
+    return components
 
 
 def components_folder(workdir: Path) -> Path:
@@ -73,17 +105,44 @@ def components_folder(workdir: Path) -> Path:
     return earlier if earlier.is_dir() else workdir / COMPONENTS
 
 
-def _check_same_run(workdir: Path, config: ExperimentConfig, records: Path, *, last_step: int) -> None:
+def _check_same_run(
+    workdir: Path, config: ExperimentConfig, components: Components, records: Path, *, last_step: int
+) -> None:
     if last_step > config.train.steps:
         raise FlowleyError(
             f"{workdir} is already at step {last_step}, beyond train.steps={config.train.steps}; raise "
             "train.steps, or choose another folder"
         )
-    if (workdir / CONFIG).exists():
-        _check_same_config(workdir, read_config(workdir), config)
-    stored = components_file(components_folder(workdir))
-    if stored.exists() and _read_json(stored) != _read_json(components_file(records)):
-        raise FlowleyError(f"{records}: not the data set that {workdir} was trained on")
+    if not (workdir / CONFIG).exists():
+        raise FlowleyError(
+            f"{workdir}: has stored steps but no {CONFIG}, which says how they were made; put it back, or "
+            "choose another folder"
+        )
+    _check_same_config(workdir, read_config(workdir), config)
+    _check_components(workdir, components, records)
+
+
+def _check_components(workdir: Path, components: Components, records: Path) -> None:
+    """Check that records and components belong to the run, by their content and not by their paths."""
+    expected = _read_stored(workdir).get(_IDENTITY)
+    present = components_file(components_folder(workdir)).exists()
+    if expected == components.identity:
+        # Missing components are copied from the records, which are the run's.
+        if present:
+            load_components(workdir)
+        return
+    if expected is None and not present:
+        return
+    try:
+        differences = load_components(workdir).differences(components)
+    except FlowleyError:
+        if expected is None:
+            raise
+        differences = ["other components"]
+    if differences:
+        raise FlowleyError(
+            f"{records}: not the data set that {workdir} was trained on ({'; '.join(differences)})"
+        )
 
 
 def _check_same_config(workdir: Path, stored: ExperimentConfig, config: ExperimentConfig) -> None:
@@ -102,11 +161,11 @@ def _check_same_config(workdir: Path, stored: ExperimentConfig, config: Experime
         )
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise FlowleyError(f"{path}: not valid JSON: {error}") from error
+def _read_stored(workdir: Path) -> dict[str, Any]:
+    path = workdir / CONFIG
+    if not path.exists():
+        raise FlowleyError(f"{workdir}: no training run here ({CONFIG} is missing)")
+    return read_json_object(path)
 
 
 def _last_stored_step(workdir: Path) -> int | None:
@@ -115,7 +174,23 @@ def _last_stored_step(workdir: Path) -> int | None:
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
-def _log_other_files(workdir: Path) -> None:
+def _check_earlier_start(workdir: Path) -> None:
+    """Refuse a folder whose `config.json` another program wrote."""
+    try:
+        read_config(workdir)
+    except FlowleyError as error:
+        raise FlowleyError(
+            f"{workdir / CONFIG}: is not the configuration of a run ({error}); choose another folder"
+        ) from error
+
+
+def _check_other_files(workdir: Path) -> None:
+    """Refuse a folder without a run if a run would replace files in it; log other files."""
+    for name in (BASE, COMPONENTS, *_STEP_FOLDERS):
+        if (workdir / name).exists():
+            raise FlowleyError(
+                f"{workdir / name}: exists, but no run is in this folder; choose another folder"
+            )
     others = sorted(path.name for path in workdir.iterdir() if path.name not in _CREATED_BEFORE)
-    if others and distributed.is_first():
+    if others:
         log.warning("%s already contains %d other files, such as %s", workdir, len(others), others[0])

@@ -1,5 +1,7 @@
 """The linear codec compared with closed forms of principal components."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -89,3 +91,25 @@ def test_invalid_input_is_refused(tmp_path):
     codec = PcaCodec.fit(_spectrograms(), mel=MEL_16K, latent_dim=4)
     with pytest.raises(FlowleyError, match="must be"):
         codec.decode(np.zeros((1, 3, 5), np.float32))
+
+
+def test_identity_is_that_of_the_content_and_not_of_the_file(tmp_path):
+    codec = PcaCodec.fit(_spectrograms(), mel=MEL_16K, latent_dim=4)
+    codec.save(tmp_path / "codec.npz")
+    loaded = PcaCodec.load(tmp_path / "codec.npz")
+    # Another writer makes another file of the same content.
+    np.savez_compressed(
+        tmp_path / "again.npz", version=1, mel="16k", mean=loaded.mean, components=loaded.components.copy("F")
+    )
+    again = PcaCodec.load(tmp_path / "again.npz")
+    assert codec.identity == loaded.identity == again.identity
+    assert len(codec.identity) == 64 and int(codec.identity, 16) > 0
+    mean, components = codec.mean, codec.components
+    changed = [
+        PcaCodec(mel=MEL_16K, mean=mean + np.float32(1e-3), components=components),
+        PcaCodec(mel=MEL_16K, mean=mean, components=components[:, ::-1]),
+        PcaCodec(mel=MEL_16K, mean=mean, components=components * [1, 1, 1, -1]),
+        PcaCodec(mel=MEL_16K, mean=mean, components=components[:, :3]),
+        PcaCodec(mel=dataclasses.replace(MEL_16K, name="other"), mean=mean, components=components),
+    ]
+    assert len({codec.identity, *(other.identity for other in changed)}) == 6

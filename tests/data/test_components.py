@@ -117,6 +117,8 @@ def _edit(tmp_path, edit):
         (lambda s: s["text_encoder"].pop("dim"), "missing keys \\['dim'\\]"),
         (lambda s: s.update(vocoder=3), "vocoder must be a JSON object"),
         (lambda s: s.update(seconds="long"), "wrong type"),
+        (lambda s: s.update(seconds=float("inf")), "wrong type"),
+        (lambda s: s.update(latent_mean=[np.nan] * 4), "latent mean has values that are not finite"),
         (lambda s: s["codec"].update(latent_dim=5), "expected 16k and 5"),
         (lambda s: s["codec"].update(file="../codec.npz"), "codec.file='../codec.npz' must be 'codec.npz'"),
     ],
@@ -138,7 +140,7 @@ def test_a_foreign_codec_and_a_missing_or_broken_file_are_refused(tmp_path):
     with pytest.raises(FlowleyError, match="not the codec of this data set"):
         Components.load(tmp_path)
     (tmp_path / "components.json").write_text("{")
-    with pytest.raises(FlowleyError, match=r"components\.json: cannot be read as JSON"):
+    with pytest.raises(FlowleyError, match=r"components\.json: is not valid JSON"):
         Components.load(tmp_path)
     with pytest.raises(FlowleyError, match=r"components\.json: no such file"):
         Components.load(tmp_path / "none")
@@ -222,3 +224,25 @@ def test_generated_records_refuse_impossible_sizes(tmp_path):
     sizes = dict(audio_length=20, audio_dim=161, video_fps=9.0, video_dim=4, text_length=9, text_dim=5)
     with pytest.raises(FlowleyError, match="audio_dim=161"):
         write_generated_records(tmp_path, **sizes, count=1, seed=0)
+
+
+def test_identity_is_that_of_the_content(tmp_path):
+    components = _components()
+    components.save(tmp_path / "records")
+    loaded = Components.load(tmp_path / "records")
+    assert loaded.identity == components.identity and not components.differences(loaded)
+    assert dataclasses.replace(components, source="renamed.tsv").identity == components.identity
+    codec = components.codec
+    changes = {
+        "codec pca 16k/4": {"codec": dataclasses.replace(codec, mean=codec.mean + 1)},
+        "another video_encoder": {"video_encoder": PixelEncoder(fps=12.0, frame_size=48)},
+        "another text_encoder": {"text_encoder": HashedTextEncoder(dim=9, max_tokens=5)},
+        "another vocoder": {"vocoder": GriffinLimVocoder(mel=MEL_16K, iterations=3)},
+        "seconds=2 instead of 1": {"seconds": 2.0},
+        "other statistics of the latents": {"latent_mean": components.latent_mean + 1},
+    }
+    for expected, change in changes.items():
+        other = dataclasses.replace(components, **change)
+        (phrase,) = components.differences(other)
+        assert phrase.startswith(expected)
+        assert other.identity != components.identity

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from flowley_jax.common.trees import named_leaves
 from flowley_jax.config import LoraConfig, StartConfig
+from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop import flowley_to_torch
 from flowley_jax.interop.weight_files import read_arrays
@@ -35,34 +36,6 @@ from flowley_jax.training.checkpoint import RunCheckpoints
 from flowley_jax.training.loop import train
 from flowley_jax.training.metrics import read_history
 from flowley_jax.training.state import StepConfig, model_weights, state_from_weights
-
-RANK = LoraConfig(rank=3, alpha=6.0)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    return tiny.write_records(tmp_path_factory.mktemp("records"))
-
-
-@pytest.fixture(scope="module")
-def source(records, tmp_path_factory):
-    """Train the run whose weights the others start from."""
-    workdir = tmp_path_factory.mktemp("source")
-    train(tiny.experiment(records), workdir)
-    return workdir
-
-
-def _tuning(records, source, **changes):
-    config = tiny.experiment(records, steps=4, start=StartConfig(weights=str(source)))
-    return dataclasses.replace(config, **changes)
-
-
-@pytest.fixture(scope="module")
-def adapted(records, source, tmp_path_factory):
-    """Fine-tune the source by LoRA."""
-    workdir = tmp_path_factory.mktemp("adapted")
-    train(_tuning(records, source, lora=RANK), workdir)
-    return workdir
 
 
 def _assert_equal(tree, other, **tolerance):
@@ -91,7 +64,7 @@ def test_a_run_starts_from_the_averages_and_statistics_of_another(records, sourc
 
     monkeypatch.setattr(loop, "train_step", first_step)
     with pytest.raises(FirstStepError):
-        train(_tuning(records, source), tmp_path)
+        train(tiny.fine_tuning(records, source), tmp_path)
     start = averaged_weights(source, sigma_rel=0.05)
     _assert_equal(states[0].parameters, start.parameters)
     _assert_equal(states[0].constants, start.constants)
@@ -101,11 +74,11 @@ def test_a_run_starts_from_the_averages_and_statistics_of_another(records, sourc
 
 
 @pytest.mark.scale
-@pytest.mark.parametrize("adapters", [LoraConfig(), RANK])
+@pytest.mark.parametrize("adapters", [LoraConfig(), tiny.LORA])
 def test_a_fine_tuned_run_resumes_bit_for_bit_without_its_source(records, source, tmp_path, adapters):
     copy = tmp_path / "source"
     shutil.copytree(source, copy)
-    config = _tuning(records, copy, lora=adapters)
+    config = tiny.fine_tuning(records, copy, lora=adapters)
     train(config, tmp_path / "whole")
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
     train(short, tmp_path / "resumed")
@@ -121,7 +94,7 @@ def test_a_fine_tuned_run_resumes_bit_for_bit_without_its_source(records, source
 
 
 def test_lora_trains_only_adapters(records, source, adapted):
-    config = _tuning(records, source, lora=RANK)
+    config = tiny.fine_tuning(records, source, lora=tiny.LORA)
     state = _last_state(adapted, config)
     start = averaged_weights(source, sigma_rel=0.05)
     _assert_equal(state.frozen, start.parameters)
@@ -142,7 +115,7 @@ def test_lora_trains_only_adapters(records, source, adapted):
 
 def test_adapters_from_a_file_reproduce_the_merged_weights(source, adapted, tmp_path):
     merged = averaged_weights(adapted, sigma_rel=0.05)
-    write_adapters(tmp_path / "x.safetensors", merged.adapters, RANK)
+    write_adapters(tmp_path / "x.safetensors", merged, tiny.LORA)
     start = averaged_weights(source, sigma_rel=0.05)
     _assert_equal(
         with_adapters(start, tmp_path / "x.safetensors", factor=1.0).parameters, merged.parameters, atol=3e-7
@@ -158,9 +131,9 @@ def test_weights_are_written_and_read_under_the_published_names(source, records,
     path = tmp_path / "weights.safetensors"
     write_weights(path, found, {"sigma_rel": "0.08"})
     arrays, notes = read_arrays(path)
-    assert notes == {"sigma_rel": "0.08"} and "single_modal_stream.1.self_attn.qkv_prj.weight" in arrays
-    config = _tuning(records, path)
-    again = starting_weights(config.start, config.model)
+    assert notes["sigma_rel"] == "0.08" and "single_modal_stream.1.self_attn.qkv_prj.weight" in arrays
+    config = tiny.fine_tuning(records, path)
+    again = starting_weights(config.start, config.model, Components.load(records))
     _assert_equal(again.parameters, found.parameters)
     _assert_equal(again.constants, found.constants)
 
@@ -196,7 +169,7 @@ def test_files_without_weights_are_refused_by_name(tmp_path, name, content, mess
 def test_adapters_are_refused_as_starting_weights(records, adapted, tmp_path):
     config = read_config(adapted)
     path = tmp_path / "adapters.safetensors"
-    write_adapters(path, averaged_weights(adapted, sigma_rel=0.05).adapters, config.lora)
+    write_adapters(path, averaged_weights(adapted, sigma_rel=0.05), config.lora)
     with pytest.raises(FlowleyError, match=r"adapters\.safetensors: holds LoRA adapters, not whole weights"):
         read_weights(path, config.model)
 
@@ -204,8 +177,8 @@ def test_adapters_are_refused_as_starting_weights(records, adapted, tmp_path):
 def test_weights_of_a_different_network_are_refused_with_every_array(records, source, adapted, tmp_path):
     wide = dataclasses.replace(tiny.MODEL, width=32)
     with pytest.raises(FlowleyError, match="another network") as caught:
-        starting_weights(StartConfig(weights=str(source)), wide)
-    assert len(str(caught.value).splitlines()) == 94
+        starting_weights(StartConfig(weights=str(source)), wide, Components.load(records))
+    assert "93 arrays differ: audio_input/first/bias/value: found" in str(caught.value)
     write_weights(tmp_path / "w.safetensors", averaged_weights(source, sigma_rel=0.05), {})
     with pytest.raises(
         FlowleyError, match=r"w\.safetensors: the state dict does not match the configuration"
@@ -216,7 +189,7 @@ def test_weights_of_a_different_network_are_refused_with_every_array(records, so
 
 
 def test_adapters_that_match_no_layer_are_refused(records, source):
-    config = _tuning(records, source, lora=LoraConfig(rank=2, layers=("nowhere",)))
+    config = tiny.fine_tuning(records, source, lora=LoraConfig(rank=2, layers=("nowhere",)))
     with pytest.raises(FlowleyError, match=r"lora\.layers: 'nowhere' matches none of\n") as caught:
         tiny.abstract_state(config)
     names = str(caught.value).split("\n  ")[1:]
