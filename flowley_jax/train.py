@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from flowley_jax.cli import STOPPED_EARLY, run_main
+from flowley_jax.common.number_flags import define_int
+from flowley_jax.common.ranges import Range
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.config_flag import experiment_flag
+from flowley_jax.errors import FlowleyError
 
 if TYPE_CHECKING:
     from flowley_jax.training.loop import Outcome
@@ -21,10 +24,10 @@ _COORDINATOR = flags.DEFINE_string(
     None,
     "host:port of the first of several processes; not needed on Cloud TPU, GKE and Slurm.",
 )
-_PROCESSES = flags.DEFINE_integer(
-    "processes", None, "Number of processes, with --coordinator.", lower_bound=1
+_PROCESSES = define_int(
+    "processes", None, "Number of processes, with --coordinator.", Range(least=1, most=65_536)
 )
-_PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0.", lower_bound=0)
+_PROCESS = define_int("process", None, "Index of this process, from 0.", Range(least=0, below=65_536))
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; a run that it holds is resumed.", required=True
 )
@@ -34,11 +37,16 @@ def main() -> int:
     """Train; return 0 after the last step, and 75 if a signal stopped the run before it."""
     from flowley_jax.common import distributed
 
+    config = _CONFIG.value
+    if config.data.generate and config.data.records:
+        raise FlowleyError(
+            f"data.records={config.data.records} would not be read: data.generate={config.data.generate} "
+            "trains on random records; to read them, give --config.data.generate=0"
+        )
     distributed.initialize(coordinator=_COORDINATOR.value, count=_PROCESSES.value, index=_PROCESS.value)
     from flowley_jax.training.loop import train
 
     workdir = Path(_WORKDIR.value)
-    config = _CONFIG.value
     if config.data.generate:
         config = _with_generated_records(config, workdir / "generated_records")
     outcome = train(config, workdir)
@@ -49,9 +57,14 @@ def _with_generated_records(config: ExperimentConfig, records: Path) -> Experime
     from flowley_jax.common import distributed
     from flowley_jax.data.generated import write_generated_records
     from flowley_jax.data.record import has_records
+    from flowley_jax.runs.workdir_lock import locked_workdir
 
     data, model = config.data, config.model
-    if distributed.is_first() and not has_records(records):
+
+    def generate() -> None:
+        # Another start may have made them meanwhile.
+        if has_records(records):
+            return
         write_generated_records(
             records,
             audio_length=round(data.generate_seconds * data.latent_rate),
@@ -64,7 +77,10 @@ def _with_generated_records(config: ExperimentConfig, records: Path) -> Experime
             seed=config.seed,
             sample_rate=data.generate_sample_rate,
         )
-    distributed.wait_for_all("generated records")
+
+    if not distributed.all_processes(has_records(records)):
+        with locked_workdir(records.parent):
+            distributed.first_does(generate, failure=f"{records}: not written by the first process")
     return dataclasses.replace(config, data=dataclasses.replace(data, records=str(records)))
 
 

@@ -1,15 +1,21 @@
-"""Several processes that train one model: start-up, collectives on the host, and signals."""
+"""Several processes that train one model: start-up, and collectives on the host."""
 
 import logging
-import signal
+import os
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flowley_jax.common.cluster_tasks import visible_devices
 from flowley_jax.errors import FlowleyError
 
 log = logging.getLogger(__name__)
+_DEVICE_OPTIONS = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
+_SHOWN_CHARACTERS = 200
+_Result = TypeVar("_Result")
 
 
 def initialize(*, coordinator: str | None, count: int | None, index: int | None) -> None:
@@ -22,27 +28,29 @@ def initialize(*, coordinator: str | None, count: int | None, index: int | None)
       count, index: number of processes, and the index of this one.
 
     Raises:
-      FlowleyError: only some of the three are given, or the index is not below the count.
+      FlowleyError: only some of the three are given, or the index is not below the count; or the launcher's
+        variables or the other processes do not answer.
     """
     named = (coordinator, count, index)
-    if named == (None, None, None):
-        try:
-            jax.distributed.initialize()
-        except ValueError as error:
-            # JAX found no cluster: this process runs by itself.
-            if "coordinator_address" not in str(error):
-                raise
-            return
-    else:
-        if coordinator is None or count is None or index is None:
-            given = dict(zip(("coordinator", "processes", "process"), named, strict=True))
-            missing = [f"--{name}" for name, value in given.items() if value is None]
-            raise FlowleyError(
-                f"--coordinator, --processes and --process belong together; missing: {', '.join(missing)}"
-            )
-        if not 0 <= index < count:
-            raise FlowleyError(f"process={index} must be in 0 … {count - 1}, with processes={count}")
+    if named != (None, None, None):
+        _check_arguments(coordinator, count, index)
+    try:
+        chosen = visible_devices(os.environ)
         jax.distributed.initialize(coordinator, count, index)
+    except (KeyError, RuntimeError, ValueError) as error:
+        if "coordinator_address" in str(error):
+            # JAX found no launcher: this process runs by itself.
+            _check_alone(os.environ)
+            return
+        reason = " ".join(str(error).split())
+        raise FlowleyError(
+            f"the processes of this run cannot connect ({reason[:_SHOWN_CHARACTERS]}); "
+            "check the launcher, or name the first process: --coordinator, --processes, --process"
+        ) from error
+    if chosen is not None:
+        for name in _DEVICE_OPTIONS:
+            # JAX has set one GPU by now. What the user sets holds.
+            jax.config.update(name, os.environ.get(name.upper(), chosen))
     log.info(
         "process %d of %d, with %d of %d devices",
         jax.process_index(),
@@ -50,6 +58,27 @@ def initialize(*, coordinator: str | None, count: int | None, index: int | None)
         jax.local_device_count(),
         jax.device_count(),
     )
+
+
+def _check_arguments(coordinator: str | None, count: int | None, index: int | None) -> None:
+    if coordinator is None or count is None or index is None:
+        given = {"coordinator": coordinator, "processes": count, "process": index}
+        missing = [f"--{name}" for name, value in given.items() if value is None]
+        raise FlowleyError(
+            f"--coordinator, --processes and --process belong together; missing: {', '.join(missing)}"
+        )
+    if not 0 <= index < count:
+        raise FlowleyError(f"process={index} must be in 0 … {count - 1}, with processes={count}")
+
+
+def _check_alone(environment: Mapping[str, str]) -> None:
+    """Refuse a task of several that JAX took for a single process; Open MPI 5 no longer tells the address."""
+    count = environment.get("OMPI_COMM_WORLD_SIZE", "1")
+    if count != "1":
+        raise FlowleyError(
+            f"Open MPI started {count} processes without the address of the first one: add --coordinator "
+            f'HOST:PORT --processes {count} --process "$OMPI_COMM_WORLD_RANK"'
+        )
 
 
 def is_first() -> bool:
@@ -71,53 +100,35 @@ def all_processes(holds: bool) -> bool:
         return bool(multihost_utils.process_allgather(np.asarray(holds)).all())
 
 
-def broadcast_from_first(value: bool) -> bool:
-    """Return the first process's value. Collective: every process must call this."""
+def broadcast_from_first(value: int) -> int:
+    """Return the first process's value, below 2³¹. Collective: every process must call this."""
     if jax.process_count() == 1:
         return value
     with jax.transfer_guard("allow"):
-        return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+        return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
-class StopSignal:
-    """Context that turns the first SIGTERM or SIGINT into a request to stop; the second one acts as usual.
+def all_do(action: Callable[[], _Result], *, failure: str) -> _Result:
+    """Run an action in every process, and let none of them go on if it fails in one.
 
-    With several processes, JAX handles SIGTERM itself and makes all of them stop after the same step. SIGINT
-    then has its usual effect at once.
+    Collective: every process must call this. No process returns before the action has ended everywhere.
+
+    Args:
+      failure: the error in processes where the action succeeds.
+
+    Raises:
+      FlowleyError: the action failed.
     """
+    result, problem = None, None
+    try:
+        result = action()
+    except (FlowleyError, OSError) as error:
+        problem = error
+    if not all_processes(problem is None):
+        raise problem or FlowleyError(f"{failure}; another process says why")
+    return cast(_Result, result)
 
-    def __init__(self):
-        self.requested = False
-        self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> "StopSignal":
-        if jax.process_count() > 1:
-            return self
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._request)
-        except ValueError:
-            log.info("not in the main thread: signals will not stop this run")
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._restore()
-
-    def requested_at(self, step: int) -> bool:
-        """Return whether to stop now that `step` steps are done.
-
-        Collective: every process must call this after every step.
-        """
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self.requested = True
-        return self.requested
-
-    def _request(self, number: int, frame: object) -> None:
-        del number, frame
-        self.requested = True
-        self._restore()
-        log.info("stopping after the current step; press Ctrl-C again to abort now")
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+def first_does(action: Callable[[], object], *, failure: str) -> None:
+    """Run an action in the first process only; otherwise like `all_do`."""
+    all_do(lambda: action() if is_first() else None, failure=failure)

@@ -21,7 +21,8 @@ def append_json(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
     line = json.dumps(row, ensure_ascii=False) + "\n"
     with name_errors(path), open(path, "ab+") as file:
         _end_last_line(file)
-        file.write(line.encode())
+        # A half of a surrogate pair, as in a broken answer or file name, becomes its JSON escape.
+        file.write(line.encode(errors="backslashreplace"))
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -18,6 +18,10 @@ LOCK_FILE = ".lock"
 _POLL_SECONDS = 0.5
 
 
+class FolderInUseError(FlowleyError):
+    """Another process holds the lock of a folder."""
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Create a folder and keep other processes from locking it inside the block.
@@ -30,8 +34,8 @@ def lock_folder(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
       wait: seconds to wait for another process to release the lock.
 
     Raises:
-      FlowleyError: another process holds the lock; the message says which one. Or the folder cannot be
-        created or written to.
+      FolderInUseError: another process holds the lock; the message says which one.
+      FlowleyError: the folder cannot be created or written to.
     """
     with name_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +58,7 @@ def _locked(file: IO[str], folder: Path, wait: float) -> bool:
         except BlockingIOError as error:
             holder = _holder(file)
             if time.monotonic() >= deadline:
-                raise FlowleyError(f"{folder}: another process is writing to it ({holder})") from error
+                raise FolderInUseError(f"{folder}: another process is writing to it ({holder})") from error
             if not announced:
                 log.info("%s: waiting for another process that is writing to it (%s)", folder, holder)
                 announced = True

@@ -1,6 +1,6 @@
 """Names of the leaves of pytrees and of nested mappings, and differences between trees of arrays."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,3 +52,9 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
         for name in sorted(expected.keys() | found.keys())
         if expected.get(name) != found.get(name)
     ]
+
+
+def summary(lines: Sequence[str], noun: str, *, shown: int = 3) -> str:
+    """Return the number of differences and the first ones in one line, as `2 arrays differ: a; b`."""
+    more = f"; and {len(lines) - shown} more" if len(lines) > shown else ""
+    return f"{len(lines)} {noun} differ: {'; '.join(line.strip() for line in lines[:shown])}{more}"

@@ -1,5 +1,6 @@
 """Snapshots of a run's EMA tracks, from which averages of any length are synthesised afterwards."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,12 @@ from orbax.checkpoint import v1 as ocp
 
 from flowley_jax.common.trees import named_leaves, unnamed
 from flowley_jax.errors import FlowleyError
-from flowley_jax.runs.ema import synthesis_weights, weighted_sum
-from flowley_jax.runs.stored_trees import checksums, load_item, reading, writing
+from flowley_jax.runs.ema import synthesis_weights, weighted_sum, with_unit_sum
+from flowley_jax.runs.stored_trees import checksums, load_item, writing
 
+log = logging.getLogger(__name__)
+# How far the sum of the weights of an average may be from one before users are told.
+_FAITHFUL = 0.05
 # Orbax's type annotations reject its own policies.
 _policies: Any = ocp.training.preservation_policies
 
@@ -84,11 +88,14 @@ class EmaSnapshots:
             sigma_rel=sigma_rel,
             step=last,
         )
-        averages = [self._load(step, f"track_{track}", like) for step, track in stored]
-        return unnamed(weighted_sum(averages, weights.tolist()), like)
+        if abs(weights.sum() - 1.0) > _FAITHFUL:
+            log.warning(
+                "sigma_rel=%g: the %d stored averages only approximate one of this length; exact ones: %s",
+                *(sigma_rel, len(stored), ", ".join(f"{stored:g}" for stored in sigma_rels)),
+            )
+        # Loaded one after the other: a long run has hundreds of them.
+        averages = (self._load(step, f"track_{track}", like) for step, track in stored)
+        return unnamed(weighted_sum(averages, with_unit_sum(weights).tolist()), like)
 
     def _load(self, step: int, item: str, like: Any) -> dict[str, Any]:
-        with reading(self._checkpointer, step):
-            info: Any = self._checkpointer.checkpointables_metadata(step)
-            stored, sums = dict(info.metadata[item]), info.custom_metadata["checksums"][item]
-        return load_item(self._checkpointer, step, item, like, sums=sums, stored=stored)
+        return load_item(self._checkpointer, step, item, like)

@@ -1,14 +1,19 @@
 """The training loop: reads batches, runs steps, and logs, stores, validates and stops when that is due."""
 
+import contextlib
 import dataclasses
+import gc
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grain
 import jax
 
 from flowley_jax.common import distributed
+from flowley_jax.common.stop_signal import StopSignal
 from flowley_jax.common.trees import named_leaves
+from flowley_jax.common.worker_processes import signals_kept_from_children
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.data.components import Components
 from flowley_jax.data.pipeline import train_batches
@@ -18,6 +23,7 @@ from flowley_jax.model import ModelConfig
 from flowley_jax.runs import weights
 from flowley_jax.runs.snapshots import EmaSnapshots
 from flowley_jax.runs.workdir import BASE, open_workdir
+from flowley_jax.runs.workdir_lock import locked_workdir
 from flowley_jax.training.checkpoint import RunCheckpoints
 from flowley_jax.training.flops import step_rate
 from flowley_jax.training.metrics import Reports, StepMetrics
@@ -32,7 +38,7 @@ from flowley_jax.training.state import (
 )
 from flowley_jax.training.step import train_step
 from flowley_jax.training.timing import ProfileWindow, Timing
-from flowley_jax.training.validation import validation_losses, write_previews
+from flowley_jax.training.validation import ValidationStopped, validation_losses, write_previews
 
 log = logging.getLogger(__name__)
 
@@ -48,94 +54,6 @@ class Outcome:
 
     step: int
     interrupted: bool
-
-
-def train(config: ExperimentConfig, workdir: Path) -> Outcome:
-    """Train until `config.train.steps`, resuming from the newest checkpoint in `workdir`.
-
-    On SIGTERM or Ctrl-C, finish the current step, store the state and return.
-
-    Raises:
-      FlowleyError: the records do not fit the model, or the folder belongs to another run.
-      NonFiniteLossError: `train.max_skipped` steps in a row had a non-finite loss or gradient.
-    """
-    timing = Timing(workdir, checkpoint_minutes=config.train.checkpoint_minutes)
-    run = _open_run(config, workdir)
-    every, layout, step_config = config.train, run.layout, run.step_config
-    batches = _local_batches(run)
-    validates = has_split(run.records, "valid")
-
-    with (
-        RunCheckpoints(workdir, keep=every.keep_checkpoints) as checkpoints,
-        EmaSnapshots(workdir) as snapshots,
-        distributed.StopSignal() as stop,
-    ):
-        state = _first_state(run, resuming=checkpoints.latest_step is not None)
-        if checkpoints.latest_step is not None:
-            state, data_state = checkpoints.restore(state)
-            batches.set_state(data_state)
-        _log_start(run, state)
-        first = step = int(state.step)
-        rate = step_rate(config, run.components.lengths)
-        metrics = StepMetrics(every, timing, batch_size=config.data.batch_size, rate=rate)
-        with (
-            ProfileWindow(workdir, first=every.profile_from, count=every.profile_steps) as profile,
-            Reports(workdir, first_step=first, last_step=every.steps) as reports,
-            jax.transfer_guard("disallow"),
-        ):
-            timing.charge("start")
-            # Collective: every process asks, also before the first step.
-            stop.requested_at(step)
-            while step < every.steps and not stop.requested:
-                batch = layout.shard_local_rows(next(batches))
-                if step == first:
-                    log.info("compiling the training step, which can take minutes")
-                step += 1
-                timing.batch_ready(step, devices_idle=metrics.devices_idle)
-                with profile.step(step):
-                    state, step_metrics = train_step(state, batch, config=step_config, layout=layout)
-                if step == first + 1:
-                    log.info("compiled in %.0f s", timing.compiled())
-                metrics.add(step, step_metrics)
-                profile.after(step, step_metrics)
-                timing.charge_step(step)
-
-                log_is_due = _is_due(step, every.log_every, last=every.steps)
-                if log_is_due:
-                    with metrics.paused("reports", step=step):
-                        reports.training(step, {**metrics.close_window(), **timing.goodput})
-                        timing.write(step)
-                if _is_due(step, config.ema.snapshot_every, last=every.steps):
-                    with metrics.paused("checkpoint", step=step):
-                        snapshots.save(step, state.averages, state.constants)
-                if stop.requested_at(step) and step < every.steps:
-                    # The state comes first: a machine that is being preempted has no time for validation.
-                    break
-                # Before the next batch is drawn, so that the stored data position belongs to the state.
-                checkpoint_is_due = _is_due(step, every.checkpoint_every, last=every.steps)
-                if checkpoint_is_due or (log_is_due and timing.checkpoint_is_old()):
-                    with metrics.paused("checkpoint", step=step):
-                        checkpoints.save(step, state, batches.get_state())
-                        timing.checkpoint_stored()
-                if validates and _is_due(step, every.valid_every, last=every.steps):
-                    with metrics.paused("reports", step=step):
-                        reports.validation(step, _validation_losses(run, state))
-                if validates and step % every.preview_every == 0:
-                    with metrics.paused("reports", step=step):
-                        _write_previews(run, reports, step, state)
-            if stop.requested and step > first:
-                with metrics.paused("checkpoint", step=step):
-                    checkpoints.save(step, state, batches.get_state())
-            metrics.wait()
-    if step > first:
-        # Leaving the block above waited for the last checkpoint.
-        timing.charge("checkpoint")
-        timing.write(step)
-    return _outcome(run, step)
-
-
-def _is_due(step: int, interval: int, *, last: int) -> bool:
-    return step % interval == 0 or step == last
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,16 +74,132 @@ class _Run:
         return StepConfig.from_experiment(self.config)
 
 
-def _open_run(config: ExperimentConfig, workdir: Path) -> _Run:
-    """Check everything that could prevent the run, and then claim the folder for it."""
-    records = Path(config.data.records)
-    components = Components.load(records)
-    _check_records(config.model, components, records)
-    layout = make_layout(config.mesh, config.model, batch_size=config.data.batch_size)
-    open_workdir(workdir, config, components, records)
+def train(config: ExperimentConfig, workdir: Path) -> Outcome:
+    """Train until `config.train.steps`, resuming from the newest checkpoint in `workdir`.
+
+    On SIGTERM or Ctrl-C, finish the current step, store the state and return. While the folder is in use by
+    another training, wait for that one to end.
+
+    Raises:
+      FlowleyError: the records do not fit the model, or the folder belongs to another run or is in use.
+      NonFiniteLossError: `train.max_skipped` steps in a row had a non-finite loss or gradient.
+    """
+    run = _checked_run(config, workdir)
+    with locked_workdir(workdir):
+        open_workdir(workdir, config, run.components, run.records)
+        return _train(run)
+
+
+def _train(run: _Run) -> Outcome:
+    config, workdir = run.config, run.workdir
+    timing = Timing(workdir, checkpoint_minutes=config.train.checkpoint_minutes)
+    every, layout, step_config = config.train, run.layout, run.step_config
     log.info("%s; %d clips per step", layout, config.data.batch_size)
-    _log_splits(records, config.data.batch_size)
+    _log_splits(run.records, config.data.batch_size)
+    batches = _local_batches(run)
+    validates = has_split(run.records, "valid")
+
+    with (
+        RunCheckpoints(workdir, keep=every.keep_checkpoints) as checkpoints,
+        EmaSnapshots(workdir) as snapshots,
+        StopSignal() as stop,
+        _released(batches),
+    ):
+        resuming = bool(distributed.broadcast_from_first(checkpoints.latest_step is not None))
+        state = _first_state(run, resuming=resuming)
+        if resuming:
+            state, data_state = checkpoints.restore(state)
+            batches.set_state(data_state)
+        _log_start(run, state)
+        first = step = int(state.step)
+        rate = step_rate(config, run.components.lengths)
+        metrics = StepMetrics(every, timing, batch_size=config.data.batch_size, rate=rate)
+        with (
+            ProfileWindow(workdir, first=every.profile_from, count=every.profile_steps) as profile,
+            Reports(workdir, first_step=first, last_step=every.steps) as reports,
+            jax.transfer_guard("disallow"),
+        ):
+            timing.charge("start")
+            rows = batch = None
+            while step < every.steps and not stop.check():
+                # The first batch starts the workers that read ahead.
+                with signals_kept_from_children() if step == first else contextlib.nullcontext():
+                    rows = next(batches)
+                batch = layout.shard_local_rows(rows)
+                if step == first:
+                    log.info("compiling the training step, which can take minutes")
+                step += 1
+                timing.batch_ready(step, devices_idle=metrics.devices_idle)
+                with profile.step(step):
+                    state, step_metrics = train_step(state, batch, config=step_config, layout=layout)
+                if step == first + 1:
+                    log.info("compiled in %.0f s", timing.compiled())
+                metrics.add(step, step_metrics)
+                profile.after(step, step_metrics)
+                timing.charge_step(step)
+
+                log_is_due = _is_due(step, every.log_every, last=every.steps)
+                if log_is_due:
+                    with metrics.paused("reports", step=step):
+                        reports.training(step, {**metrics.close_window(), **timing.goodput})
+                        timing.write(step)
+                if _is_due(step, config.ema.snapshot_every, last=every.steps):
+                    with metrics.paused("checkpoint", step=step):
+                        snapshots.save(step, state.averages, state.constants)
+                if step < every.steps and stop.check():
+                    # The state comes first: a machine that is being preempted has no time for validation.
+                    break
+                # Before the next batch is drawn, so that the stored data position belongs to the state.
+                checkpoint_is_due = _is_due(step, every.checkpoint_every, last=every.steps)
+                if checkpoint_is_due or (log_is_due and timing.checkpoint_is_old()):
+                    with metrics.paused("checkpoint", step=step):
+                        checkpoints.save(step, state, batches.get_state())
+                        timing.checkpoint_stored()
+                if validates and _is_due(step, every.valid_every, last=every.steps):
+                    with metrics.paused("reports", step=step), contextlib.suppress(ValidationStopped):
+                        reports.validation(step, _validation_losses(run, state, stop=stop.check))
+                if validates and step % every.preview_every == 0 and not stop.check():
+                    with metrics.paused("reports", step=step):
+                        _write_previews(run, reports, step, state)
+            # Their memory is shared with the readers, which end below.
+            del rows, batch
+            if stop.requested and step > first:
+                with metrics.paused("checkpoint", step=step):
+                    checkpoints.save(step, state, batches.get_state())
+            metrics.wait()
+    if step > first:
+        # Leaving the block above waited for the last checkpoint.
+        timing.charge("checkpoint")
+        timing.write(step)
+    return _outcome(run, step)
+
+
+def _is_due(step: int, interval: int, *, last: int) -> bool:
+    return step % interval == 0 or step == last
+
+
+def _checked_run(config: ExperimentConfig, workdir: Path) -> _Run:
+    """Check everything that could prevent the run, before anything is written."""
+    records = Path(config.data.records)
+
+    def check() -> tuple[Components, Layout]:
+        components = Components.load(records)
+        _check_records(config.model, components, records)
+        return components, make_layout(config.mesh, config.model, batch_size=config.data.batch_size)
+
+    components, layout = distributed.all_do(check, failure=f"{records}: refused")
     return _Run(config=config, workdir=workdir, components=components, layout=layout)
+
+
+@contextlib.contextmanager
+def _released(batches: grain.DatasetIterator) -> Iterator[None]:
+    """After the block, end the processes that read ahead, and free the memory of what they have read."""
+    try:
+        yield
+    finally:
+        # Grain then drops its readers; `close` alone would keep what they hold.
+        batches.set_state(batches.get_state())
+        gc.collect()
 
 
 def _check_records(model: ModelConfig, components: Components, records: Path) -> None:
@@ -218,18 +252,24 @@ def _first_state(run: _Run, *, resuming: bool) -> TrainState:
             step_config, layout, latent_mean=components.latent_mean, latent_std=components.latent_std
         )
     base = run.workdir / BASE
-    if base.exists():
-        initial = weights.read_weights(base, config.model)
-    else:
+    is_stored = bool(distributed.broadcast_from_first(base.exists()))
+
+    def read() -> weights.Weights:
+        if is_stored:
+            return weights.read_weights(base, config.model)
         log.info("starting from %s", config.start.weights)
-        initial = weights.starting_weights(config.start, config.model)
-    distributed.wait_for_all("starting weights read")
-    if config.lora.rank and not base.exists() and distributed.is_first():
-        weights.write_weights(base, initial, {"source": config.start.weights})
+        return weights.starting_weights(config.start, config.model, run.components)
+
+    initial = distributed.all_do(read, failure=f"{base if is_stored else config.start.weights}: refused")
+    if config.lora.rank and not is_stored:
+        distributed.first_does(
+            lambda: weights.write_weights(base, initial, {"source": config.start.weights}),
+            failure=f"{base}: not written by the first process",
+        )
     return state_from_weights(step_config, layout, initial.parameters, initial.constants)
 
 
-def _validation_losses(run: _Run, state: TrainState) -> dict[str, float]:
+def _validation_losses(run: _Run, state: TrainState, *, stop: Callable[[], bool]) -> dict[str, float]:
     return validation_losses(
         model_weights(state, run.config.lora),
         state.constants,
@@ -237,6 +277,7 @@ def _validation_losses(run: _Run, state: TrainState) -> dict[str, float]:
         config=run.step_config,
         layout=run.layout,
         batch_size=run.config.data.batch_size,
+        stop=stop,
     )
 
 

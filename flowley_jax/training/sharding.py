@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -207,11 +208,23 @@ class Layout:
 
         Returns:
           Row numbers (groups, rows), and the group of this process.
+
+        Raises:
+          FlowleyError: the mesh does not give every process the same number of rows, or splits rows that
+            only some processes share.
         """
         owned: dict[int, set[int]] = {}
         for device, index in self.batch.devices_indices_map((batch_size,)).items():
             owned.setdefault(device.process_index, set()).update(range(*index[0].indices(batch_size)))
         groups = sorted({tuple(sorted(rows)) for rows in owned.values()})
+        if len({len(rows) for rows in groups}) > 1 or sum(map(len, groups)) != batch_size:
+            counts = Counter(device.process_index for device in self.mesh.devices.flat)
+            raise FlowleyError(
+                f"{self} does not share a batch of {batch_size} evenly: processes 0 … {len(owned) - 1} have "
+                f"{', '.join(str(counts[process]) for process in sorted(counts))} devices, and read "
+                f"{', '.join(str(len(owned[process])) for process in sorted(owned))} rows. Use hosts with as "
+                f"many devices each, a multiple of mesh.tensor={self.mesh.shape['tensor']}"
+            )
         return np.asarray(groups), groups.index(tuple(sorted(owned[jax.process_index()])))
 
     def shard_local_rows(self, rows: Any) -> Any:

@@ -102,7 +102,7 @@ class Timing:
     def checkpoint_is_old(self) -> bool:
         """Return whether the last checkpoint is too old. Collective: every process must call this."""
         age = time.monotonic() - self._checkpoint_stored
-        return distributed.broadcast_from_first(age >= self._checkpoint_seconds)
+        return bool(distributed.broadcast_from_first(age >= self._checkpoint_seconds))
 
     def checkpoint_stored(self) -> None:
         """Restart the age of the last checkpoint."""

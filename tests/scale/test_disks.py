@@ -81,6 +81,6 @@ def test_a_full_disk_keeps_the_earlier_sound(tiny_run, tmp_path):
     assert shell.sample(tiny_run, video, out).returncode == 0
     older = out.read_bytes()
     flags = ("--workdir", tiny_run, "--video", video, "--out", out, "--seed=1")
-    result = shell.with_file_limit(8, "flowley_jax.sample", *flags)
+    result = shell.with_file_limit(8, "flowley_jax.sample", *flags, "--overwrite")
     shell.fails_in_one_line(result, out, "cannot be written")
     assert out.read_bytes() == older and not list(tmp_path.glob(".*"))

@@ -3,7 +3,9 @@
 `make test-scale` kills it a few times, `make test-soak` more often.
 """
 
+import os
 import random
+import signal
 import time
 
 import launching
@@ -61,7 +63,17 @@ def _wait_for_steps(process, workdir, steps: int, chance) -> None:
     return None
 
 
-def test_a_preemption_of_one_process_stops_all_after_the_same_step(tmp_path):
+def _sigterm_to_one(workers):
+    workers[1].terminate()
+
+
+def _ctrl_c_in_all(workers):
+    for process in workers:
+        os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("send", [_sigterm_to_one, _ctrl_c_in_all])
+def test_a_signal_stops_all_processes_after_the_same_step(send, tmp_path):
     records = tiny.write_records(tmp_path / "records")
     run = {"steps": 5000, "workdir": str(tmp_path / "run")}
     run["train"] = {"valid_every": 10_000, "checkpoint_every": 10_000}
@@ -70,10 +82,38 @@ def test_a_preemption_of_one_process_stops_all_after_the_same_step(tmp_path):
         while len(read_history(tmp_path / "run")) < 3:
             assert all(process.poll() is None for process in workers)
             time.sleep(0.1)
-        workers[1].terminate()
+        send(workers)
         for process in workers:
             output, _ = process.communicate(timeout=300)
             assert process.returncode == 0, output[-4000:]
     last = read_history(tmp_path / "run")[-1]["step"]
     assert 3 <= last < 5000
     assert int(launching.leaves(records, run)["step"]) == last
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_process_group_leaves_reading_workers_alone(number, tmp_path):
+    records = tiny.write_records(tmp_path / "records")
+    run = {"steps": 5000, "workdir": str(tmp_path / "run"), "data": {"num_workers": 2}}
+    run["train"] = {"valid_every": 10_000, "checkpoint_every": 10_000}
+    run["ema"] = {"snapshot_every": 10_000}
+    with launching.started(records, [run], devices=1) as (process,):
+        _wait_for_steps(process, tmp_path / "run", 3, random)
+        os.killpg(process.pid, number)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output[-4000:]
+    assert "Traceback" not in output and "leaked" not in output and "ignored" not in output, output[-4000:]
+    last = read_history(tmp_path / "run")[-1]["step"]
+    assert 3 <= last < 5000
+    assert int(launching.leaves(records, run)["step"]) == last
+
+
+def test_reading_workers_end_with_a_killed_program(tmp_path):
+    records = tiny.write_records(tmp_path / "records")
+    run = {"steps": 5000, "workdir": str(tmp_path / "run"), "data": {"num_workers": 2}}
+    with launching.started(records, [run], devices=1) as (process,):
+        _wait_for_steps(process, tmp_path / "run", 3, random)
+        process.kill()
+        # The workers hold the other end of the pipe, which is read to its end here.
+        output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output, output[-4000:]

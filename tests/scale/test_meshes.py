@@ -147,3 +147,25 @@ def test_processes_agree_on_a_damaged_checkpoint(half, records, single, tmp_path
     launching.launch(records, [_run(workdir, mesh=SPLIT)], devices=4, processes=2)
     assert [path.name for path in (workdir / "damaged").iterdir()] == [str(HALF)]
     _assert_same_run(workdir, single)
+
+
+def test_processes_read_again_together(half, records, single, tmp_path):
+    workdir = shutil.copytree(half, tmp_path / "run")
+    launching.launch(
+        records, [_run(workdir, mesh=SPLIT, failing={"process": 1, "reads": 1})], devices=4, processes=2
+    )
+    assert not (workdir / "damaged").exists()
+    _assert_same_run(workdir, single)
+
+
+def test_a_checkpoint_that_one_process_cannot_read_ends_all(half, records, tmp_path):
+    workdir = shutil.copytree(half, tmp_path / "run")
+    run = _run(workdir, mesh=SPLIT, failing={"process": 1, "reads": 99})
+    with launching.started(records, [run], devices=4, processes=2) as workers:
+        outputs = [process.communicate(timeout=300)[0] for process in workers]
+    assert all(process.returncode == 1 for process in workers)
+    for output, reason in zip(
+        outputs, ("another process cannot read it now", "Input/output error"), strict=True
+    ):
+        assert f"checkpoints/{HALF}: " in output and reason in output and "Nothing was moved" in output
+    assert (workdir / f"checkpoints/{HALF}").is_dir() and not (workdir / "damaged").exists()

@@ -1,6 +1,7 @@
 """Run tiny training runs one after another in one process: worker.py JSON."""
 
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -15,6 +16,8 @@ from absl import flags
 from flowley_jax.common import distributed
 from flowley_jax.common.trees import named_leaves
 from flowley_jax.config import ExperimentConfig, LoraConfig, MeshConfig, StartConfig
+from flowley_jax.runs.stored_trees import reading
+from flowley_jax.training import checkpoint
 from flowley_jax.training.checkpoint import RunCheckpoints
 from flowley_jax.training.loop import train
 
@@ -29,6 +32,8 @@ def main(job) -> None:
         if "dump" in run:
             dump_checkpoint(config, workdir, run["dump"])
         else:
+            if run.get("failing", {}).get("process") == job["process"]:
+                fail_reads(run["failing"]["reads"])
             train(config, workdir)
 
 
@@ -47,6 +52,21 @@ def experiment(records: Path, run) -> ExperimentConfig:
         model=dataclasses.replace(config.model, **run.get("model", {})),
         train=dataclasses.replace(config.train, **run.get("train", {})),
     )
+
+
+def fail_reads(count: int) -> None:
+    """Let the disk of this process fail in its first `count` reads of arrays."""
+    read_arrays, failures = checkpoint.read_arrays, iter(range(count))
+
+    def failing(checkpointer, step, *args):
+        if next(failures, None) is None:
+            return read_arrays(checkpointer, step, *args)
+        # The read itself counts in every process.
+        read_arrays(checkpointer, step, *args)
+        with reading(checkpointer, step):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    checkpoint.read_arrays = failing
 
 
 def dump_checkpoint(config: ExperimentConfig, workdir: Path, path: str) -> None:

@@ -1,6 +1,7 @@
 """Sharding rules and mesh sizes, without devices."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,3 +94,58 @@ def test_a_single_process_reads_every_row():
     rows, group = tiny.layout(tiny.experiment("records")).batch_rows(4)
     np.testing.assert_array_equal(rows, [[0, 1, 2, 3]])
     assert group == 0
+
+
+class Device(SimpleNamespace):
+    """A device of another host."""
+
+    __hash__ = object.__hash__
+
+
+def _hosts(*counts, tensor=1):
+    """Return the layout of a mesh over hosts with these numbers of devices, in the place of the first one."""
+    devices = [Device(process_index=host) for host in np.repeat(range(len(counts)), counts).tolist()]
+    mesh = SimpleNamespace(
+        devices=np.reshape(devices, (-1, 1, tensor)),
+        shape={"data": len(devices) // tensor, "fsdp": 1, "tensor": tensor},
+    )
+
+    class OfHosts(Layout):
+        @property
+        def batch(self):
+            shards = len(devices) // tensor
+
+            def indices(shape):
+                size = shape[0] // shards
+                return {
+                    device: (slice(index // tensor * size, (index // tensor + 1) * size),)
+                    for index, device in enumerate(devices)
+                }
+
+            return SimpleNamespace(devices_indices_map=indices)
+
+    return OfHosts(mesh, "float32")
+
+
+def test_hosts_share_a_batch_evenly():
+    rows, group = _hosts(2, 2).batch_rows(8)
+    np.testing.assert_array_equal(rows, [[0, 1, 2, 3], [4, 5, 6, 7]])
+    assert group == 0
+    rows, _ = _hosts(2, 2, tensor=4).batch_rows(8)
+    np.testing.assert_array_equal(rows, [range(8)])
+
+
+@pytest.mark.parametrize(
+    ("layout", "numbers"),
+    [
+        (_hosts(1, 3), r"a batch of 12 evenly: processes 0 … 1 have 1, 3 devices, and read 3, 9 rows"),
+        (
+            _hosts(3, 3, tensor=2),
+            r"a batch of 12 evenly: processes 0 … 1 have 3, 3 devices, and read 8, 8 rows",
+        ),
+    ],
+    ids=["uneven", "overlapping"],
+)
+def test_hosts_that_cannot_share_a_batch_are_refused(layout, numbers):
+    with pytest.raises(FlowleyError, match=numbers):
+        layout.batch_rows(12)
