@@ -6,15 +6,18 @@ from pathlib import Path
 from absl import flags
 
 from flowley_jax.cli import run_main
+from flowley_jax.common.number_flags import define_int
+from flowley_jax.common.ranges import PROCESSES, Range
 from flowley_jax.config_flag import experiment_flag
 
 _CONFIG = experiment_flag("Training configuration.", default="impacts.py")
 _OUT = flags.DEFINE_string("out", "runs/demo", "Folder for all outputs; existing ones are reused.")
-_TRAIN_CLIPS = flags.DEFINE_integer("train_clips", 640, "Clips to train on.", lower_bound=1)
-_TEST_CLIPS = flags.DEFINE_integer(
-    "test_clips", 64, "Held-out clips to sample sound for and to score.", lower_bound=2
+# Ids of generated clips have five digits.
+_TRAIN_CLIPS = define_int("train_clips", 640, "Clips to train on.", Range(least=1, most=100_000))
+_TEST_CLIPS = define_int(
+    "test_clips", 64, "Held-out clips to sample sound for and to score.", Range(least=2, most=100_000)
 )
-_WORKERS = flags.DEFINE_integer("workers", 2, "Processes that generate and read clips.", lower_bound=1)
+_WORKERS = define_int("workers", 2, "Processes that generate and read clips.", PROCESSES)
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """The stages of the demonstration; each reuses what an earlier run of it wrote."""
 
 import dataclasses
+import functools
 import sys
 import time
 from pathlib import Path
@@ -18,12 +19,16 @@ from flowley_jax.demo.report import ReportClip, write_report
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.held_out import HeldOut, score_held_out
 from flowley_jax.media.read import read_audio
+from flowley_jax.sampling.made_files import MadeFiles, staged
 from flowley_jax.sampling.sampler import Sampler
 from flowley_jax.training.loop import train
 from flowley_jax.training.metrics import read_history
 
 SHOWN_CLIPS = 6
 OVERVIEW_CLIPS = 3
+# Says which report and picture in the folder this program made, and may therefore replace.
+MADE_FILES = "demo.jsonl"
+OWNER = "demo"
 # Explains the rows of `flowley_jax.evaluation.synchrony.compare` to readers of the report.
 MEANINGS = {
     "generated": "Onsets detected in the generated sound, compared with the true times within ±100 ms.",
@@ -68,9 +73,15 @@ def run_demonstration(
       workers: number of processes that generate and read clips.
 
     Raises:
-      FlowleyError: a stage failed, or the training was interrupted; run it again to resume.
+      FlowleyError: the folder holds a report of someone else, a stage failed, or the training was
+        interrupted; run it again to resume.
     """
     started = time.monotonic()
+    report, overview = out / "report.html", out / "overview.png"
+    made_files = MadeFiles(out / MADE_FILES)
+    for path in (report, overview):
+        if fault := made_files.fault(path, OWNER):
+            raise FlowleyError(fault)
     clips, records = prepare_clips(clip_set, out, workers=workers)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, records=str(records)))
     _heading("training")
@@ -82,12 +93,12 @@ def run_demonstration(
     for line in scored.failed:
         print(f"skipped: {line}", file=sys.stderr)
     figures = _figures(scored, seconds=time.monotonic() - started)
-    report = out / "report.html"
     _heading("writing the report")
-    _write_report(report, config, scored, sampler, clips, out)
-    draw_contact_sheet(clips, out / "overview.png", generated=out / "samples", clips=OVERVIEW_CLIPS)
+    with staged([report, overview], functools.partial(made_files.claim, OWNER)) as partials:
+        _write_report(partials[0], config, scored, sampler, clips, out)
+        draw_contact_sheet(clips, partials[1], generated=out / "samples", clips=OVERVIEW_CLIPS)
     print(f"videos with generated sound: {out / 'samples'}")
-    print(f"report: {report} (and a picture, {out / 'overview.png'})")
+    print(f"report: {report} (and a picture, {overview})")
     print(_table(scored))
     return {**figures, "samples": str(out / "samples"), "report": str(report)}
 

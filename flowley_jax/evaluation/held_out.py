@@ -49,17 +49,17 @@ def score_held_out(
     if not results.written:
         raise FlowleyError(f"{clips}: no clip of the split {split} could be sampled: {results.failed[0]}")
     rate = sampler.components.sample_rate
-    generated, unreadable = read_sounds(out, sample_rate=rate)
-    real, unreadable_real = read_sounds(clips / split, sample_rate=rate)
+    generated = read_sounds(out, sample_rate=rate)
+    real = read_sounds(clips / split, sample_rate=rate)
     rows = compare(
-        {name: wave for name, wave in generated.items() if name in results.written},
+        {name: wave for name, wave in generated.waves.items() if name in results.written},
         read_events(clips / "events.jsonl"),
         sample_rate=rate,
-        real=real,
+        real=real.waves,
         components=sampler.components,
     )
     return HeldOut(
         rows=rows,
         videos={name: paths[0] for name, paths in results.written.items()},
-        failed=[*results.failed, *unreadable, *unreadable_real],
+        failed=[*results.failed, *generated.unreadable, *real.unreadable],
     )

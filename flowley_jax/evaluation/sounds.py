@@ -1,41 +1,68 @@
 """Read the sounds of a folder, which are named by clip id."""
 
+import dataclasses
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES
+from flowley_jax.media.formats import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from flowley_jax.media.read import read_audio
+from flowley_jax.sampling.sample_log import SAMPLE_LOG_FILE
 
-SUFFIXES = (*AUDIO_SUFFIXES, *MUX_SUFFIXES)
+SUFFIXES = (*AUDIO_SUFFIXES, ".mp3", ".m4a", ".aac", ".ogg", ".opus", *VIDEO_SUFFIXES)
 
 
-def read_sounds(folder: Path, *, sample_rate: int) -> tuple[dict[str, np.ndarray], list[str]]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sounds:
+    """The sounds of a folder.
+
+    Attributes:
+      waves: float32 (N,) by clip id: the file name without extension, in the Unicode form NFC.
+      unreadable: one line for every file that cannot be used.
+      ignored: names of files whose suffix is not that of a sound or a video.
+    """
+
+    waves: dict[str, np.ndarray]
+    unreadable: list[str]
+    ignored: list[str]
+
+
+def read_sounds(folder: Path, *, sample_rate: int) -> Sounds:
     """Read all sound files and videos of a folder.
 
     Args:
-      folder: folder of the files; hidden files and other formats are skipped.
+      folder: folder of the files. Hidden files, folders in it and the log of the sampler are skipped;
+        suffixes count in any case.
       sample_rate: sample rate to resample to, in Hz.
-
-    Returns:
-      Waves, float32 (N,), by file name without extension, and one line for every file that cannot be read.
 
     Raises:
       FlowleyError: the folder is missing or holds no readable sound.
     """
     if not folder.is_dir():
         raise FlowleyError(f"{folder}: no such folder; sounds named by clip id are expected there")
-    waves, unreadable = {}, []
-    paths = [path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith(".")]
-    for path in sorted(paths):
-        if path.stem in waves:
-            unreadable.append(f"{path}: another sound in this folder is also called {path.stem}")
+    sounds = Sounds(waves={}, unreadable=[], ignored=[])
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if path.is_dir() or path.name == SAMPLE_LOG_FILE:
+            continue
+        if path.suffix.lower() not in SUFFIXES:
+            sounds.ignored.append(path.name)
+            continue
+        clip_id = one_form(path.stem)
+        if clip_id in sounds.waves:
+            sounds.unreadable.append(f"{path}: another sound in this folder is also called {path.stem}")
             continue
         try:
-            waves[path.stem] = read_audio(path, sample_rate=sample_rate)
+            sounds.waves[clip_id] = read_audio(path, sample_rate=sample_rate)
         except FlowleyError as error:
-            unreadable.append(str(error))
-    if not waves:
-        raise FlowleyError(f"{folder}: no readable sound among its {', '.join(SUFFIXES)} files")
-    return waves, unreadable
+            sounds.unreadable.append(str(error))
+    if not sounds.waves:
+        reason = f": {sounds.unreadable[0]}" if sounds.unreadable else ""
+        raise FlowleyError(f"{folder}: no readable sound among its {', '.join(SUFFIXES)} files{reason}")
+    return sounds
+
+
+def one_form(clip_id: str) -> str:
+    """Return an id in the Unicode form NFC: file systems and archives change names into other forms."""
+    return unicodedata.normalize("NFC", clip_id)

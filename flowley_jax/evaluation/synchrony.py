@@ -1,16 +1,20 @@
 """Score whether sound is in time with the picture: detected onsets against the times of visible events."""
 
+import codecs
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flowley_jax.audio.protocols import samples_for
+from flowley_jax.common.files import lfs_note
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.onsets import TOLERANCE, OnsetScore, aggregate, detect_onsets, match_onsets
+from flowley_jax.evaluation.sounds import one_form
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,31 +42,41 @@ class Synchrony:
       figures: precision, recall, f1 and median_abs_error_ms over all onsets of all clips.
       clips: the score of each clip, in the order of ids.
       left_out: ids of sounds without a true event, which are not scored.
+      missing: ids of clips with true events that have no sound, which are not scored either.
     """
 
     figures: dict[str, float | None]
     clips: list[ClipScore]
     left_out: list[str]
+    missing: list[str]
 
 
 def read_events(path: Path) -> dict[str, np.ndarray]:
     """Read true event times from the `events.jsonl` of generated clips.
 
     Returns:
-      Times in seconds, (events,), by clip id.
+      Times in seconds, (events,), by clip id in the Unicode form NFC.
 
     Raises:
-      FlowleyError: the file is missing, or a line does not parse; its number is named.
+      FlowleyError: the file cannot be read, a line does not parse, or an id occurs twice; the line is named.
     """
-    if not path.exists():
-        raise FlowleyError(f"{path}: no such file; the true event times are expected there")
-    events = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    try:
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8).removesuffix(b"\n")
+    except FileNotFoundError as error:
+        raise FlowleyError(f"{path}: no such file; the true event times are expected there") from error
+    except OSError as error:
+        raise FlowleyError(f"{path}: cannot be read ({error.strerror or error})") from error
+    events: dict[str, np.ndarray] = {}
+    # Not str.splitlines: it also splits at line separators within a JSON string.
+    for number, line in enumerate(content.split(b"\n"), start=1):
         try:
-            row = json.loads(line)
-            events[row["id"]] = np.asarray([impact["time"] for impact in row["impacts"]], np.float64)
-        except (ValueError, KeyError, TypeError) as error:
-            raise FlowleyError(f"{path}, line {number}: not an event row: {error}") from error
+            clip_id, times = _event_row(json.loads(line))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = lfs_note(path) or error
+            raise FlowleyError(f"{path}, line {number}: not an event row: {reason}") from error
+        if clip_id in events:
+            raise FlowleyError(f"{path}, line {number}: id {clip_id!r} occurs twice; ids must be unique")
+        events[clip_id] = times
     return events
 
 
@@ -95,6 +109,7 @@ def score_sounds(
         figures=aggregate([clip.score for clip in clips]),
         clips=clips,
         left_out=sorted(set(waves) - set(scored)),
+        missing=sorted(name for name, times in events.items() if len(times) and name not in waves),
     )
 
 
@@ -142,7 +157,8 @@ def compare(
 
     Returns:
       Scores by row: "generated"; "floor", for two clips or more; "real", with `real`; "ceiling", with
-      `real` and `components`.
+      `real` and `components`. The rows "real" and "ceiling" score only clips that "generated" scores, and
+      name those of them that have no real sound as missing.
 
     Raises:
       FlowleyError: no clip has both a sound and an event.
@@ -151,12 +167,30 @@ def compare(
     if len(rows["generated"].clips) > 1:
         rows["floor"] = score_against_others(rows["generated"], events, tolerance=tolerance)
     if real is not None:
-        same = {name: wave for name, wave in real.items() if name in generated}
-        rows["real"] = score_sounds(same, events, sample_rate=sample_rate, tolerance=tolerance)
+        scored = {clip.id: events[clip.id] for clip in rows["generated"].clips}
+        same = {name: wave for name, wave in real.items() if name in scored}
+        if not same:
+            raise FlowleyError("no real sound belongs to a clip whose generated sound is scored")
+        rows["real"] = score_sounds(same, scored, sample_rate=sample_rate, tolerance=tolerance)
         if components is not None:
             trips = {name: round_trip(wave, components) for name, wave in same.items()}
-            rows["ceiling"] = score_sounds(trips, events, sample_rate=sample_rate, tolerance=tolerance)
+            rows["ceiling"] = score_sounds(trips, scored, sample_rate=sample_rate, tolerance=tolerance)
     return rows
+
+
+def _event_row(row: Any) -> tuple[str, np.ndarray]:
+    """Return id and times of a row.
+
+    Raises:
+      ValueError, KeyError, TypeError: it is not an event row.
+    """
+    clip_id = row["id"]
+    if not isinstance(clip_id, str):
+        raise TypeError(f"id {clip_id!r} must be text")
+    times = np.asarray([impact["time"] for impact in row["impacts"]], np.float64)
+    if times.ndim != 1 or not (np.isfinite(times) & (times >= 0.0)).all():
+        raise ValueError("times must be finite numbers of seconds, at least 0")
+    return one_form(clip_id), times
 
 
 def _clip_score(name: str, detected: np.ndarray, events: np.ndarray, tolerance: float) -> ClipScore:

@@ -1,27 +1,49 @@
 """Read clips, sample their sounds and write them, clip by clip; existing sounds are kept."""
 
 import dataclasses
+import functools
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from flowley_jax.common.durations import format_duration
-from flowley_jax.common.files import name_errors
+from flowley_jax.common.files import check_new_file, name_errors, remove_partials
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.errors import FlowleyError
-from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES
+from flowley_jax.media.formats import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from flowley_jax.media.inputs import MediaError
+from flowley_jax.media.picture import check_picture
 from flowley_jax.media.read import read_frames
 from flowley_jax.media.write import mux_audio, write_audio
 from flowley_jax.sampling.inputs import InputClip
-from flowley_jax.sampling.sample_log import Request, SampleLog
-from flowley_jax.sampling.sampler import Clip, EncodedClip, Sampler
+from flowley_jax.sampling.made_files import staged
+from flowley_jax.sampling.memory import check_frames
+from flowley_jax.sampling.plan import (
+    WRITTEN_SUFFIXES,
+    Job,
+    Plan,
+    input_ids,
+    is_file,
+    log_plan,
+    make_plan,
+    replaces_input,
+    target_paths,
+)
+from flowley_jax.sampling.sample_log import SampleLog
+from flowley_jax.sampling.sampler import Clip, EncodedClip, Sampler, batches
 
 log = logging.getLogger(__name__)
 # Clips whose features are in memory at once.
 GROUP = 32
+# Suffixes that no folder has by intention.
+_OTHER_MEDIA = (*VIDEO_SUFFIXES, ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".gif")
+# What a clip can fail with while the program goes on; JAX reports memory that runs out with the last one.
+_CLIP_ERRORS = (FlowleyError, OSError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,26 +59,33 @@ class Results:
     failed: list[str]
 
 
-def check_out(out: Path, *, many: bool) -> None:
+def check_out(
+    out: Path, clips: Sequence[InputClip], *, num_samples: int = 1, overwrite: bool = False
+) -> None:
     """Check that sounds can be written to `out`, and create its folder.
 
     Args:
       out: a folder, or, for one clip, a file with the extension of a format that can be written.
-      many: whether there are several clips.
+      clips: the clips.
+      num_samples: number of sounds per clip.
+      overwrite: whether the file may exist.
 
     Raises:
-      FlowleyError: `out` is neither, or its folder cannot be created or written to.
+      FlowleyError: `out` is neither, is an input or, without `overwrite`, an existing file, or its folder
+        cannot be created or written to.
     """
-    known = (*MUX_SUFFIXES, *AUDIO_SUFFIXES)
-    if many and out.suffix in known:
+    many = len(clips) > 1
+    if many and is_file(out):
         raise FlowleyError(f"--out {out} is a file; for several clips it must be a folder")
-    if out.suffix and out.suffix not in known and not out.is_dir():
-        raise FlowleyError(
-            f"--out {out}: the extension must be one of {', '.join(known)}, or none for a folder"
-        )
-    if out.suffix in known and out.is_dir():
-        raise FlowleyError(f"--out {out}: is a folder, but has the suffix of a file")
-    folder = out.parent if out.suffix in known else out
+    if not is_file(out) and not out.is_dir() and out.suffix.lower() in _OTHER_MEDIA:
+        raise FlowleyError(f"--out {out}: the extension must be one of {', '.join(WRITTEN_SUFFIXES)}")
+    if is_file(out):
+        paths = target_paths(out, clips[0].id, "", num_samples)
+        if replaces_input(paths, input_ids(clips)):
+            raise FlowleyError(f"--out {out}: would replace the input video; choose another name")
+        for path in paths:
+            check_new_file(path, overwrite=overwrite)
+    folder = out.parent if is_file(out) else out
     with name_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
@@ -71,15 +100,18 @@ def write_sounds(
     suffix: str = ".mp4",
     seed: int = 0,
     num_samples: int = 1,
+    overwrite: bool = False,
 ) -> Results:
     """Sample sounds for clips and write them to the file `out`, or to `out`/<id><suffix> in a folder.
 
     With several samples, file names end in _0, _1, …. Clips that cannot be used are listed, and the others
-    are sampled. In a folder, `samples.jsonl` records how each file was made:
+    are sampled. In a folder, which no other process can sample to at the same time, `samples.jsonl` records
+    how each file was made:
 
     - A clip whose files were made in the same way from the same video is not sampled again.
     - Sounds that were made in a different way are replaced, and the log says so.
-    - Files that this function did not write are never replaced.
+    - Files that this function did not write for the same clip, or that were changed since, are never
+      replaced.
 
     Args:
       sampler: the model.
@@ -89,134 +121,149 @@ def write_sounds(
         for the sound only.
       seed: seed of the random draws.
       num_samples: number of sounds per clip.
+      overwrite: whether the file `out` may be replaced.
 
     Raises:
-      FlowleyError: an adaptive solver ran out of steps, or `samples.jsonl` cannot be written.
+      FlowleyError: the file `out` exists and `overwrite` is false, another process writes to the folder, or
+        `samples.jsonl` cannot be read.
     """
-    sample_log = None if _is_file(out) else SampleLog(out)
-    jobs = [_job(sampler, clip, _targets(out, clip, suffix, num_samples), seed) for clip in clips]
-    todo, results = _partition(jobs, sample_log)
-    _log_plan(todo, results, sample_log, out)
-    if sample_log:
-        sample_log.claim(path for job in todo for path in job.paths)
-    started, written, full_scale = time.monotonic(), 0, 0
-    for start in range(0, len(todo), GROUP):
-        group = {job.clip.id: job for job in todo[start : start + GROUP]}
-        encoded = _encode(sampler, group.values(), results.failed)
-        for clip, waves in sampler.sounds(encoded, seed=seed, num_samples=num_samples):
-            job = group[clip.id]
+    options = {"seed": seed, "num_samples": num_samples}
+    if is_file(out):
+        plan = make_plan(sampler, clips, out, None, suffix=suffix, **options)
+        for path in (path for job in plan.todo for path in job.paths):
+            check_new_file(path, overwrite=overwrite)
+        return _Run(sampler, plan, None, **options).results(out)
+    with lock_folder(out):
+        remove_partials(out)
+        sample_log = SampleLog(out)
+        plan = make_plan(sampler, clips, out, sample_log, suffix=suffix, **options)
+        return _Run(sampler, plan, sample_log, **options).results(out)
+
+
+class _Run:
+    """Samples and writes what a plan has to do."""
+
+    def __init__(
+        self, sampler: Sampler, plan: Plan, sample_log: SampleLog | None, *, seed: int, num_samples: int
+    ):
+        self._sampler = sampler
+        self._plan = plan
+        self._log = sample_log
+        self._seed = seed
+        self._num_samples = num_samples
+        self._results = Results(written=dict(plan.done), failed=list(plan.failed))
+        # The lines at the end of a run of many clips may never be printed.
+        self._says_failures_at_once = len(plan.todo) + len(plan.failed) > 1
+
+    def results(self, out: Path) -> Results:
+        """Return the results when all is done."""
+        if self._says_failures_at_once:
+            for line in self._plan.failed:
+                log.info("failed: %s", line)
+        log_plan(self._plan, self._log, out)
+        todo, started, written, full_scale = self._plan.todo, time.monotonic(), 0, 0
+        for job, waves in self._sounds():
             try:
-                _write(job, waves, sampler.components.sample_rate)
+                _write(job, waves, self._sampler.components.sample_rate, self._log)
+                if self._log:
+                    self._log.add(job.request)
             except FlowleyError as error:
-                results.failed.append(str(error))
+                self._add_failure(str(error))
                 continue
-            if sample_log:
-                sample_log.add(job.request)
-            results.written[clip.id] = job.paths
+            self._results.written[job.clip.id] = job.paths
             written += 1
             full_scale += int((np.abs(waves).max(axis=1) >= 1.0).sum())
             left = (time.monotonic() - started) / written * (len(todo) - written)
             log.info("%d/%d %s, %s left", written, len(todo), job.paths[0], format_duration(left))
-    if full_scale:
-        log.info(
-            "%d of %d sounds reach full scale: louder peaks were turned down or clipped",
-            full_scale,
-            written * num_samples,
-        )
-    return results
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """A clip, the files to write, and all that their content depends on."""
-
-    clip: InputClip
-    paths: list[Path]
-    request: Request
-
-
-def _job(sampler: Sampler, clip: InputClip, paths: list[Path], seed: int) -> _Job:
-    stat = clip.path.stat() if clip.path.exists() else None
-    video = stat and {"name": clip.path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    request = {
-        "id": clip.id,
-        "files": [path.name for path in paths],
-        "prompt": clip.prompt,
-        "seed": seed,
-        "video": video,
-        "settings": dataclasses.asdict(sampler.settings),
-        "weights": dict(sampler.origin),
-    }
-    return _Job(clip, paths, request)
-
-
-def _partition(jobs: Sequence[_Job], sample_log: SampleLog | None) -> tuple[list[_Job], Results]:
-    """Return the clips to sample, and the results of the others."""
-    todo, results = [], Results(written={}, failed=[])
-    for job in jobs:
-        video = job.clip.path
-        if sample_log and sample_log.is_done(job.request, job.paths):
-            results.written[job.clip.id] = job.paths
-        elif any(path.exists() and video.exists() and path.samefile(video) for path in job.paths):
-            results.failed.append(f"{video}: the output would replace the input video")
-        elif sample_log and (foreign := sample_log.foreign(job.paths)):
-            results.failed.append(
-                f"{foreign[0]}: already exists and was not written by this program; remove it or change --out"
+        if full_scale:
+            log.info(
+                "%d of %d sounds reach full scale: louder peaks were turned down or clipped",
+                full_scale,
+                written * self._num_samples,
             )
-        else:
-            todo.append(job)
-    return todo, results
+        return self._results
 
+    def _sounds(self) -> Iterator[tuple[Job, np.ndarray]]:
+        """Yield jobs with their waves (num_samples, N)."""
+        todo = self._plan.todo
+        for start in range(0, len(todo), GROUP):
+            group = {job.clip.id: job for job in todo[start : start + GROUP]}
+            encoded = list(self._encoded(list(group.values())))
+            for batch in batches(encoded, self._sampler.batch_size(self._num_samples)):
+                for clip, waves in self._sampled(batch, group):
+                    yield group[clip.id], waves
 
-def _log_plan(todo: Sequence[_Job], results: Results, sample_log: SampleLog | None, out: Path) -> None:
-    """Log what is reused, what is replaced, and which clips have no prompt."""
-    if results.written:
-        count = len(results.written) + len(results.failed) + len(todo)
-        log.info("%d of %d clips already have their sound in %s", len(results.written), count, out)
-    replaced = [job for job in todo if sample_log and any(path.exists() for path in job.paths)]
-    if sample_log and replaced:
-        # A dict keeps the order of first appearance.
-        changes = dict.fromkeys(change for job in replaced for change in sample_log.changes(job.request))
-        made_with = f", made with {', '.join(changes)}" if changes else ""
-        clips = "1 clip" if len(replaced) == 1 else f"{len(replaced)} clips"
-        log.info("replacing earlier sounds of %s in %s%s", clips, out, made_with)
-    unprompted = sum(not job.clip.prompt.strip() for job in todo)
-    if unprompted:
-        log.info("no prompt for %d of %d clips: their sound follows the picture only", unprompted, len(todo))
+    def _encoded(self, jobs: Sequence[Job]) -> Iterator[EncodedClip]:
+        """Yield the features of the clips that can be used."""
+        for job in jobs:
+            try:
+                _check_picture(job, in_folder=self._log is not None)
+                yield _encode(self._sampler, job.clip)
+            except _CLIP_ERRORS as error:
+                self._add_failure(_line(job.clip.path, error))
 
-
-def _encode(sampler: Sampler, jobs: Iterable[_Job], failed: list[str]) -> list[EncodedClip]:
-    """Return the features of the clips that can be used; append a line to `failed` for each other clip."""
-    encoded = []
-    components = sampler.components
-    for job in jobs:
+    def _sampled(
+        self, batch: Sequence[EncodedClip], jobs: Mapping[str, Job]
+    ) -> list[tuple[EncodedClip, np.ndarray]]:
+        """Return the clips of a batch with their waves; if the batch fails, they are sampled one by one."""
         try:
-            frames = read_frames(
-                job.clip.path, fps=components.video_fps, size=components.video_encoder.frame_size
-            )
-            encoded.append(sampler.encode(Clip(id=job.clip.id, frames=frames, prompt=job.clip.prompt)))
-        except FlowleyError as error:
-            failed.append(str(error))
-    return encoded
+            return list(self._sampler.sounds(batch, seed=self._seed, num_samples=self._num_samples))
+        except _CLIP_ERRORS as error:
+            if len(batch) == 1:
+                self._add_failure(_line(jobs[batch[0].id].clip.path, error))
+                return []
+        log.info("a batch of %d clips failed; sampling them one by one", len(batch))
+        return [sound for clip in batch for sound in self._sampled([clip], jobs)]
+
+    def _add_failure(self, line: str) -> None:
+        self._results.failed.append(line)
+        if self._says_failures_at_once:
+            log.info("failed: %s", line)
 
 
-def _is_file(out: Path) -> bool:
-    return out.suffix in (*AUDIO_SUFFIXES, *MUX_SUFFIXES)
+def _check_picture(job: Job, *, in_folder: bool) -> None:
+    """Check before the sampling, which takes long, that the new file can hold the picture."""
+    out = job.paths[0]
+    if out.suffix.lower() in AUDIO_SUFFIXES:
+        return
+    try:
+        check_picture(job.clip.path, out)
+    except MediaError:
+        raise
+    except FlowleyError as error:
+        hint = " (such as --kind mkv)" if in_folder else ""
+        raise FlowleyError(f"{error}{hint}") from error
 
 
-def _targets(out: Path, clip: InputClip, suffix: str, num_samples: int) -> list[Path]:
-    single = out if _is_file(out) else out / f"{clip.id}{suffix}"
-    if num_samples == 1:
-        return [single]
-    return [single.with_name(f"{single.stem}_{n}{single.suffix}") for n in range(num_samples)]
+def _encode(sampler: Sampler, clip: InputClip) -> EncodedClip:
+    """Return the features of a clip. Its frames take much more memory, and are gone then."""
+    fps, size = sampler.components.video_fps, sampler.components.video_encoder.frame_size
+    check_frames(clip.path, fps=fps, size=size)
+    frames = read_frames(clip.path, fps=fps, size=size)
+    return sampler.encode(Clip(id=clip.id, frames=frames, prompt=clip.prompt))
 
 
-def _write(job: _Job, waves: np.ndarray, sample_rate: int) -> None:
-    """Write the waves (num_samples, N) of one clip."""
-    for path, wave in zip(job.paths, waves, strict=True):
-        with name_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix in AUDIO_SUFFIXES:
-            write_audio(path, wave, sample_rate)
-        else:
-            mux_audio(job.clip.path, wave, sample_rate, path)
+def _write(job: Job, waves: np.ndarray, sample_rate: int, sample_log: SampleLog | None) -> None:
+    """Write the waves (num_samples, N) of one clip; the files get their names when all are complete."""
+    claim = functools.partial(sample_log.claim, job.clip.id) if sample_log else None
+    with staged(job.paths, claim) as partials:
+        for path, partial, wave in zip(job.paths, partials, waves, strict=True):
+            with name_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if partial.suffix in AUDIO_SUFFIXES:
+                    write_audio(partial, wave, sample_rate)
+                else:
+                    mux_audio(job.clip.path, wave, sample_rate, partial)
+            except FlowleyError as error:
+                raise FlowleyError(str(error).replace(str(partial), str(path))) from error
+
+
+def _line(path: Path, error: Exception) -> str:
+    """Return one line that names the clip."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, FlowleyError):
+        return text if str(path) in text else f"{path}: {text}"
+    if isinstance(error, OSError):
+        return f"{path}: cannot be read ({error.strerror or text})"
+    return f"{path}: no sound could be sampled ({text[:200]})"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from flowley_jax.audio.latent_space import LatentSpace
 from flowley_jax.config import SampleConfig
 from flowley_jax.data.component_registry import Role, pretrained_component
 from flowley_jax.data.components import Components
@@ -40,6 +41,7 @@ def load_published(
     bundles = _open_bundles(folder)
     components = _components(bundles, dtype, source=str(folder))
     _check_sizes(bundles["flowley"].config, components, folder)
+    _check_latent_space(bundles["flowley"], components)
     model = bundles["flowley"].load(dtype=dtype)
     components = dataclasses.replace(
         components,
@@ -89,6 +91,16 @@ def _check_sizes(config: ModelConfig, components: Components, folder: Path) -> N
     ]
     if problems:
         raise FlowleyError(f"{folder}: the bundles do not fit together: {'; '.join(problems)}")
+
+
+def _check_latent_space(flowley: Bundle, components: Components) -> None:
+    """Check that the codec is the network's, if the network's file names one; the published file does not."""
+    found, expected = LatentSpace.from_notes(flowley.notes()), components.latent_space
+    if found and found != expected:
+        raise FlowleyError(
+            f"{flowley.folder}: is for latents of {found}, and the folder's codec is {expected}; together "
+            "they make noise"
+        )
 
 
 def _open_bundles(folder: Path) -> dict[str, Bundle]:

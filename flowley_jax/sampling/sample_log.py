@@ -1,14 +1,16 @@
 """`samples.jsonl`: how each sound of a folder was made."""
 
 import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowley_jax.common.files import name_errors
 from flowley_jax.common.jsonl import append_json, read_jsonl
 from flowley_jax.common.trees import flatten_mapping
+from flowley_jax.sampling.made_files import MadeFiles, is_made_row
 
+log = logging.getLogger(__name__)
 SAMPLE_LOG_FILE = "samples.jsonl"
 Request = dict[str, Any]
 
@@ -17,65 +19,70 @@ class SampleLog:
     """The log of the sounds in one folder.
 
     A row with an id is a request: everything that the files of one clip depend on. It is appended once the
-    files are complete. A row without an id claims files before they are written; after a crash, a later run
-    may therefore replace them.
+    files are complete. The other rows are those of `MadeFiles`, each appended just before the files of a clip
+    get their names; until the request follows, the files of that clip are incomplete.
     """
 
     def __init__(self, folder: Path):
         """
         Args:
-          folder: folder of the sounds; it is created if needed.
+          folder: folder of the sounds.
 
         Raises:
-          FlowleyError: the folder cannot be created, or its log cannot be read.
+          FlowleyError: the log exists but cannot be read.
         """
-        self._folder = folder
         self._path = folder / SAMPLE_LOG_FILE
-        with name_errors(self._path):
-            folder.mkdir(parents=True, exist_ok=True)
-        rows = read_jsonl(self._path)
-        self._requests: dict[str, Request] = {row["id"]: row for row in rows if "id" in row}
-        self._names = {name for row in rows for name in row.get("files", ())}
+        self.made_files = MadeFiles(self._path)
+        # The last request of each clip, and the clips whose files are complete.
+        self._requests: dict[str, Request] = {}
+        self._complete: set[str] = set()
+        ignored = 0
+        for row in read_jsonl(self._path):
+            if _is_request(row):
+                self._requests[row["id"]] = row
+                self._complete.add(row["id"])
+            elif is_made_row(row):
+                self._complete.discard(row["clip"])
+            else:
+                ignored += 1
+        if ignored:
+            log.info("%s: %d rows are not of this program and are ignored", self._path, ignored)
 
     def is_done(self, request: Request, paths: Sequence[Path]) -> bool:
         """Return whether the files exist and were made by an equal request."""
-        is_same = _as_json(request) == self._requests.get(request["id"])
+        name = request["id"]
+        is_same = name in self._complete and _as_json(request) == self._requests[name]
         return is_same and all(path.exists() for path in paths)
-
-    def foreign(self, paths: Iterable[Path]) -> list[Path]:
-        """Return the paths that exist although no run claimed them: this program did not write them."""
-        return [path for path in paths if path.name not in self._names and path.exists()]
 
     def changes(self, request: Request) -> list[str]:
         """Return what was different in the clip's earlier request, such as "guidance 2.0"."""
         earlier = self._requests.get(request["id"])
         return [] if earlier is None else _changes(earlier, _as_json(request))
 
-    def claim(self, paths: Iterable[Path]) -> None:
-        """Record that files are about to be written.
-
-        Raises:
-          FlowleyError: the log cannot be written.
-        """
-        names = sorted({path.name for path in paths} - self._names)
-        if names:
-            append_json(self._path, {"files": names})
-            self._names.update(names)
+    def claim(self, clip_id: str, made: Mapping[Path, str]) -> None:
+        """Record that files of a clip are about to get their names; see `MadeFiles.claim`."""
+        self.made_files.claim(clip_id, made)
+        self._complete.discard(clip_id)
 
     def add(self, request: Request) -> None:
-        """Record that the files of a request are written.
+        """Record that the files of a request are complete.
 
         Raises:
           FlowleyError: the log cannot be written.
         """
         append_json(self._path, request)
         self._requests[request["id"]] = _as_json(request)
+        self._complete.add(request["id"])
+
+
+def _is_request(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("id"), str) and isinstance(row.get("settings"), dict)
 
 
 def _changes(earlier: Request, now: Request) -> list[str]:
     changes = [
         f"{name} {value}"
-        for name, value in flatten_mapping(earlier.get("settings", {}))
+        for name, value in flatten_mapping(earlier["settings"])
         if value != dict(flatten_mapping(now["settings"])).get(name)
     ]
     if earlier.get("seed") != now["seed"]:

@@ -9,18 +9,27 @@ from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import librosa
 import numpy as np
 from flax import nnx
 
+from flowley_jax.common.ranges import SEEDS
 from flowley_jax.config import SampleConfig
-from flowley_jax.data.components import Components, components_file
-from flowley_jax.flow.sampler import item_key, sample_latents
+from flowley_jax.data.components import Components
+from flowley_jax.errors import FlowleyError
+from flowley_jax.flow.sampler import item_key, latents_program, sample_latents
 from flowley_jax.model.flowley import abstract_model
 from flowley_jax.runs.weights import averaged_weights, with_adapters
-from flowley_jax.runs.workdir import components_folder, read_config
+from flowley_jax.runs.workdir import load_components, read_config
+from flowley_jax.sampling.memory import check_memory, free_device_memory
 
 log = logging.getLogger(__name__)
 BATCH_SIZE = 8
+# The memory for attention grows with the square of the length. The estimate costs a compilation, so it is
+# made only for sounds that are longer than this.
+_ESTIMATED_SECONDS = 30.0
+# Latents further from the mean of all latents than this many standard deviations are no sound.
+_FARTHEST_LATENT = 100.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,11 @@ class Clip:
     id: str
     frames: np.ndarray
     prompt: str = ""
+
+    def __post_init__(self):
+        for name in ("id", "prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise FlowleyError(f"{name}={getattr(self, name)!r} of a clip must be text, '' for none")
 
     @property
     def video_length(self) -> int:
@@ -117,16 +131,16 @@ class Sampler:
         if adapter:
             weights = with_adapters(weights, Path(adapter), factor=adapter_factor)
         variables = (weights.parameters, weights.constants)
-        folder = components_folder(workdir)
+        components = load_components(workdir)
         return cls(
             graphdef=abstract_model(weights.config)[0],
             variables=jax.tree.map(jnp.asarray, variables),
-            components=Components.load(folder),
+            components=components,
             settings=settings,
             weights_path=str(workdir),
             origin={
                 "step": weights.step,
-                "digest": _digest(variables, components_file(folder)),
+                "digest": _digest(variables, components),
             },
         )
 
@@ -171,7 +185,7 @@ class Sampler:
           float32 (num_samples, N) at `components.sample_rate`, as long as the video.
 
         Raises:
-          FlowleyError: the prompt is too long for the text encoder, or an adaptive solver ran out of steps.
+          FlowleyError: as for `sounds`.
         """
         clip = Clip(id=clip_id, frames=frames, prompt=prompt)
         _, waves = next(self.sounds([clip], seed=seed, num_samples=num_samples))
@@ -191,13 +205,28 @@ class Sampler:
           A clip and its waves, float32 (num_samples, N), as soon as they are sampled.
 
         Raises:
-          FlowleyError: a prompt is too long for the text encoder, or an adaptive solver ran out of steps.
+          FlowleyError: `seed` or `num_samples` is out of range, a prompt is too long for the text encoder,
+            frames have the wrong shape or type, an adaptive solver ran out of steps, a sound is not finite,
+            or a long video needs more memory than the device has.
         """
-        size = max(1, BATCH_SIZE // num_samples)
-        for batch in _batches(clips, size):
+        if fault := SEEDS.fault(seed):
+            raise FlowleyError(f"seed={seed} {fault}")
+        size = self.batch_size(num_samples)
+        for batch in batches(clips, size):
             encoded = [clip if isinstance(clip, EncodedClip) else self.encode(clip) for clip in batch]
             waves = self._sample_batch(encoded, seed=seed, num_samples=num_samples, size=size)
             yield from zip(batch, waves, strict=True)
+
+    @staticmethod
+    def batch_size(num_samples: int) -> int:
+        """Return how many clips are sampled together.
+
+        Raises:
+          FlowleyError: `num_samples` is not a number from 1 on.
+        """
+        if not isinstance(num_samples, int | np.integer) or num_samples < 1:
+            raise FlowleyError(f"num_samples={num_samples!r} must be a whole number, at least 1")
+        return max(1, BATCH_SIZE // int(num_samples))
 
     def encode(self, clip: Clip) -> EncodedClip:
         """Return the features of a clip; without a prompt, its text features are the model's empty text.
@@ -226,27 +255,64 @@ class Sampler:
             np.asarray([clip.text_len for clip in padded], np.int32),
         )
         keys = jnp.stack([item_key(seed, clip.id, n) for clip in padded for n in range(num_samples)])
-        video_length = clips[0].video_length
+        features = tuple(jnp.asarray(np.repeat(array, num_samples, axis=0)) for array in features)
+        names = ", ".join(clip.id or "the clip" for clip in clips)
+        latents = self._latents(keys, features, names)[: len(clips) * num_samples]
+        waves = self._decoded(latents, names)
+        seconds = clips[0].video_length / self.components.video_fps
+        waves = fit_length(waves, round(seconds * self.components.sample_rate))
+        return waves.reshape(len(clips), num_samples, -1)
+
+    def _latents(self, keys: jax.Array, features: tuple[jax.Array, ...], names: str) -> np.ndarray:
+        """Return the latents (B, Ta, C) for B keys and the features of B clips of one length."""
+        video_length = features[0].shape[1]
         seconds = video_length / self.components.video_fps
+        options = {
+            "audio_length": self.components.audio_length_for(seconds),
+            "guidance": float(self.settings.guidance),
+            "solver": self.settings.solver,
+        }
         if (len(keys), video_length) not in self._compiled:
+            if seconds > _ESTIMATED_SECONDS:
+                self._check_memory(keys, features, options, f"{names}: sound of {seconds:.0f} s")
             self._compiled.add((len(keys), video_length))
             log.info("compiling for %d × %.2f s of sound …", len(keys), seconds)
-        solution = sample_latents(
-            self.graphdef,
-            self.variables,
-            keys,
-            *(jnp.asarray(np.repeat(array, num_samples, axis=0)) for array in features),
-            audio_length=self.components.audio_length_for(seconds),
-            guidance=self.settings.guidance,
-            solver=self.settings.solver,
-        )
+        solution = sample_latents(self.graphdef, self.variables, keys, *features, **options)
         log.info(
             "%d × %.2f s of sound: %d network evaluations", len(keys), seconds, int(solution.evaluations)
         )
-        latents = np.asarray(solution.latent)[: len(clips) * num_samples]
-        waves = self.components.decode_audio(latents)
-        waves = fit_length(waves, round(seconds * self.components.sample_rate))
-        return waves.reshape(len(clips), num_samples, -1)
+        return np.asarray(solution.latent)
+
+    def _check_memory(
+        self, keys: jax.Array, features: tuple[jax.Array, ...], options: dict[str, Any], what: str
+    ) -> None:
+        program: Any = latents_program.lower(self.graphdef, self.variables, keys, *features, **options)
+        # Not every backend analyses its programs.
+        if analysis := program.compile().memory_analysis():
+            check_memory(analysis.temp_size_in_bytes, free_device_memory(), what)
+
+    def _decoded(self, latents: np.ndarray, names: str) -> np.ndarray:
+        """Return the waves (B, N) of latents (B, Ta, C).
+
+        Raises:
+          FlowleyError: latents or waves are not finite, or the latents are far from those of any sound.
+        """
+        components = self.components
+        distance = np.abs((latents - components.latent_mean) / components.latent_std)
+        # A comparison with NaN is false.
+        if (distance <= _FARTHEST_LATENT).all():
+            try:
+                waves = components.decode_audio(latents)
+            except librosa.ParameterError:
+                # Griffin-Lim refuses magnitudes that are not finite.
+                waves = np.full(1, np.nan)
+            if np.isfinite(waves).all():
+                return waves
+        raise FlowleyError(
+            f"{names}: the network's result is no sound (its latents are up to {distance.max():.3g} standard "
+            f"deviations from the mean); lower the guidance, which is {self.settings.guidance:g}, or use "
+            "other weights"
+        )
 
 
 def fit_length(waves: np.ndarray, samples: int) -> np.ndarray:
@@ -255,7 +321,7 @@ def fit_length(waves: np.ndarray, samples: int) -> np.ndarray:
     return np.pad(waves, ((0, 0), (0, missing)))[:, :samples]
 
 
-def _batches(clips: Sequence[AnyClip], size: int) -> Iterator[list[AnyClip]]:
+def batches(clips: Sequence[AnyClip], size: int) -> Iterator[list[AnyClip]]:
     """Yield batches of at most `size` clips of equal length."""
     by_length: dict[int, list[AnyClip]] = {}
     for clip in clips:
@@ -265,8 +331,8 @@ def _batches(clips: Sequence[AnyClip], size: int) -> Iterator[list[AnyClip]]:
             yield group[start : start + size]
 
 
-def _digest(variables: Any, components: Path) -> str:
-    digest = hashlib.sha256(components.read_bytes())
+def _digest(variables: Any, components: Components) -> str:
+    digest = hashlib.sha256(components.identity.encode())
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]

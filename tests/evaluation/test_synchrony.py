@@ -1,11 +1,12 @@
 """Onset detection, matching, and the scores of folders of sounds."""
 
 import json
-import sys
+import unicodedata
 
-import children
 import numpy as np
 import pytest
+import shell
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
@@ -166,7 +167,7 @@ def test_true_sounds_score_one_and_sounds_without_events_are_left_out():
     scores = score_sounds(waves, {"a": A, "b": B, "c": C, "silent": np.zeros(0)}, sample_rate=RATE)
     assert scores.figures["f1"] == 1.0 and scores.figures["median_abs_error_ms"] < 10.0
     assert [clip.id for clip in scores.clips] == ["a", "b"]
-    assert scores.left_out == ["silent", "unknown"]
+    assert scores.left_out == ["silent", "unknown"] and scores.missing == ["c"]
 
 
 def test_no_clip_with_sound_and_events_is_an_error():
@@ -194,6 +195,11 @@ def test_a_comparison_has_the_rows_that_its_inputs_allow(components):
     assert rows["real"].figures["f1"] == 1.0
     assert rows["ceiling"].figures["f1"] >= 0.9
     assert [clip.id for clip in rows["ceiling"].clips] == ["a", "b"]
+    assert rows["real"].missing == rows["ceiling"].missing == []
+    fewer = compare(late, events, sample_rate=RATE, real={"b": _hits(B), "more": _hits(C)})
+    assert [clip.id for clip in fewer["real"].clips] == ["b"] and fewer["real"].missing == ["a"]
+    with pytest.raises(FlowleyError, match="no real sound belongs to a clip"):
+        compare(late, events, sample_rate=RATE, real={"more": _hits(C)})
     assert list(compare({"a": _hits(A)}, events, sample_rate=RATE)) == ["generated"]
     assert list(compare(late, events, sample_rate=RATE, real=real)) == ["generated", "floor", "real"]
     wide = compare(late, events, sample_rate=RATE, tolerance=0.25)
@@ -226,6 +232,12 @@ def test_events_are_read_by_id(tmp_path):
         '{"id": "a", "impacts": [{"object": "ball"}]}',
         '{"id": "a", "impacts": [3]}',
         '{"id": "a", "impacts": [{"time": "soon"}]}',
+        '{"id": "a", "impacts": [{"time": NaN}]}',
+        '{"id": "a", "impacts": [{"time": -1}]}',
+        '{"id": "a", "impacts": [{"time": [1, 2]}]}',
+        '{"id": 3, "impacts": []}',
+        '{"id": ["a"], "impacts": []}',
+        "[" * 100_000,
     ],
 )
 def test_a_bad_event_row_is_named_by_file_and_line(tmp_path, line):
@@ -234,6 +246,33 @@ def test_a_bad_event_row_is_named_by_file_and_line(tmp_path, line):
     with pytest.raises(FlowleyError, match="line 2: not an event row") as caught:
         read_events(path)
     assert str(caught.value).startswith(f"{path}, line 2") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"id": "\xff", "impacts": []}\n', "line 1: not an event row"),
+        (b'{"id": "a", "impacts": []}\n{"id": "a", "impacts": []}\n', "line 2: id 'a' occurs twice"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
+    ],
+)
+def test_a_wrong_event_file_is_refused(tmp_path, content, reason):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(FlowleyError, match=reason):
+        read_events(path)
+    with pytest.raises(FlowleyError, match="cannot be read"):
+        read_events(tmp_path)
+
+
+def test_ids_match_in_either_unicode_form(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "é\u2028") for form in ("NFC", "NFD"))
+    path = tmp_path / "events.jsonl"
+    for row in ({"id": composed, "impacts": []}, {"id": decomposed, "impacts": []}):
+        path.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8-sig")
+        assert list(read_events(path)) == [composed]
+    write_audio(tmp_path / f"{decomposed}.wav", _hits(A), RATE)
+    assert list(read_sounds(tmp_path, sample_rate=RATE).waves) == [composed]
 
 
 def test_a_missing_event_file_is_named(tmp_path):
@@ -246,19 +285,32 @@ def test_unreadable_sounds_are_named_and_the_others_are_read(tmp_path):
     write_audio(tmp_path / "c.flac", _hits(C), RATE)
     (tmp_path / "b.mp4").write_text("no video")
     (tmp_path / "notes.txt").write_text("no sound")
+    (tmp_path / "samples.jsonl").write_text("{}")
     (tmp_path / ".d.partial.wav").write_bytes(b"")
-    waves, unreadable = read_sounds(tmp_path, sample_rate=RATE)
-    assert list(waves) == ["a", "c"]
-    np.testing.assert_allclose(waves["a"], np.clip(_hits(A), -1, 1), atol=1.1 / 32768)
-    (line,) = unreadable
+    (tmp_path / "folder.wav").mkdir()
+    wave = _hits(B)
+    wave[123] = np.nan
+    soundfile.write(tmp_path / "nan.wav", wave, RATE, subtype="FLOAT")
+    sounds = read_sounds(tmp_path, sample_rate=RATE)
+    assert list(sounds.waves) == ["a", "c"] and sounds.ignored == ["notes.txt"]
+    np.testing.assert_allclose(sounds.waves["a"], np.clip(_hits(A), -1, 1), atol=1.1 / 32768)
+    line, not_finite = sounds.unreadable
     assert line.startswith(f"{tmp_path / 'b.mp4'}: ")
+    assert not_finite.startswith(f"{tmp_path / 'nan.wav'}: ") and "NaN" in not_finite
+
+
+def test_suffixes_count_in_any_case(tmp_path):
+    for name in ("a.WAV", "b.Flac"):
+        write_audio(tmp_path / name, _hits(A), RATE)
+    assert list(read_sounds(tmp_path, sample_rate=RATE).waves) == ["a", "b"]
 
 
 def test_a_second_sound_of_one_name_is_reported(tmp_path):
     write_audio(tmp_path / "a.flac", _hits(A), RATE)
     write_audio(tmp_path / "a.wav", _hits(B), RATE)
-    waves, (line,) = read_sounds(tmp_path, sample_rate=RATE)
-    np.testing.assert_allclose(waves["a"], _hits(A).clip(-1, 1), atol=1.1 / 32768)
+    sounds = read_sounds(tmp_path, sample_rate=RATE)
+    np.testing.assert_allclose(sounds.waves["a"], _hits(A).clip(-1, 1), atol=1.1 / 32768)
+    (line,) = sounds.unreadable
     assert line.startswith(f"{tmp_path / 'a.wav'}: another sound")
 
 
@@ -270,8 +322,7 @@ def test_a_folder_without_a_sound_is_refused(tmp_path):
 
 
 def _evaluate(*flags):
-    command = [sys.executable, "-m", "flowley_jax.evaluate", *map(str, flags)]
-    return children.run(command)
+    return shell.run("flowley_jax.evaluate", *flags)
 
 
 def test_the_command_prints_the_scores_as_json(tmp_path):
@@ -280,18 +331,25 @@ def test_the_command_prints_the_scores_as_json(tmp_path):
     for name, instants in (("a", A), ("b", B)):
         write_audio(sounds / f"{name}.wav", _hits(instants), RATE)
     (sounds / "c.mp4").write_bytes(b"")
+    (sounds / "notes.txt").touch()
+    real = tmp_path / "real"
+    real.mkdir()
+    write_audio(real / "b.WAV", _hits(B), RATE)
     rows = [{"id": n, "impacts": [{"time": t} for t in i]} for n, i in (("a", A), ("b", B), ("c", C))]
     events.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = _evaluate(
-        "--sounds", sounds, "--events", events, "--real", sounds, "--out", tmp_path / "n/o.json"
-    )
+    result = _evaluate("--sounds", sounds, "--events", events, "--real", real, "--out", tmp_path / "n/o.json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert json.loads((tmp_path / "n/o.json").read_text()) == report
     assert (report["clips"], report["tolerance_s"], report["left_out"]) == (2, 0.1, [])
     assert report["generated"]["f1"] == report["real"]["f1"] == 1.0
     assert report["floor"]["f1"] < 0.5
-    assert all("c.mp4" in line for line in report["unreadable"]) and report["unreadable"]
+    assert [report[row]["clips"] for row in ("generated", "floor", "real")] == [2, 2, 1]
+    assert (report["missing"], report["missing_real"]) == (["c"], ["a"])
+    (line,) = report["unreadable"]
+    assert "c.mp4" in line and report["ignored"] == ["notes.txt"]
+    for words in ("without a sound, which are not scored: 1 (c)", "without a real sound", "notes.txt"):
+        assert words in result.stderr
 
 
 def test_the_command_fails_in_one_line(tmp_path):
@@ -300,3 +358,8 @@ def test_the_command_fails_in_one_line(tmp_path):
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("error:") and str(tmp_path / "none") in line
+    older = tmp_path / "figures.json"
+    older.write_text("mine")
+    result = _evaluate("--sounds", tmp_path, "--events", tmp_path / "events.jsonl", "--out", older)
+    assert result.returncode == 2 and older.read_text() == "mine"
+    assert f"{older}: already exists" in result.stderr and "--overwrite" in result.stderr

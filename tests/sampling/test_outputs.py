@@ -4,16 +4,18 @@ import dataclasses
 import json
 import logging
 import os
+import weakref
 
 import numpy as np
 import pytest
 import tiny
 
+from flowley_jax.common.locks import LOCK_FILE
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.read import probe, read_audio
 from flowley_jax.media.write import write_video
-from flowley_jax.sampling import Sampler
+from flowley_jax.sampling import Sampler, outputs
 from flowley_jax.sampling.inputs import InputClip
 from flowley_jax.sampling.outputs import check_out, write_sounds
 
@@ -50,7 +52,8 @@ def sampled(monkeypatch):
 
 
 def _names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """Return the names of all files but the lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK_FILE)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".wav", ".flac"])
@@ -153,7 +156,7 @@ def test_the_log_says_when_the_network_is_compiled(sampler, clips, tmp_path, cap
     caplog.set_level(logging.INFO)
     sampler = dataclasses.replace(sampler)
     for _ in range(2):
-        write_sounds(sampler, clips[:1], tmp_path / "out.wav")
+        write_sounds(sampler, clips[:1], tmp_path / "out.wav", overwrite=True)
     compilations = [line for line in caplog.messages if line.startswith("compiling")]
     assert compilations == ["compiling for 1 × 0.83 s of sound …"]
 
@@ -197,8 +200,8 @@ def test_a_sample_log_cut_by_a_crash_loses_only_its_last_row(sampler, clips, tmp
     write_sounds(sampler, clips, out)
     sample_log = out / "samples.jsonl"
     lines = sample_log.read_text().splitlines()
-    assert [json.loads(line).get("id") for line in lines] == [None, "a", "b", "c"]
-    sample_log.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
+    assert [json.loads(line).get("id") for line in lines] == [None, "a", None, "b", None, "c"]
+    sample_log.write_text("\n".join(lines[:5]) + "\n" + lines[5][:20])
     sampled.clear()
     write_sounds(sampler, clips, out)
     assert set(sampled) == {"c"}
@@ -221,34 +224,89 @@ def test_bad_clips_are_listed_and_the_others_are_sampled(sampler, clips, tmp_pat
     assert "has 100 tokens" in long
 
 
+def test_the_frames_of_one_clip_at_a_time_are_in_memory(sampler, clips, tmp_path, monkeypatch):
+    class Frames(np.ndarray):
+        """An array that can be referred to weakly."""
+
+    read, others = outputs.read_frames, []
+
+    def counted(*arguments, **options):
+        assert not any(other() is not None for other in others)
+        frames = read(*arguments, **options).view(Frames)
+        others.append(weakref.ref(frames))
+        return frames
+
+    monkeypatch.setattr(outputs, "read_frames", counted)
+    assert write_sounds(sampler, clips, tmp_path / "out").failed == []
+    assert len(others) == 3
+
+
+def test_a_video_whose_frames_do_not_fit_into_memory_fails_alone(sampler, clips, tmp_path, monkeypatch):
+    seconds = [probe(clip.path).duration for clip in clips]
+    size = sampler.components.video_encoder.frame_size
+    free = round(2 * seconds[1] * tiny.FPS * size * size * 3)
+    assert seconds[0] < seconds[1] < seconds[2]
+    monkeypatch.setattr("flowley_jax.sampling.memory.free_host_memory", lambda: free)
+    results = write_sounds(sampler, clips, tmp_path / "out")
+    assert results.written.keys() == {"a", "b"}
+    (line,) = results.failed
+    assert line.startswith(f"{clips[2].path}: reading ") and "GiB are free" in line
+
+
+def test_a_solver_that_does_not_finish_fails_only_its_clip(sampler, clips, tmp_path, monkeypatch):
+    original = Sampler._latents
+
+    def latents(self, keys, features, names):
+        if "b" in names.split(", "):
+            raise FlowleyError("the solver tsit5 did not reach t = 1")
+        return original(self, keys, features, names)
+
+    monkeypatch.setattr(Sampler, "_latents", latents)
+    same = [dataclasses.replace(clips[0], id=name) for name in "abc"]
+    results = write_sounds(sampler, same, tmp_path / "out")
+    assert results.written.keys() == {"a", "c"}
+    assert results.failed == [f"{clips[0].path}: the solver tsit5 did not reach t = 1"]
+
+
 def test_the_input_is_never_replaced(sampler, clips):
     clip = clips[0]
     before = clip.path.read_bytes()
     for out in (clip.path, clip.path.parent):
         results = write_sounds(sampler, [clip], out)
-        assert results.written == {} and "would replace the input video" in results.failed[0]
+        assert results.written == {} and "would replace an input video" in results.failed[0]
         assert clip.path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("name", "many", "message"),
+    ("name", "count", "message"),
     [
-        ("a.mp4", True, "must be a folder"),
-        ("a.mp3", False, "extension must be one of"),
-        ("folder.wav", False, "is a folder, but has the suffix of a file"),
+        ("a.mp4", 2, "must be a folder"),
+        ("a.MP4", 2, "must be a folder"),
+        ("a.mp3", 1, "extension must be one of"),
+        ("a.mp3", 2, "extension must be one of"),
+        ("a.WebM", 1, "extension must be one of"),
+        ("silent/a.mp4", 1, "would replace the input video"),
+        ("there.wav", 1, "already exists.*--overwrite"),
     ],
 )
-def test_impossible_targets_are_refused(tmp_path, name, many, message):
-    (tmp_path / "folder.wav").mkdir()
+def test_impossible_targets_are_refused(clips, tmp_path, name, count, message):
+    (tmp_path / "there.wav").touch()
     with pytest.raises(FlowleyError, match=message):
-        check_out(tmp_path / name, many=many)
+        check_out(tmp_path / name, clips[:count])
 
 
-def test_possible_targets_are_accepted(tmp_path):
-    check_out(tmp_path / "a.mp4", many=False)
-    check_out(tmp_path / "folder", many=True)
-    (tmp_path / "v1.2").mkdir()
-    check_out(tmp_path / "v1.2", many=True)
+def test_possible_targets_are_accepted(clips, tmp_path):
+    for name in ("a.mp4", "b.MP4", "results_v1.0", "new/folder"):
+        check_out(tmp_path / name, clips[:1])
+    for name in ("folder", "results_v2.0"):
+        check_out(tmp_path / name, clips)
+        assert (tmp_path / name).is_dir()
+    (tmp_path / "is_there.mp4").mkdir()
+    check_out(tmp_path / "is_there.mp4", clips)
+    (tmp_path / "there.wav").touch()
+    check_out(tmp_path / "there.wav", clips[:1], overwrite=True)
+    # With several samples, other files are written.
+    check_out(tmp_path / "there.wav", clips[:1], num_samples=2)
 
 
 def _with_guidance(sampler, guidance):

@@ -1,14 +1,20 @@
 """Sampling with the published system in miniature, and the report of a dry run."""
 
 import json
+import shutil
 
 import numpy as np
 import published
 import pytest
 
+from flowley_jax.audio.latent_space import LatentSpace
+from flowley_jax.audio.vae_codec import VaeCodec
 from flowley_jax.config import SampleConfig
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow.solver import SolverConfig
+from flowley_jax.interop.bundles import Bundle
+from flowley_jax.interop.convert import convert, write_back
+from flowley_jax.interop.weight_files import read_arrays, read_notes, write_arrays
 from flowley_jax.sampling.dry_run import dry_run, format_reports
 from flowley_jax.sampling.published import load_published
 
@@ -112,4 +118,23 @@ def test_bundles_of_different_sizes_are_refused(bundles, tmp_path):
         load_published(tmp_path)
     (tmp_path / "clip" / "weights.safetensors").symlink_to(bundles / "clip" / "weights.safetensors")
     with pytest.raises(FlowleyError, match="flowley has video_dim=24, clip has 8"):
+        load_published(tmp_path)
+
+
+def test_an_exported_network_names_its_codec_and_another_one_is_refused(bundles, tmp_path):
+    for name in ("clip", "t5", "audio_vae", "bigvgan"):
+        (tmp_path / name).symlink_to(bundles / name)
+    arrays, _ = read_arrays(bundles / "flowley" / "weights.safetensors")
+    ours = VaeCodec(bundle=Bundle.open(bundles / "audio_vae"))
+    other = LatentSpace(identity="0" * 64, title="pca 16k/20")
+    for space in (LatentSpace.of(ours), other):
+        write_arrays(tmp_path / "exported.safetensors", arrays, {"format": "pt", **space.notes})
+        shutil.rmtree(tmp_path / "flowley", ignore_errors=True)
+        bundle = convert(str(tmp_path / "exported.safetensors"), tmp_path)
+        assert bundle.notes() == space.notes
+        write_back(tmp_path / "flowley", tmp_path / "back.safetensors", overwrite=True)
+        assert LatentSpace.from_notes(read_notes(tmp_path / "back.safetensors")) == space
+        if space != other:
+            load_published(tmp_path)
+    with pytest.raises(FlowleyError, match=r"is for latents of pca 16k/20 \(000000…\).*audio_vae 16k/20"):
         load_published(tmp_path)

@@ -1,7 +1,6 @@
 """The sampler: shapes of its sounds, and what the random draw depends on."""
 
 import dataclasses
-import shutil
 
 import jax
 import numpy as np
@@ -65,14 +64,10 @@ def test_repeats_are_equal_bit_for_bit(sampler):
     np.testing.assert_array_equal(waves, sampler.sound(clip.frames, "a ball", seed=1, num_samples=2))
 
 
-def test_the_origin_distinguishes_weights_and_components(tiny_run, sampler, tmp_path):
+def test_the_origin_distinguishes_weights(tiny_run, sampler):
     assert Sampler.from_run(tiny_run).origin == sampler.origin
     longer = dataclasses.replace(sampler.settings, sigma_rel=0.1)
     assert Sampler.from_run(tiny_run, settings=longer).origin["digest"] != sampler.origin["digest"]
-    shutil.copytree(tiny_run, tmp_path / "run")
-    components = tmp_path / "run/components/components.json"
-    components.write_text(components.read_text() + "\n")
-    assert Sampler.from_run(tmp_path / "run").origin["digest"] != sampler.origin["digest"]
 
 
 def test_a_single_sound_uses_the_clip_id(sampler):
@@ -134,6 +129,39 @@ def test_a_solver_that_cannot_finish_is_an_error(sampler, monkeypatch):
     impossible = _settings(sampler, solver=SolverConfig(name="tsit5", rtol=1e-12, atol=1e-13))
     with pytest.raises(FlowleyError, match="tsit5 did not reach t = 1"):
         _waves(impossible, [_clip(sampler, "a")])
+
+
+def test_a_result_that_is_no_sound_is_an_error_that_names_the_clip(sampler):
+    wild = _settings(sampler, guidance=1e9)
+    with pytest.raises(FlowleyError, match=r"^loud: .*is no sound.*lower the guidance") as caught:
+        _waves(wild, [_clip(sampler, "loud")])
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_arguments_are_named(sampler):
+    clip = _clip(sampler, "a")
+    for options, message in (
+        ({"prompt": None}, "prompt=None .* must be text"),
+        ({"clip_id": 3}, "id=3 .* must be text"),
+        ({"num_samples": 0}, "num_samples=0 must be"),
+        ({"num_samples": 1.5}, "num_samples=1.5 must be"),
+        ({"seed": -1}, "seed=-1 must be"),
+        ({"seed": 10**20}, "seed=10+ must be"),
+    ):
+        with pytest.raises(FlowleyError, match=message):
+            sampler.sound(clip.frames, **options)
+    with pytest.raises(FlowleyError, match="frames"):
+        sampler.sound(clip.frames[0])
+
+
+def test_a_sound_that_does_not_fit_into_memory_is_refused(sampler, monkeypatch):
+    free, clip = 10**12, _clip(sampler, "a")
+    monkeypatch.setattr("flowley_jax.sampling.sampler._ESTIMATED_SECONDS", 0.0)
+    monkeypatch.setattr("flowley_jax.sampling.sampler.free_device_memory", lambda: free)
+    assert _waves(dataclasses.replace(sampler), [clip])["a"].any()
+    free = 10
+    with pytest.raises(FlowleyError, match=r"a: sound of 1 s needs about .* GiB of memory, and 0\.0 GiB are"):
+        _waves(dataclasses.replace(sampler), [clip])
 
 
 def test_a_missing_run_and_a_run_without_averages_are_refused(tmp_path):

@@ -8,6 +8,7 @@ from configs.impacts import get_config
 from data_prep.impacts.generate import ClipSetConfig
 from flowley_jax.config import experiment_from
 from flowley_jax.demo.stages import run_demonstration
+from flowley_jax.errors import FlowleyError
 from flowley_jax.sampling.sampler import Sampler
 
 pytestmark = pytest.mark.scale
@@ -47,6 +48,16 @@ def test_videos_report_and_picture_are_written(demonstration):
     assert page.count("<video") == 2 * figures["clips"]
     assert page.count('alt="soft mask of layer') == 2
     assert (out / "overview.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_files_of_someone_else_are_kept(tmp_path):
+    for name in ("report.html", "overview.png"):
+        out = tmp_path / name.partition(".")[0]
+        out.mkdir()
+        (out / name).write_text("mine")
+        with pytest.raises(FlowleyError, match=f"{name}: already exists and was not written by this program"):
+            run_demonstration(_experiment(), CLIPS, out, workers=2)
+        assert (out / name).read_text() == "mine" and len(list(out.iterdir())) == 1
 
 
 def test_a_second_run_reuses_every_file(demonstration, monkeypatch):
