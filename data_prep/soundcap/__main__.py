@@ -9,6 +9,8 @@ from absl import flags
 
 from data_prep.soundcap.models import define_model_flags, model_from_flags, view_from_flags
 from flowley_jax.cli import run_main
+from flowley_jax.common.number_flags import define_float, define_int
+from flowley_jax.common.ranges import PROCESSES, TIME_LIMITS, Range
 from flowley_jax.errors import FlowleyError
 
 _TABLE = flags.DEFINE_string("table", None, "Clip table (TSV); only the paths are needed.", required=True)
@@ -22,13 +24,11 @@ _PROMPT = flags.DEFINE_string(
     "Name of a prompt in data_prep/soundcap/prompts, or a text file; by default targets_v1 with --sound, "
     "captions_v1 without.",
 )
-_DECODERS = flags.DEFINE_integer("decoders", 2, "Number of processes that read clips.", lower_bound=1)
-_TIME_LIMIT = flags.DEFINE_float(
-    "time_limit", 120.0, "Time limit for reading one clip, in seconds.", lower_bound=0.1
-)
+_DECODERS = define_int("decoders", 2, "Number of processes that read clips.", PROCESSES)
+_TIME_LIMIT = define_float("time_limit", 120.0, "Time limit for reading one clip, in seconds.", TIME_LIMITS)
 _RETRY = flags.DEFINE_bool("retry", False, "Ask again about clips without a good caption.")
-_AUDIT = flags.DEFINE_integer(
-    "audit", 0, "Write audit.html with this many randomly drawn clips and their captions.", lower_bound=0
+_AUDIT = define_int(
+    "audit", 0, "Write audit.html with this many randomly drawn clips and their captions.", Range(least=0)
 )
 define_model_flags(captions=True)
 
@@ -63,7 +63,14 @@ def main() -> int:
         raise FlowleyError(f"{out}: no clip has a caption; use --retry to ask again")
     if _AUDIT.value:
         page = out / "audit.html"
-        write_audit(page, clips, result.captions, number=_AUDIT.value, title=f"Captions by {prompt.name}")
+        write_audit(
+            page,
+            clips,
+            result.captions,
+            number=_AUDIT.value,
+            title=f"Captions by {prompt.name}",
+            time_limit=_TIME_LIMIT.value,
+        )
         print(f"captions to check: {page}")
     return 0
 

@@ -1,21 +1,23 @@
 """An HTML page of clips and their captions, to check the captions by eye and ear."""
 
-import base64
-import io
+import contextlib
+import functools
 import os
 import random
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
+from data_prep.rejection import Rejection
+from data_prep.soundcap.clip_view import ClipView, ViewConfig, load_view
+from data_prep.storage import is_remote
+from data_prep.worker_pool import Worker
 from flowley_jax.common.files import write_text
 from flowley_jax.data.clip_table import TableClip
-from flowley_jax.errors import FlowleyError
-from flowley_jax.media.read import read_frames
 
-_WIDTH = 320
+# One frame, as wide as the page shows it.
+_POSTER = ViewConfig(seconds=1.0, fps=1.0, size=320)
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
 article { display: flex; flex-wrap: wrap; gap: 1.5rem; padding: 1rem 0; border-top: 1px solid #ddd }
@@ -32,6 +34,7 @@ def write_audit(
     number: int,
     title: str,
     seed: int = 0,
+    time_limit: float = 120.0,
 ) -> None:
     """Write a page with randomly drawn clips and their captions.
 
@@ -42,12 +45,15 @@ def write_audit(
       number: number of clips to draw; all if there are fewer.
       title: title of the page.
       seed: seed of the draw.
+      time_limit: time limit for reading one clip, in seconds; a clip that needs more has no picture.
 
     Raises:
       FlowleyError: the page cannot be written.
     """
     drawn = random.Random(seed).sample(list(clips), min(number, len(clips)))
-    articles = "".join(_article(clip, captions.get(clip.id), path.parent) for clip in drawn)
+    # In a process of its own: clips that crash or block a decoder are drawn too.
+    with contextlib.closing(Worker(functools.partial(load_view, _POSTER), time_limit)) as read:
+        articles = "".join(_article(clip, captions.get(clip.id), path.parent, read) for clip in drawn)
     write_text(
         path,
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
@@ -57,25 +63,28 @@ def write_audit(
     )
 
 
-def _article(clip: TableClip, caption: str | None, folder: Path) -> str:
+def _article(clip: TableClip, caption: str | None, folder: Path, read: Worker) -> str:
     text = f"<p>{escape(caption)}</p>" if caption else "<p class='none'>no caption</p>"
     if clip.caption:
         text += f"<p><small>in the table: {escape(clip.caption)}</small></p>"
-    address = escape(os.path.relpath(clip.video_path, folder), quote=True)
+    poster = _poster(read(clip.source))
     return (
-        f"<article><video controls preload='none' {_poster(clip)}src='{address}'></video>"
+        f"<article><video controls preload='none' {poster}{_source(clip, folder)}></video>"
         f"<div>{text}<small>{escape(clip.id)}</small></div></article>"
     )
 
 
-def _poster(clip: TableClip) -> str:
-    """Return the HTML attribute with the clip's first frame, or "" if the clip cannot be read."""
-    try:
-        frame = read_frames(clip.video_path, fps=1.0, seconds=1.0)[0]
-    except FlowleyError:
+def _source(clip: TableClip, folder: Path) -> str:
+    """Return the HTML attribute with the clip's address; "" for a remote clip, which no browser can read."""
+    if is_remote(clip.source):
         return ""
-    image = Image.fromarray(frame)
-    image.thumbnail((_WIDTH, _WIDTH))
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=80)
-    return f"poster='data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}' "
+    # As bytes: names may be no UTF-8.
+    address = urllib.parse.quote(os.fsencode(os.path.relpath(clip.source, folder)))
+    return f"src='{escape(address, quote=True)}'"
+
+
+def _poster(view: ClipView | Rejection) -> str:
+    """Return the HTML attribute with the clip's first frame, or "" if the clip cannot be read."""
+    if isinstance(view, Rejection):
+        return ""
+    return f"poster='data:image/jpeg;base64,{view.frames_as_jpeg()[0]}' "

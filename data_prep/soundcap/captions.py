@@ -37,6 +37,8 @@ REJECTED_FILE = "rejected.tsv"
 # A model that refuses this many clips before it has answered any is at fault, not the clips.
 _MAX_FIRST_REFUSALS = 4
 
+_NOT_IN_CELLS = str.maketrans("\t\r\n", "   ")
+
 # A row of the journal: the id, the answer or the reason why there is none, the file's stamp, the provenance.
 Answer = Mapping[str, Any]
 
@@ -153,7 +155,10 @@ def _provenance(model: CaptionModel, prompt: Prompt, view: ViewConfig) -> dict[s
 
 def _earlier_answers(out: Path, made_by: str, stamp_by_id: Mapping[str, Any]) -> dict[str, Answer]:
     """Return the latest answers of the same model, prompt and view about files that have not changed."""
-    rows = read_jsonl(out / JOURNAL_FILE)
+    journal = read_jsonl(out / JOURNAL_FILE)
+    rows = [row for row in journal if _is_answer(row)]
+    if len(rows) < len(journal):
+        log.warning("%s: %d rows are no answers and not used", out / JOURNAL_FILE, len(journal) - len(rows))
     if rows and rows[-1]["made_by"] != made_by and (out / CAPTIONS_FILE).exists():
         log.warning(
             "%s: captions will be replaced, because the model, prompt or view has changed",
@@ -163,6 +168,12 @@ def _earlier_answers(out: Path, made_by: str, stamp_by_id: Mapping[str, Any]) ->
     return {
         clip_id: answer for clip_id, answer in latest.items() if answer["file"] == stamp_by_id.get(clip_id)
     }
+
+
+def _is_answer(row: Mapping[str, Any]) -> bool:
+    """Return whether a row of the journal can be judged; other versions and other programs write it too."""
+    words = ("text",) if "text" in row else ("reason", "detail")
+    return "file" in row and all(isinstance(row.get(name), str) for name in ("id", "made_by", *words))
 
 
 def _view_groups(
@@ -233,10 +244,16 @@ def _result(clips: Sequence[TableClip], answers: Mapping[str, Answer]) -> Captio
 
 
 def _write_tables(out: Path, result: CaptionResult) -> None:
-    lines = [f"{clip_id}\t{caption}\n" for clip_id, caption in result.captions.items()]
-    write_text(out / CAPTIONS_FILE, "id\tcaption\n" + "".join(lines))
-    lines = [
-        f"{clip_id}\t{rejection.reason}\t{' '.join(rejection.detail.split())}\n"
+    captions = [(clip_id, caption) for clip_id, caption in result.captions.items()]
+    rejected = [
+        (clip_id, rejection.reason, " ".join(rejection.detail.split()))
         for clip_id, rejection in result.rejected.items()
     ]
-    write_text(out / REJECTED_FILE, "id\treason\tdetail\n" + "".join(lines))
+    _write_table(out / CAPTIONS_FILE, [("id", "caption"), *captions])
+    _write_table(out / REJECTED_FILE, [("id", "reason", "detail"), *rejected])
+
+
+def _write_table(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    # Ids may be file names: with tabs, line ends, and bytes that are not UTF-8.
+    lines = ["\t".join(cell.translate(_NOT_IN_CELLS) for cell in row) + "\n" for row in rows]
+    write_text(path, "".join(lines).encode(errors="replace").decode())

@@ -1,28 +1,34 @@
 """Clean up the answers of a caption model, and reject those that do not describe sound."""
 
 import re
+import unicodedata
 from collections import Counter
 
 MAX_WORDS = 60
+MAX_CHARACTERS = 1000
 _REFUSALS = re.compile(
     r"\b(i'?m sorry|i am sorry|i apologi[sz]e|as an ai|language model|i can(?:no|')t|i am unable|i'?m unable|"
     r"unable to (?:determine|hear|see|process|describe)|cannot (?:hear|see|determine|describe|process)|"
     r"no (?:audio|sound|video) (?:was |is )?(?:provided|available|present)|please provide)\b",
     re.IGNORECASE,
 )
-# Three or more words in quotes, a time stamp, or a speaker's label at the start of a line.
-_SPEECH = re.compile(
-    r"[\"“”«»](?:[^\"“”«»]*\s){2,}[^\"“”«»]*[\"“”«»]|\b\d{1,2}:\d{2}\b|(?:^|\n)\s*(?:speaker|man|woman|narrator|[A-Z])"
-    r"\s?\d*\s*:",
-    re.IGNORECASE,
+# A time stamp, or a speaker's label.
+_TRANSCRIPT = re.compile(
+    r"\b\d{1,2}:\d{2}\b|\b(?:speaker|narrator) ?\d* ?:|^(?:man|woman|[A-Z]) ?\d* ?:", re.IGNORECASE
 )
+# Text in quotes, or after an opening mark without its closing one, as in an answer that was cut. A mark after
+# a digit or letter opens nothing: 5" is a length.
+_QUOTED = re.compile(r'(?<!\w)["“”„«»]([^"“”„«»]+)["“”„«»]|(?<!\S)["“„«]([^"“”„«»]+)$')
+_QUOTED_WORDS = 3
 _COMMON_WORD = re.compile("a|an|and|are|as|at|by|for|from|in|is|it|of|on|the|to|while|with")
 _LEAD = re.compile(r"^(?:caption|answer|sounds?|audio|description)\s*:\s*", re.IGNORECASE)
+_REASONING_START = re.compile("<think(?:ing)?>", re.IGNORECASE)
+_REASONING_END = re.compile("</think(?:ing)?>", re.IGNORECASE)
 
 
 def clean_answer(text: str) -> str:
-    """Return an answer on one line, without a leading label, surrounding quotes or markup."""
-    line = " ".join(text.split()).strip("*_`#-• ").strip()
+    """Return an answer on one line, without reasoning, a leading label, surrounding quotes or markup."""
+    line = " ".join(_printable(_without_reasoning(text)).split()).strip("*_`#-• ").strip()
     line = _LEAD.sub("", line)
     if len(line) > 1 and line[0] in "\"'“" and line[-1] in "\"'”":
         line = line[1:-1].strip()
@@ -41,15 +47,44 @@ def find_problem(caption: str) -> tuple[str, str] | None:
         return "empty", "no words"
     if len(words) > MAX_WORDS:
         return "too_long", f"{len(words)} words, at most {MAX_WORDS} are allowed"
+    if len(caption) > MAX_CHARACTERS:
+        return "too_long", f"{len(caption)} characters, at most {MAX_CHARACTERS} are allowed"
     if refusal := _REFUSALS.search(caption):
         return "refusal", refusal[0]
-    if speech := _SPEECH.search(caption):
-        return "speech", " ".join(speech[0].split())
+    if speech := _speech(caption):
+        return "speech", speech
     if repeated := _repeated_words(words):
         return "repetition", repeated
     if not _is_english(caption, words):
         return "language", "not English"
     return None
+
+
+def _without_reasoning(text: str) -> str:
+    """Return an answer without what a model thought first, also if it never came to an end.
+
+    Where the chat format opens the reasoning itself, an answer has only the mark of its end.
+    """
+    before, *thoughts = _REASONING_START.split(text)
+    answers = [_REASONING_END.split(before)[-1]]
+    for thought in thoughts:
+        _, *after = _REASONING_END.split(thought)
+        answers += after[-1:]
+    return " ".join(answers)
+
+
+def _printable(text: str) -> str:
+    """Return text with spaces for control characters and for halves of surrogate pairs."""
+    return "".join(" " if unicodedata.category(mark) in ("Cc", "Cs") else mark for mark in text)
+
+
+def _speech(caption: str) -> str:
+    """Return the part of a caption that repeats what is said, or ""."""
+    for quoted in _QUOTED.finditer(caption):
+        if len((quoted[1] or quoted[2]).split()) >= _QUOTED_WORDS:
+            return " ".join(quoted[0].split())
+    transcript = _TRANSCRIPT.search(caption)
+    return transcript[0] if transcript else ""
 
 
 def _repeated_words(words: list[str]) -> str:

@@ -10,10 +10,12 @@ from absl import flags
 
 from data_prep.soundcap.models import define_model_flags, view_from_flags
 from flowley_jax.cli import STOPPED_EARLY, run_main
+from flowley_jax.common.number_flags import define_float, define_int
+from flowley_jax.common.ranges import PROCESSES, TIME_LIMITS, Range
 from flowley_jax.errors import FlowleyError
 
 _TABLE = flags.DEFINE_string(
-    "table", None, "Clip table (TSV); its valid split is held out for validation.", required=True
+    "table", None, "Clip table (TSV); only its train split is trained on.", required=True
 )
 _CAPTIONS = flags.DEFINE_string(
     "captions", None, "Target captions: a TSV with id and caption.", required=True
@@ -25,14 +27,17 @@ _OUT = flags.DEFINE_string(
     required=True,
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "Name of a prompt, or a text file; captions_v1 by default.")
-_RANK = flags.DEFINE_integer("rank", 16, "Rank of the LoRA adapters.", lower_bound=1)
-_EPOCHS = flags.DEFINE_float("epochs", 1.0, "Passes over the captions.", lower_bound=0.0)
-_ACCUMULATION = flags.DEFINE_integer(
-    "accumulation", 16, "Batches per optimiser step (gradient accumulation).", lower_bound=1
+_RANK = define_int("rank", 16, "Rank of the LoRA adapters.", Range(least=1, most=1024))
+_EPOCHS = define_float("epochs", 1.0, "Passes over the captions.", Range(above=0, most=1000))
+_ACCUMULATION = define_int(
+    "accumulation", 16, "Batches per optimiser step (gradient accumulation).", Range(least=1, most=65_536)
 )
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-4, "Peak learning rate.", lower_bound=0.0)
-_SAVE_EVERY = flags.DEFINE_integer("save_every", 200, "Steps between checkpoints.", lower_bound=1)
-_WORKERS = flags.DEFINE_integer("workers", 2, "Number of processes that read clips.", lower_bound=0)
+_LEARNING_RATE = define_float("learning_rate", 1e-4, "Peak learning rate.", Range(above=0, most=1))
+_SAVE_EVERY = define_int("save_every", 200, "Steps between checkpoints.", Range(least=1))
+_WORKERS = define_int(
+    "workers", 2, "Number of processes that read clips.", Range(least=0, most=PROCESSES.most)
+)
+_TIME_LIMIT = define_float("time_limit", 120.0, "Time limit for reading one clip, in seconds.", TIME_LIMITS)
 _CHECKPOINTING = flags.DEFINE_bool(
     "checkpointing", False, "Recompute activations in the backward pass to save memory."
 )
@@ -50,6 +55,7 @@ def main() -> int:
         raise FlowleyError(
             f"device={values.device} must be cpu or empty; choose GPUs with CUDA_VISIBLE_DEVICES"
         )
+    prompt, view = Prompt.read(_PROMPT.value or CAPTIONS), view_from_flags()
     clips = read_clip_table(_TABLE.value)
     captions = read_captions({"targets": _CAPTIONS.value})["targets"]
     from data_prep.soundcap.local import LocalModel
@@ -66,11 +72,11 @@ def main() -> int:
         learning_rate=_LEARNING_RATE.value,
         save_every=_SAVE_EVERY.value,
         workers=_WORKERS.value,
+        time_limit=_TIME_LIMIT.value,
         checkpointing=_CHECKPOINTING.value,
         on_cpu=values.device == "cpu",
     )
-    prompt = Prompt.read(_PROMPT.value or CAPTIONS)
-    adapter = finetune(clips, captions, model, prompt, view_from_flags(), config, Path(_OUT.value))
+    adapter = finetune(clips, captions, model, prompt, view, config, Path(_OUT.value))
     if adapter is None:
         print("run the same command again to resume")
         return STOPPED_EARLY

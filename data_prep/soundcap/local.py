@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ class LocalModel:
       identity: the model's name, its revision on the hub, and its adapter, for the provenance of captions.
 
     Raises:
-      FlowleyError: the model cannot be loaded, or lacks the audio input that it needs.
+      FlowleyError: the model cannot be loaded, or lacks the audio input that it needs; or there is no such
+        device.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class LocalModel:
         dtype: str = "auto",
     ):
         self.batch_size, self._max_tokens = batch_size, max_tokens
-        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = _checked_device(device) if device else "cuda" if torch.cuda.is_available() else "cpu"
         self._adapter, self._dtype = adapter, dtype
         if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
             raise FlowleyError(f"{model}: no such folder")
@@ -108,6 +110,14 @@ class LocalModel:
             if len(clips) == 1:
                 return [Rejection(REFUSED, one_line(error)[:200])]
             return [answer for clip in clips for answer in self([clip], prompt)]
+
+    def close(self) -> None:
+        """Free the memory of the network, on the GPU too, where JAX takes most of what it finds free."""
+        self.__dict__.pop("model", None)
+        # Networks refer to themselves.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def inputs(self, clips: Sequence[ClipView], prompt: str, answers: Sequence[str] | None = None) -> Any:
         """Return a batch of tensors on the host.
@@ -176,6 +186,16 @@ class LocalModel:
         )
 
 
+def _checked_device(device: str) -> str:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise FlowleyError(f"device={device!r} must be a device of PyTorch: cpu, cuda, cuda:1, …") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise FlowleyError(f"device={device!r}: PyTorch finds no GPU")
+    return device
+
+
 def _with_adapter(model: Any, adapter: str) -> Any:
     import peft  # pyright: ignore[reportMissingImports]
 
@@ -190,5 +210,6 @@ def _name_load_errors(path: str) -> Iterator[None]:
         yield
     except FlowleyError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    # A device that PyTorch was not built for ends in an AssertionError.
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
         raise FlowleyError(f"{path}: cannot be loaded ({one_line(error)[:300]})") from error

@@ -8,8 +8,14 @@ from absl import flags
 
 from data_prep.rejection import Rejection
 from data_prep.soundcap.clip_view import ClipView, ViewConfig
+from flowley_jax.common.number_flags import define_float, define_int
+from flowley_jax.common.ranges import SECONDS, Range
 from flowley_jax.errors import FlowleyError
 
+# The environment variable that programs for such servers read.
+KEY_VARIABLE = "OPENAI_API_KEY"
+# The published models take no more frames of a video.
+MAX_FRAMES = 768
 # Reason code of a clip that the model does not accept.
 REFUSED = "model"
 
@@ -33,6 +39,10 @@ class CaptionModel(Protocol):
         Raises:
           FlowleyError: the model cannot answer at all.
         """
+        ...
+
+    def close(self) -> None:
+        """Give back the memory and the connections of the model; it cannot be asked any more."""
         ...
 
 
@@ -89,21 +99,27 @@ def define_model_flags(*, captions: bool) -> None:
     def define(kind: str, name: str, default: Any, text: str, **options: Any) -> None:
         getattr(flags, f"DEFINE_{kind}")(name, default, help=text, module_name=main_module, **options)
 
+    def define_count(name: str, default: int | None, text: str, least: int, most: int) -> None:
+        define_int(name, default, text, Range(least=least, most=most), module_name=main_module)
+
     if captions:
         model = "Folder or hub name of a model, or the server's name for it."
         define("string", "adapter", "", "Folder of a LoRA adapter (data_prep.soundcap.finetune).")
         define("string", "server", "", "http://HOST:8000/v1 of a server with an OpenAI-compatible API.")
-        define("string", "key_variable", "OPENAI_API_KEY", "Environment variable with the server's API key.")
-        define("integer", "max_tokens", 128, "Longest answer in tokens.", lower_bound=1)
+        define("string", "key_variable", KEY_VARIABLE, "Environment variable with the server's API key.")
+        define_count("max_tokens", 128, "Longest answer in tokens.", 1, 65_536)
         define("bool", "sound", False, "Let the model hear the clips as well.")
         at_once = "Clips per batch (default 4), or concurrent requests (default 16)."
     else:
         model, at_once = "Folder or hub name of a model.", "Clips per batch on each device (default 1)."
     define("string", "model", None, model, required=True)
-    define("integer", "at_once", None, at_once, lower_bound=1)
-    define("float", "seconds", 10.0, "Seconds of each clip to show, from its start.", lower_bound=0.1)
-    define("float", "fps", 2.0, "Frames per second to show.", lower_bound=0.1)
-    define("integer", "size", 448, "Longest side of a frame in pixels.", lower_bound=28)
+    define_count("at_once", None, at_once, 1, 1024)
+    seconds, rates = Range(least=0.1, most=SECONDS.most), Range(least=0.1, most=120)
+    define_float(
+        "seconds", 10.0, "Seconds of each clip to show, from its start.", seconds, module_name=main_module
+    )
+    define_float("fps", 2.0, "Frames per second to show.", rates, module_name=main_module)
+    define_count("size", 448, "Longest side of a frame in pixels.", 28, 4096)
     define("string", "device", "", "Device of the model: cuda, cpu, …; by default the first GPU.")
     define(
         "enum", "weights_dtype", "auto", "Type of the weights.", enum_values=["auto", "float32", "bfloat16"]
@@ -111,10 +127,33 @@ def define_model_flags(*, captions: bool) -> None:
 
 
 def view_from_flags() -> ViewConfig:
-    """Return the view that the flags describe."""
+    """Return the view that the flags describe.
+
+    Raises:
+      FlowleyError: the view has too many frames.
+    """
     values = flags.FLAGS
+    if (frames := round(values.seconds * values.fps)) > MAX_FRAMES:
+        raise FlowleyError(
+            f"--seconds={values.seconds:g} at --fps={values.fps:g} are {frames} frames, at most {MAX_FRAMES} "
+            "are allowed"
+        )
     sound = bool(values.sound) if "sound" in values else False
     return ViewConfig(seconds=values.seconds, fps=values.fps, size=values.size, sound=sound)
+
+
+def key_from_flag() -> str | None:
+    """Return the API key that --key-variable names, or None if there is none.
+
+    Raises:
+      FlowleyError: the user gave the name of a variable that does not exist. The message does not repeat it:
+        it may be the key itself.
+    """
+    flag = flags.FLAGS["key_variable"]
+    key = os.environ.get(flag.value or "")
+    if key is None and flag.value and flag.present:
+        raise FlowleyError("--key-variable must name a variable of the environment, and there is none such")
+    return key
 
 
 def model_from_flags() -> CaptionModel:
@@ -130,7 +169,7 @@ def model_from_flags() -> CaptionModel:
         server=values.server,
         batch_size=values.at_once,
         max_tokens=values.max_tokens,
-        key=os.environ.get(values.key_variable),
+        key=key_from_flag(),
         sound=view_from_flags().sound,
         device=values.device,
         dtype=values.weights_dtype,

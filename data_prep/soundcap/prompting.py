@@ -27,14 +27,16 @@ def with_captions(
       folder: where captions are kept and reused; None keeps none.
 
     Returns:
-      The clips that have a caption, and one line for every other clip.
+      The clips that have a caption, with it as the prompt, and those with a fault, which the caller reports;
+      and one line for every other clip.
 
     Raises:
       FlowleyError: the model answers nothing at all.
     """
+    good = [clip for clip in clips if not clip.fault]
     rows = [
         TableClip(id=clip.id, video_path=clip.path, source=str(clip.path), caption="", split="", label="")
-        for clip in clips
+        for clip in good
     ]
     with tempfile.TemporaryDirectory() as temporary:
         result = caption_clips(
@@ -43,13 +45,13 @@ def with_captions(
     for clip_id, caption in result.captions.items():
         log.info("%s: %s", clip_id, caption)
     captioned = [
-        dataclasses.replace(clip, prompt=result.captions[clip.id])
+        dataclasses.replace(clip, prompt=result.captions.get(clip.id, ""))
         for clip in clips
-        if clip.id in result.captions
+        if clip.fault or clip.id in result.captions
     ]
     failed = [
         f"{clip.path}: no caption ({result.rejected[clip.id].detail})"
-        for clip in clips
+        for clip in good
         if clip.id in result.rejected
     ]
     return captioned, failed

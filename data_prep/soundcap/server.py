@@ -1,30 +1,46 @@
 """Captions from a server with an OpenAI-compatible API, such as vLLM on many GPUs."""
 
 import concurrent.futures
+import http.client
+import json
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from huggingface_hub import InferenceClient
-from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
 from data_prep.rejection import Rejection, one_line
 from data_prep.soundcap.clip_view import ClipView
 from data_prep.soundcap.models import REFUSED
+from data_prep.soundcap.server_address import ServerAddress, without_user
 from flowley_jax.errors import FlowleyError
 
 _ATTEMPTS = 4
 # HTTP status codes, besides those from 500 up, after which a request is repeated.
 _RETRIED_CODES = (408, 409, 425, 429)
+# Not the fault of a clip, but of the address, the key, the account or the model.
+_FATAL_CODES = (401, 402, 403, 404, 405, 407)
+_LONGEST_ANSWER = 2**20
+_CHUNK = 2**16
+
+
+class _UnexpectedAnswerError(Exception):
+    """The server answered, but not as the API says; the clip may be the reason."""
+
+
+class _NoAnswerError(Exception):
+    """The server cannot be reached, is busy or out of order."""
 
 
 class ServerModel:
     """A caption model on a server.
 
-    Frames are sent as JPEG images and audio as WAV, which every such server accepts.
+    Frames are sent as JPEG images and audio as WAV, which every such server accepts. Redirects are not
+    followed: the key would go to an address that the user has not named.
 
     Args:
-      url: base address of the API, such as http://HOST:8000/v1.
+      url: base address of the API, such as http://HOST:8000/v1. A user name and password in it are sent to
+        the server, and never written or logged.
       model: the server's name for the model.
       batch_size: number of concurrent requests.
       max_tokens: longest answer in tokens.
@@ -32,8 +48,11 @@ class ServerModel:
       timeout: seconds to wait for an answer.
       pause: seconds before the first retry; the pause doubles with each retry.
 
+    Attributes:
+      identity: the model's name and the server's address, for the provenance of captions.
+
     Raises:
-      FlowleyError: the address is not an HTTP address.
+      FlowleyError: the address is not an HTTP address, or the key cannot be sent.
     """
 
     def __init__(
@@ -47,49 +66,138 @@ class ServerModel:
         timeout: float = 300.0,
         pause: float = 2.0,
     ):
-        if not url.startswith(("http://", "https://")):
-            raise FlowleyError(f"{url}: the address of a server must begin with http:// or https://")
-        self.identity: Mapping[str, str] = {"model": model, "server": url}
+        self._address = ServerAddress.parse(url, key)
+        self.identity: Mapping[str, str] = {"model": model, "server": self._address.shown}
         self.batch_size = batch_size
-        self._model, self._max_tokens, self._pause, self._url = model, max_tokens, pause, url
-        self._client = InferenceClient(base_url=url, api_key=key or "none", timeout=timeout)
+        self._model, self._max_tokens = model, max_tokens
+        self._timeout, self._pause = timeout, pause
         self._threads = concurrent.futures.ThreadPoolExecutor(batch_size)
+        self._opener = urllib.request.build_opener(_NoRedirects)
 
     def __call__(self, clips: Sequence[ClipView], prompt: str) -> list[str | Rejection]:
         return list(self._threads.map(lambda clip: self._ask(clip, prompt), clips))
 
+    def close(self) -> None:
+        """Wait for open requests, and end their threads."""
+        self._threads.shutdown()
+
     def _ask(self, clip: ClipView, prompt: str) -> str | Rejection:
-        content = [*_content_parts(clip), {"type": "text", "text": prompt}]
-        messages: list[Any] = [{"role": "user", "content": content}]
-        problem: Exception | None = None
+        """Return the answer about a clip, or the reason why there is none.
+
+        Raises:
+          FlowleyError: the server cannot be reached or is out of order; or the address, key or model is
+            wrong.
+        """
+        body = self._body(clip, prompt)
+        problem: Exception = _NoAnswerError()
         for attempt in range(_ATTEMPTS):
             if attempt:
                 time.sleep(self._pause * 2 ** (attempt - 1))
             try:
-                answer = self._client.chat_completion(
-                    messages, model=self._model, max_tokens=self._max_tokens, temperature=0.0, seed=0
-                )
-                return answer.choices[0].message.content or ""
-            except HfHubHTTPError as error:
-                code = error.response.status_code
-                if code in (401, 403, 404):
-                    detail = one_line(error)[:300]
-                    raise FlowleyError(
-                        f"{self._url}: answers {code} for model {self._model!r} ({detail})"
-                    ) from error
-                if code < 500 and code not in _RETRIED_CODES:
-                    return Rejection(REFUSED, f"the server answers {code}: {one_line(error)[:200]}")
+                return self._answer(body)
+            except (_UnexpectedAnswerError, _NoAnswerError) as error:
                 problem = error
-            except (InferenceTimeoutError, OSError) as error:
-                problem = error
-            except Exception as error:  # Transport errors, from whichever HTTP library is in use.
-                if "http" not in type(error).__module__:
-                    raise
-                problem = error
-        reason = one_line(problem)[:200] if problem else ""
+            except (OSError, http.client.HTTPException) as error:
+                problem = _NoAnswerError(one_line(error))
+        reason = self._address.without_secrets(one_line(problem))[:200]
+        if isinstance(problem, _UnexpectedAnswerError):
+            return Rejection(REFUSED, f"no usable answer in {_ATTEMPTS} attempts: {reason}")
         raise FlowleyError(
-            f"{self._url}: no answer in {_ATTEMPTS} attempts ({reason}); run the same command again to resume"
+            f"{self._address.shown}: no answer in {_ATTEMPTS} attempts ({reason}); "
+            "run the same command again to resume"
         )
+
+    def _body(self, clip: ClipView, prompt: str) -> bytes:
+        content = [*_content_parts(clip), {"type": "text", "text": prompt}]
+        request = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self._max_tokens,
+            "temperature": 0.0,
+            "seed": 0,
+        }
+        return json.dumps(request).encode()
+
+    def _answer(self, body: bytes) -> str | Rejection:
+        """Return the text of one answer, or the reason why the server refuses the clip.
+
+        Raises:
+          FlowleyError: the address, key or model is wrong.
+          _UnexpectedAnswerError: there is no text in the answer.
+          _NoAnswerError, OSError, HTTPException: the server is out of order or cannot be reached.
+        """
+        headers = {"Content-Type": "application/json", "Accept": "application/json", **self._address.headers}
+        request = urllib.request.Request(self._address.of("chat/completions"), body, headers)
+        deadline, content = time.monotonic() + self._timeout, bytearray()
+        try:
+            with self._opener.open(request, timeout=self._timeout) as response:
+                while chunk := response.read1(_CHUNK):
+                    content += chunk
+                    if len(content) > _LONGEST_ANSWER:
+                        raise _UnexpectedAnswerError(f"an answer of more than {_LONGEST_ANSWER} bytes")
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"an answer that is not complete after {self._timeout:g} s")
+        except urllib.error.HTTPError as error:
+            with error:
+                return self._refusal(error)
+        return _text_of(bytes(content))
+
+    def _refusal(self, error: urllib.error.HTTPError) -> Rejection:
+        """Return the reason why the server refuses the clip; the errors are those of `_answer`."""
+        code, detail = error.code, self._detail(error)
+        if code in _FATAL_CODES or _is_redirect(error):
+            # The cause is left out: its text may hold what the message must not.
+            raise FlowleyError(
+                f"{self._address.shown}: answers {code} for model {self._model!r} ({detail})"
+            ) from None
+        if code == 500:
+            # One clip alone can make a server fail so; it must not keep the others from an answer.
+            raise _UnexpectedAnswerError(f"{code}: {detail}")
+        if code > 500 or code in _RETRIED_CODES:
+            raise _NoAnswerError(f"{code}: {detail}")
+        return Rejection(REFUSED, f"the server answers {code}: {detail}")
+
+    def _detail(self, error: urllib.error.HTTPError) -> str:
+        """Return the start of an error's text; of a redirect, where it leads."""
+        if _is_redirect(error):
+            target = without_user(error.headers.get("Location", "").partition("?")[0])
+            return f"it redirects to {target[:200]}; if that is right, give that address"
+        try:
+            content = error.read(_CHUNK).decode(errors="replace")
+        except (OSError, http.client.HTTPException):
+            content = ""
+        text = " ".join(content.split()) or str(error.reason)
+        return self._address.without_secrets(text)[:200]
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Leave the redirect to the caller, as an HTTPError."""
+
+
+def _is_redirect(error: urllib.error.HTTPError) -> bool:
+    return 300 <= error.code < 400
+
+
+def _text_of(content: bytes) -> str:
+    """Return the text of an answer; a model that had nothing to say gives an empty one.
+
+    Raises:
+      _UnexpectedAnswerError: the content is no answer of the API.
+    """
+    # Longer than what is shown of it: half a secret at its end could not be told from other text.
+    start = content[:_CHUNK].decode(errors="replace")
+    try:
+        answer = json.loads(content.decode())
+    except (ValueError, RecursionError):
+        raise _UnexpectedAnswerError(f"an answer that is not JSON: {start}") from None
+    try:
+        text = answer["choices"][0]["message"]["content"]
+    except (LookupError, TypeError):
+        raise _UnexpectedAnswerError(f"an answer without a message: {start}") from None
+    if text is not None and not isinstance(text, str):
+        raise _UnexpectedAnswerError(f"an answer whose content is not text: {start}")
+    return text or ""
 
 
 def _content_parts(clip: ClipView) -> list[dict[str, Any]]:

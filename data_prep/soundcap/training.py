@@ -4,10 +4,12 @@ The model sees only the silent frames and learns to give the same captions. LoRA
 language model; its vision tower is frozen.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +19,14 @@ import numpy as np
 
 from data_prep.rejection import Rejection
 from data_prep.soundcap.clip_view import ClipView, ViewConfig, load_view
+from data_prep.soundcap.examples import Example, split_examples
 from data_prep.soundcap.local import NEEDS_PYTORCH, LocalModel
 from data_prep.soundcap.prompts import Prompt
 from data_prep.worker_pool import Worker
 from flowley_jax.common.files import append_line, write_text
+from flowley_jax.common.json_files import read_json_object
 from flowley_jax.common.jsonl import append_json, read_jsonl
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.clip_table import TableClip
 from flowley_jax.errors import FlowleyError
 
@@ -29,7 +34,6 @@ try:
     import peft  # pyright: ignore[reportMissingImports]
     import torch  # pyright: ignore[reportMissingImports]
     import transformers
-    from transformers.trainer_utils import get_last_checkpoint
 except ImportError as error:
     raise FlowleyError(NEEDS_PYTORCH) from error
 
@@ -37,15 +41,13 @@ ADAPTER_FOLDER = "adapter"
 PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.jsonl"
 _UNREADABLE_FILE = "unreadable.tsv"
+_TRAINER_STATE = "trainer_state.json"
 # The label that PyTorch's cross-entropy ignores.
 _IGNORED_LABEL = -100
 # Attention and MLP projections of the language model.
 _LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 # Settings that do not change the result, so a run may resume with others.
 _NOT_IN_PROVENANCE = ("workers", "time_limit", "save_every", "checkpointing", "on_cpu")
-
-# A clip and the caption that the model should give.
-Example = tuple[TableClip, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,9 @@ def finetune(
 ) -> Path | None:
     """Train LoRA adapters on the captions of clips, or resume such a training run.
 
-    Clips of the valid split are held out; their loss is measured at the end. A clip that cannot be read
-    does not contribute to the loss and is listed in `out/unreadable.tsv`.
+    Only clips of the train split are trained on. The valid split is held out; if it has no captions, 5 % of
+    the train split are, at most 500 clips. The loss of the held-out clips is measured at the end. A clip that
+    cannot be read does not contribute to the loss and is listed in `out/unreadable.tsv`.
 
     Args:
       clips: the clips of a table.
@@ -109,16 +112,30 @@ def finetune(
       The folder of the adapter, or None if Ctrl-C or SIGTERM stopped the run after a checkpoint.
 
     Raises:
-      FlowleyError: no clip has a caption to train on, or `out` holds a training run with
-        different captions or settings.
+      FlowleyError: no clip has a caption to train on, `out` holds a training run with different captions or
+        settings, or another process trains there.
     """
-    examples = [(clip, captions[clip.id]) for clip in clips if clip.id in captions]
-    train = [example for example in examples if example[0].split != "valid"]
-    valid = [example for example in examples if example[0].split == "valid"]
+    train, valid = split_examples(clips, captions)
     if not train:
         raise FlowleyError(
-            f"{out}: none of {len(clips)} clips has a caption to train on; check that the ids are the same"
+            f"{out}: none of {len(clips)} clips has a caption to train on; check that the ids are the same, "
+            "and that clips of the split train have captions"
         )
+    # The processes of one run share the folder.
+    is_first = os.environ.get("RANK", "0") == "0"
+    with lock_folder(out) if is_first else contextlib.nullcontext():
+        return _finetune(train, valid, model, prompt, view, config, out)
+
+
+def _finetune(
+    train: Sequence[Example],
+    valid: Sequence[Example],
+    model: LocalModel,
+    prompt: Prompt,
+    view: ViewConfig,
+    config: FinetuneConfig,
+    out: Path,
+) -> Path | None:
     adapter = out / ADAPTER_FOLDER
     provenance = _provenance(train, model, prompt, view, config)
     _claim_folder(out, provenance)
@@ -138,12 +155,12 @@ def finetune(
         data_collator=functools.partial(_collate, model=model, prompt=prompt.text, view=view),
         callbacks=[_Metrics(out / METRICS_FILE), stop],
     )
-    checkpoint = get_last_checkpoint(str(out)) if out.is_dir() else None
+    checkpoint = _last_checkpoint(out)
     if checkpoint:
         print(f"resuming from {checkpoint}")
     try:
         with stop:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.state.global_step < trainer.state.max_steps:
             print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
             return None
@@ -183,11 +200,22 @@ def _claim_folder(out: Path, provenance: dict[str, Any]) -> None:
       FlowleyError: the folder holds a training run with a different provenance.
     """
     path = out / PROVENANCE_FILE
-    if path.is_file() and json.loads(path.read_text()) != provenance:
+    if path.is_file() and read_json_object(path) != provenance:
         raise FlowleyError(
             f"{out}: holds a training run with different captions or settings; choose another folder"
         )
     write_text(path, json.dumps(provenance, indent=2) + "\n")
+
+
+def _last_checkpoint(out: Path) -> Path | None:
+    """Return the newest whole checkpoint. The trainer writes its state last; a kill may cut it."""
+    steps = [path.name.removeprefix("checkpoint-") for path in out.glob("checkpoint-*")]
+    for step in sorted((step for step in steps if step.isdecimal()), key=int, reverse=True):
+        folder = out / f"checkpoint-{step}"
+        with contextlib.suppress(FlowleyError):
+            read_json_object(folder / _TRAINER_STATE)
+            return folder
+    return None
 
 
 def _with_new_adapters(model: LocalModel, config: FinetuneConfig) -> Any:
@@ -251,8 +279,11 @@ class _Examples(torch.utils.data.Dataset):
     def _list_unreadable(self, line: str) -> None:
         """List an unreadable clip, once for all epochs."""
         path = self._out / _UNREADABLE_FILE
-        if not path.exists() or line not in path.read_text(encoding="utf-8").splitlines():
-            append_line(path, line)
+        # A crash may have cut the last line, within a character too.
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        *lines, cut = text.split("\n")
+        if line not in lines:
+            append_line(path, f"\n{line}" if cut else line)
 
 
 def _collate(
@@ -287,6 +318,12 @@ class _Trainer(transformers.Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+def _step(row: Mapping[str, Any]) -> float:
+    """Return the step of a row of metrics; a row without one is after every step, and so dropped."""
+    step = row.get("step")
+    return step if isinstance(step, int) else float("inf")
+
+
 class _Metrics(transformers.TrainerCallback):
     """Writer of the trainer's logs to a JSON Lines file."""
 
@@ -296,7 +333,7 @@ class _Metrics(transformers.TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop rows after the checkpoint from which the run resumes: those steps are repeated."""
         if state.is_world_process_zero and self._path.exists():
-            rows = [row for row in read_jsonl(self._path) if row["step"] <= state.global_step]
+            rows = [row for row in read_jsonl(self._path) if _step(row) <= state.global_step]
             write_text(self._path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
     def on_log(
@@ -309,7 +346,7 @@ class _Metrics(transformers.TrainerCallback):
 class _StopSignal(transformers.TrainerCallback):
     """Callback that turns the first Ctrl-C or SIGTERM into a checkpoint and a stop; a second one aborts.
 
-    `flowley_jax.common.distributed.StopSignal` asks JAX about other processes, which would start JAX on the
+    `flowley_jax.common.stop_signal.StopSignal` asks JAX about other processes, which would start JAX on the
     GPUs and take their memory from PyTorch.
     """
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import weakref
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from data_prep.rejection import Rejection
 from data_prep.soundcap.captions import caption_clips
 from data_prep.soundcap.clip_view import ClipView, ViewConfig
 from data_prep.soundcap.prompts import CAPTIONS, TARGETS, Prompt
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.clip_table import read_clip_table
 from flowley_jax.errors import FlowleyError
 
@@ -149,6 +151,10 @@ def test_fine_tuning_learns_resumes_and_writes_an_adapter(clips, vision_model, t
     monkeypatch.setattr(training._Metrics, "on_log", interrupting_on_log)
     with pytest.raises(KeyboardInterrupt):
         finetune()
+    # A kill while the next checkpoint was written.
+    (tmp_path / "out/checkpoint-24").mkdir()
+    (tmp_path / "out/checkpoint-24/adapter_model.safetensors").write_bytes(b"half")
+    (tmp_path / "out/checkpoint-24/trainer_state.json").write_text('{"epoch": 8')
     assert finetune() is None
     adapter = finetune()
     # After the crash it resumed from the second checkpoint, and after Ctrl-C from the last step.
@@ -173,6 +179,60 @@ def test_fine_tuning_learns_resumes_and_writes_an_adapter(clips, vision_model, t
         finetune({**captions, "id0": "a bell"})
     with pytest.raises(FlowleyError, match="none of 6 clips has a caption"):
         finetune({})
+
+
+def test_fine_tuning_refuses_a_folder_in_use_or_with_a_damaged_description(clips, vision_model, tmp_path):
+    from data_prep.soundcap import training
+
+    def finetune():
+        captions = {clip.id: ANSWERS[0] for clip in clips}
+        config = training.FinetuneConfig(workers=0)
+        return training.finetune(
+            clips, captions, _model(vision_model), Prompt.read(CAPTIONS), VIEW, config, tmp_path
+        )
+
+    with lock_folder(tmp_path), pytest.raises(FlowleyError, match="another process is writing to it"):
+        finetune()
+    (tmp_path / "provenance.json").write_text('{"model": "x"')
+    with pytest.raises(FlowleyError, match=r"provenance\.json: is not valid JSON"):
+        finetune()
+
+
+def test_an_unreadable_clip_is_listed_once_also_after_a_line_that_was_cut(clips, tmp_path):
+    from data_prep.soundcap.training import _Examples
+
+    bad = next(clip for clip in clips if clip.id == "bad")
+    (tmp_path / "unreadable.tsv").write_bytes("ü\tunreadable\tü".encode()[:-1])
+    examples = _Examples([(bad, "a bell")], VIEW, 60.0, tmp_path)
+    try:
+        assert [examples[0], examples[0]] == [(None, "a bell")] * 2
+    finally:
+        examples.close()
+    lines = (tmp_path / "unreadable.tsv").read_bytes().split(b"\n")[1:-1]
+    assert len(lines) == 1 and lines[0].startswith(b"bad\tunreadable\t")
+
+
+def test_a_closed_model_frees_its_network(vision_model):
+    model = _model(vision_model)
+    network = weakref.ref(model.model)
+    model.close()
+    assert network() is None
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("word", "device='word' must be a device of PyTorch"),
+        ("cuda", "device='cuda': PyTorch finds no GPU"),
+        ("mps", "cannot be loaded"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(vision_model, monkeypatch, device, expected):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(FlowleyError, match=expected):
+        _ = _model(vision_model, device=device).model
 
 
 def test_fine_tuning_is_reproducible(clips, vision_model, tmp_path):
