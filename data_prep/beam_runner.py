@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ def run_pipeline(
         collection = collection | label >> step
     try:
         with _silence_beam(), contextlib.ExitStack() as at_end:
+            at_end.callback(_remove_temporary_folder, pipeline)
             if close is not None:
                 at_end.callback(close)
             if name == _DASK:
@@ -72,7 +74,8 @@ def check_options(options: PipelineOptions) -> None:
       FlowleyError: the runner does not exist, or a local engine would ignore a flag. Other engines pass
         unknown flags on, so theirs are not checked.
     """
-    name, _ = _create_pipeline(options)
+    name, pipeline = _create_pipeline(options)
+    _remove_temporary_folder(pipeline)
     known, given = (options.get_all_options(retain_unknown_options=retain) for retain in (False, True))
     if name in _RUNNERS and (unknown := sorted(given.keys() - known.keys())):
         raise FlowleyError(f"--runner={name} has no flag --{unknown[0]}")
@@ -86,6 +89,11 @@ def _create_pipeline(options: PipelineOptions) -> tuple[str, beam.Pipeline]:
         raise FlowleyError(f"--runner={name}: {one_line(error)}") from error
 
 
+def _remove_temporary_folder(pipeline: beam.Pipeline) -> None:
+    """Remove the folder that every pipeline makes; Beam does so only if the pipeline runs."""
+    shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)
+
+
 def _step_error(error: Exception) -> str:
     """Return the message of the FlowleyError that a step raised, or an empty string.
 
@@ -93,7 +101,8 @@ def _step_error(error: Exception) -> str:
     """
     if isinstance(error, FlowleyError):
         return str(error).split(" [while running")[0]
-    pattern = rf"{FlowleyError.__name__}: (.*?)(?: \[while running.*)?$"
+    names = "|".join(kind.__name__ for kind in (FlowleyError, *FlowleyError.__subclasses__()))
+    pattern = rf"\b(?:{names}): (.*?)(?: \[while running.*)?$"
     messages = re.findall(pattern, str(error), re.MULTILINE)
     return messages[-1] if messages else ""
 

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from flowley_jax.common.files import lfs_note
 from flowley_jax.errors import FlowleyError
 
 
@@ -47,12 +48,16 @@ def _read_source(source: str, path: Path) -> dict[str, str]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if note := lfs_note(path):
+                raise FlowleyError(f"{path}: is not a table of captions; {note}")
             if missing := {"id", "caption"} - set(reader.fieldnames or ()):
                 raise FlowleyError(f"{path}: no column {', '.join(sorted(missing))}; expected id, caption")
             for row in reader:
                 if row["id"] in captions:
                     raise FlowleyError(f"{path}, line {reader.line_num}: id {row['id']!r} occurs twice")
                 captions[row["id"]] = (row["caption"] or "").strip()
+    except FileNotFoundError as error:
+        raise FlowleyError(f"--captions: {path}: no such file") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FlowleyError(f"{path}: cannot be read as captions ({error})") from error
     return captions

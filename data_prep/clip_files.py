@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
 from data_prep.storage import is_remote
-from flowley_jax.data.clip_table import TableRow
+from flowley_jax.data.clip_table import NameForms, TableRow
 from flowley_jax.media.formats import VIDEO_SUFFIXES
 
 # The archive of MovieGen Audio Bench has its videos in such a folder.
@@ -27,6 +27,7 @@ class ClipFiles:
         """
         self._folder, self._root = folder, root
         self._listed: dict[Path, frozenset[str]] = {}
+        self._forms = NameForms()
 
     def find(self, row: TableRow) -> str | None:
         """Return the file of a row, or None. A remote address (gs://…) is returned unchecked.
@@ -37,12 +38,18 @@ class ClipFiles:
         """
         if is_remote(row.path):
             return row.path
-        candidates = self._candidates_by_path(row.path) if row.path else self._candidates_by_id(row.id)
-        return next((str(path) for path in candidates if self._exists(path)), None)
+        candidates = list(self._candidates_by_path(row.path) if row.path else self._candidates_by_id(row.id))
+        found = next((path for path in candidates if self._exists(path)), None)
+        if found is None and not (row.path or row.id).isascii():
+            found = next((other for path in candidates if (other := self._other_form(path))), None)
+        return None if found is None else str(found)
 
     def is_at_written_path(self, row: TableRow, file: str) -> bool:
         """Return whether the programs that read the table find the same file."""
-        return is_remote(row.path) or not row.path or file == str(self._folder / row.path)
+        if is_remote(row.path) or not row.path:
+            return True
+        written = self._folder / row.path
+        return file == str(written) or (not row.path.isascii() and file == str(self._forms.find(written)))
 
     def _candidates_by_path(self, written: str) -> Iterator[Path]:
         yield self._folder / written
@@ -65,6 +72,10 @@ class ClipFiles:
             self._listed[path.parent] = _list_names(path.parent)
         return path.name in self._listed[path.parent]
 
+    def _other_form(self, path: Path) -> Path | None:
+        other = self._forms.find(path)
+        return other if other and self._exists(other) else None
+
 
 def files_below(root: Path) -> list[Path]:
     """Return all files below a folder except hidden ones, sorted by path.
@@ -86,9 +97,11 @@ def files_below(root: Path) -> list[Path]:
 def _list_names(folder: Path) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
-            # A broken link is not a file.
-            return frozenset(
-                entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)
-            )
+            return frozenset(entry.name for entry in entries if _is_file(entry))
     except OSError:
         return frozenset()
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    """Return whether an entry is neither a folder nor a broken link."""
+    return not entry.is_dir() and (not entry.is_symlink() or os.path.exists(entry.path))

@@ -183,9 +183,9 @@ def _encode_media(group: DecodedGroup, components: RecordComponents) -> EncodedG
 def _encode_audio(
     log_mels: Sequence[np.ndarray], components: RecordComponents
 ) -> list[dict[str, np.ndarray]]:
-    codec = components.published_codec
+    codec = components.reading_codec
     if codec is None or not log_mels:
-        # The PCA codec is fitted later, to these.
+        # A codec that is fitted to clips encodes these later.
         return [{"log_mel": log_mel} for log_mel in log_mels]
     mean, std = codec.encode_log_mel(_pad_group(np.stack(log_mels)))
     return [{"audio_mean": mean[row], "audio_std": std[row]} for row in range(len(log_mels))]

@@ -17,13 +17,16 @@ from pathlib import Path, PurePath
 from absl import flags
 
 from data_prep.clip_files import files_below
-from data_prep.table_making import hash_fraction, make_clip, split_counts
+from data_prep.table_making import check_outputs, define_overwrite, hash_fraction, make_clip, split_counts
 from flowley_jax.cli import run_main
+from flowley_jax.common.number_flags import define_float
+from flowley_jax.common.ranges import Range
 from flowley_jax.data.clip_table import TableClip, write_clip_table
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.formats import VIDEO_SUFFIXES, is_video
 
 _LONGEST_ID = 120
+_MAX_CAPTION_BYTES = 100_000
 # Names that cameras give to files.
 _CAMERA_WORDS = frozenset(("img", "dsc", "dscn", "mov", "mvi", "vid", "video", "pxl", "gopr", "clip"))
 _SAFE_NAME = re.compile(r"[A-Za-z0-9-][A-Za-z0-9.-]*(_[A-Za-z0-9.-]+)*")
@@ -32,21 +35,25 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9-][A-Za-z0-9.-]*(_[A-Za-z0-9.-]+)*")
 def main() -> None:
     """Run the command line."""
     values = flags.FLAGS
-    make_table(values.root, values.out, valid=values.valid, test=values.test)
+    make_table(values.root, values.out, valid=values.valid, test=values.test, overwrite=values.overwrite)
 
 
-def make_table(root: str | Path, out: str | Path, *, valid: float = 0.05, test: float = 0.05) -> None:
+def make_table(
+    root: str | Path, out: str | Path, *, valid: float = 0.05, test: float = 0.05, overwrite: bool = False
+) -> None:
     """Write the clip table, and print counts and which files are left out.
 
     Args:
       root: folder of the videos; folders below it are searched too.
       out: clip table to write.
       valid, test: shares of the clips in these splits.
+      overwrite: whether an existing table is replaced.
 
     Raises:
-      FlowleyError: the shares leave no training clips, the folder has no video, or a caption file is not
-        UTF-8 text.
+      FlowleyError: the shares leave no training clips, the folder has no video, a caption file is not UTF-8
+        text, or the table exists and may not be replaced.
     """
+    check_outputs(Path(out), overwrite=overwrite)
     if min(valid, test) < 0.0 or not valid + test < 1.0:
         raise FlowleyError(
             f"--valid={valid:g} --test={test:g} must not be negative, and must add up to less than 1"
@@ -91,6 +98,8 @@ def _make_clip(root: Path, path: Path, caption_files: set[Path], valid: float, t
 def _caption(path: Path, caption_files: set[Path]) -> str:
     file = path.with_suffix(".txt")
     try:
+        if file in caption_files and (size := file.stat().st_size) > _MAX_CAPTION_BYTES:
+            raise FlowleyError(f"{file}: must be a caption, not {size} bytes of text")
         written = file.read_text(encoding="utf-8-sig").strip() if file in caption_files else ""
     except UnicodeDecodeError as error:
         raise FlowleyError(f"{file}: must be UTF-8 text") from error
@@ -129,6 +138,8 @@ if __name__ == "__main__":
     # Defined here because programs that import several of these modules would define some flags twice.
     flags.DEFINE_string("root", None, "Folder of the videos, searched with its subfolders.", required=True)
     flags.DEFINE_string("out", None, "Clip table to write.", required=True)
-    flags.DEFINE_float("valid", 0.05, "Share of the clips in the valid split.", lower_bound=0.0)
-    flags.DEFINE_float("test", 0.05, "Share of the clips in the test split.", lower_bound=0.0)
+    shares = Range(least=0, below=1)
+    define_float("valid", 0.05, "Share of the clips in the valid split.", shares)
+    define_float("test", 0.05, "Share of the clips in the test split.", shares)
+    define_overwrite()
     run_main(main)

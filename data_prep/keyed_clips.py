@@ -3,12 +3,16 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from data_prep.feature_store import digest
 from data_prep.record_components import RecordComponents
-from data_prep.storage import file_stamps
+from data_prep.storage import content_samples, file_stamps, path_below
 from flowley_jax.data.clip_table import SPLITS, TableClip
+
+# Version of how clips are read and named. A new one makes the features of all clips again; 2: by time stamps.
+_READING_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +53,29 @@ class KeyedClip:
 
 
 def key_clips(
-    table: Sequence[TableClip], captions: Mapping[str, Mapping[str, str]], components: RecordComponents
+    table: Sequence[TableClip],
+    folder: Path,
+    captions: Mapping[str, Mapping[str, str]],
+    components: RecordComponents,
 ) -> list[KeyedClip]:
     """Return clips with their keys, which change with the file, the caption and the settings.
 
+    A key stays when the folder of the table moves together with the clips.
+
     Args:
       table: the clips.
+      folder: folder of the table.
       captions: captions from other sources, by source and id.
       components: settings of the records and their components.
     """
     stamps = file_stamps(clip.source for clip in table)
+    samples = content_samples(clip.source for clip in table)
     media_identity, text_identity = components.media_identity, components.text_identity
     optional = components.settings.optional_stream
+
+    def key_media(clip: TableClip) -> str:
+        file = (path_below(clip.source, folder), stamps[clip.source], samples[clip.source])
+        return digest([_READING_VERSION, *file, optional(clip.split), media_identity])
 
     def key_caption(text: str) -> KeyedCaption:
         return KeyedCaption(text, digest([text, text_identity]))
@@ -68,7 +83,7 @@ def key_clips(
     return [
         KeyedClip(
             clip,
-            digest([clip.video_path.name, stamps[clip.source], optional(clip.split), media_identity]),
+            key_media(clip),
             key_caption(clip.caption),
             {source: key_caption(by_id[clip.id]) for source, by_id in captions.items() if by_id.get(clip.id)},
         )

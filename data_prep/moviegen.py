@@ -14,8 +14,9 @@ from absl import flags
 
 from data_prep.clip_files import files_below
 from data_prep.table_formats import TableFormat, read_table
-from data_prep.table_making import make_clip, missing_list_path, write_tsv
+from data_prep.table_making import check_outputs, define_overwrite, make_clip, missing_list_path, write_tsv
 from flowley_jax.cli import run_main
+from flowley_jax.common.files import lfs_note
 from flowley_jax.data.clip_table import write_clip_table
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.formats import is_video
@@ -29,22 +30,27 @@ _SHOWN_IDS = 12
 def main() -> None:
     """Run the command line."""
     values = flags.FLAGS
-    make_table(values.root, values.out, prompts=values.prompts)
+    make_table(values.root, values.out, prompts=values.prompts, overwrite=values.overwrite)
 
 
-def make_table(root: str | Path, out: str | Path, *, prompts: str | Path | None = None) -> None:
+def make_table(
+    root: str | Path, out: str | Path, *, prompts: str | Path | None = None, overwrite: bool = False
+) -> None:
     """Write the clip table and the list of missing clips, and print whether the benchmark is complete.
 
     Args:
       root: folder with the videos and the prompts.
       out: clip table to write.
       prompts: file with the prompts, if it is not below `root`.
+      overwrite: whether existing files are replaced.
 
     Raises:
-      FlowleyError: there are no videos or no prompts, or the prompts are damaged, repeated or not those of
-        this benchmark.
+      FlowleyError: there are no videos or no prompts, the prompts are damaged, repeated or not those of this
+        benchmark, or a file exists that may not be replaced.
     """
-    files, out = files_below(Path(root)), Path(out)
+    out = Path(out)
+    check_outputs(out, missing_list_path(out), overwrite=overwrite)
+    files = files_below(Path(root))
     captions = _find_prompts(Path(root), files) if prompts is None else _read_prompts(Path(prompts))
     _check_ids(prompts or root, captions)
     videos = _find_videos(files)
@@ -81,7 +87,7 @@ def _find_prompts(root: Path, files: Sequence[Path]) -> dict[str, str]:
         raise FlowleyError(f"{root}: has {whole[0]} and {whole[1]}; choose one with --prompts")
     if whole:
         return _read_prompts(whole[0])
-    single = [path for path in files if path.suffix == ".jsonl" and path.stem.isdecimal()]
+    single = [path for path in files if path.suffix.lower() == ".jsonl" and path.stem.isdecimal()]
     if not single:
         raise FlowleyError(
             f"{root}: has neither {PROMPTS_FILE} nor files such as 0.jsonl; name a file with --prompts"
@@ -106,8 +112,9 @@ def _read_prompts(path: Path) -> dict[str, str]:
 def _read_prompt(path: Path) -> str:
     try:
         prompt = json.loads(path.read_text(encoding="utf-8"))["audio_prompt"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FlowleyError(f"{path}: must be one JSON object with the key audio_prompt") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        expected = lfs_note(path) or "must be one JSON object with the key audio_prompt"
+        raise FlowleyError(f"{path}: {expected}") from error
     if not isinstance(prompt, str):
         raise FlowleyError(f"{path}: audio_prompt={prompt!r} must be a string")
     return prompt
@@ -138,4 +145,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("root", None, "Folder with the videos and the prompts.", required=True)
     flags.DEFINE_string("prompts", None, "File with the prompts, if it is not below --root.")
     flags.DEFINE_string("out", None, "Clip table to write.", required=True)
+    define_overwrite()
     run_main(main)

@@ -12,12 +12,15 @@ from data_prep.settings import OptionalStream, RecordSettings
 from flowley_jax.audio.mel import MelConfig, log_mel
 from flowley_jax.audio.protocols import samples_for
 from flowley_jax.encoders.protocols import VideoEncoder
-from flowley_jax.media.read import SILENT_PEAK, MediaInfo, channel_peak, probe, read_audio, read_frames
+from flowley_jax.media.read import SILENT_PEAK, MediaInfo, probe, read_audio, read_frames
+from flowley_jax.media.spans import stream_spans
 
 # Mean absolute difference of two frames, in 8-bit steps, that a video encoder can add to a still picture.
 _STILL_DIFFERENCE = 0.25
 # Headers may overstate the duration by this much.
 _ROUNDING_SECONDS = 0.5
+# Encoders let the streams of a file begin this far apart, and packets leave gaps of this length.
+OFFSET_TOLERANCE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,8 @@ class ClipReader:
     def _read(self, path: Path, optional: OptionalStream) -> DecodedClip:
         info = probe(path)
         self._check(info, optional)
+        if info.has_audio:
+            self._check_timeline(path)
         frames = None if info.width is None else self._read_frames(path, info)
         mel = log_mel(self._read_wave(path, info), self.mel) if info.has_audio else None
         if frames is not None and self.host_encoder is not None:
@@ -88,6 +93,22 @@ class ClipReader:
         if (info.video_fps or 0.0) > settings.max_frame_rate:
             limit = f"more than max_frame_rate={settings.max_frame_rate:g}"
             raise RejectedError(Reason.FRAME_RATE, f"has {info.video_fps:g} frames per second, {limit}")
+
+    def _check_timeline(self, path: Path) -> None:
+        """Check that picture and sound cover a clip together, and that the sound has no hole in it."""
+        seconds = self.settings.seconds
+        spans = stream_spans(path, seconds=seconds)
+        if spans.audio is not None and spans.audio.hole > OFFSET_TOLERANCE:
+            raise RejectedError(Reason.HOLE, f"{spans.audio.hole:.2f} s within its sound are missing")
+        offset = spans.offset
+        if offset is None or abs(offset) <= OFFSET_TOLERANCE:
+            return
+        # The later stream may go on for as long after the end of the clip as it began after its start.
+        overlap = stream_spans(path, seconds=seconds + abs(offset)).overlap or 0.0
+        wanted = seconds - self.settings.pad_seconds
+        if overlap < wanted - OFFSET_TOLERANCE:
+            needed = f"they overlap by {overlap:.2f} s, {wanted:g} s are needed"
+            raise RejectedError(Reason.OFFSET, f"{describe_offset(offset)}; {needed}")
 
     def _read_frames(self, path: Path, info: MediaInfo) -> np.ndarray:
         settings = self.settings
@@ -113,7 +134,7 @@ class ClipReader:
         )
         peak = float(np.abs(wave).max(initial=0.0))
         if self.settings.reject_silent and peak < SILENT_PEAK:
-            raise RejectedError(Reason.SILENT, _describe_silence(path, peak, seconds=wanted / rate))
+            raise RejectedError(Reason.SILENT, f"its sound is silent (peak {peak:.1e})")
         if len(wave) < wanted:
             self._check_length("audio", len(wave), wanted, rate, info)
             wave = _pad(wave, wanted, "constant")
@@ -135,10 +156,9 @@ class ClipReader:
         raise RejectedError(Reason.TOO_SHORT, detail)
 
 
-def _describe_silence(path: Path, peak: float, *, seconds: float) -> str:
-    loudest = channel_peak(path, seconds=seconds)
-    detail = f"silent after mixing down to mono (peak {peak:.1e})"
-    return f"{detail}, but its channels peak at {loudest:.2g}" if loudest >= SILENT_PEAK else detail
+def describe_offset(offset: float) -> str:
+    """Return by how many seconds the sound of a clip begins before or after its picture, as text."""
+    return f"sound begins {abs(offset):.2f} s {'after' if offset > 0 else 'before'} the picture"
 
 
 def _pad(array: np.ndarray, length: int, mode: Literal["edge", "constant"]) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,26 @@ import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_prep.beam_runner import run_pipeline
-from data_prep.feature_store import FeatureStore
+from data_prep.feature_store import DamagedError, DamagedFiles, FeatureStore
 from data_prep.keyed_clips import KeyedCaption, KeyedClip
 from data_prep.progress import progress_bar
 from data_prep.record_components import RecordComponents
 from flowley_jax.audio.protocols import AudioCodec
 from flowley_jax.common.files import name_errors, sha256, write_text
+from flowley_jax.common.json_files import read_json_object
 from flowley_jax.data.components import Components
 from flowley_jax.data.record import Dims, Example, Shard, shard_name, write_metadata, write_shard
 from flowley_jax.errors import FlowleyError
 
+# Keys of the note that marks a file as complete.
+_NOTE_KEYS = {"examples", "bytes", "size", "sha256"}
+
 
 def fit_codec(training: Sequence[KeyedClip], components: RecordComponents, store: FeatureStore) -> AudioCodec:
-    """Return the published codec, or else one that is fitted to the training clips."""
-    if not components.fitted_codec:
-        assert components.published_codec is not None
-        return components.published_codec
+    """Return the codec that the settings name, or else one that is fitted to the training clips."""
+    if components.codec:
+        return components.codec
+    assert components.fitted_codec is not None
     log_mels = (features["log_mel"] for features in _read_features(training, store, "fitting the codec"))
     return components.fitted_codec.fit(
         log_mels, mel=components.mel, latent_dim=components.settings.latent_dim
@@ -88,10 +91,13 @@ def posterior(codec: AudioCodec | None, features: Mapping[str, np.ndarray]) -> t
 def _read_features(
     clips: Sequence[KeyedClip], store: FeatureStore, label: str
 ) -> Iterator[dict[str, np.ndarray]]:
+    damaged = DamagedFiles()
     with progress_bar(label, total=len(clips)) as bar:
         for clip in clips:
-            yield store.read("media", clip.media_key)
+            with damaged.noted():
+                yield store.read("media", clip.media_key)
             bar.update()
+    damaged.check()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,7 @@ def write_shards(
     """
     with name_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    missing = [task for task in tasks if not _note_file(folder, task).is_file()]
+    missing = [task for task in tasks if not _is_written(folder, task)]
     fitted = codec if codec.needs_fitting else None
     run_pipeline(missing, {"write": beam.ParDo(_WriteShard(folder, dims, fitted, store))}, options)
     notes = {task.name: _read_note(folder, task) for task in tasks}
@@ -162,34 +168,40 @@ class _WriteShard(beam.DoFn):
 
     def process(self, element: ShardTask) -> None:
         path = self._folder / element.name
-        # Another worker may write the same file, with the same content, so temporary names differ.
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        shard = write_shard(partial, self._dims, self._examples(element))
+        try:
+            # Another worker may write the same file at the same time, with the same content.
+            shard = write_shard(path, self._dims, self._examples(element))
+        except DamagedError:
+            # An error would end the pipeline before the other files have shown what else is damaged.
+            return
         note = {
             "examples": shard.examples,
             "bytes": shard.size,
-            "size": partial.stat().st_size,
-            "sha256": sha256(partial),
+            "size": path.stat().st_size,
+            "sha256": sha256(path),
         }
-        os.replace(partial, path)
         write_text(_note_file(self._folder, element), json.dumps(note))
 
     def _examples(self, task: ShardTask) -> Iterator[Example]:
+        damaged = DamagedFiles()
         for clip in task.clips:
-            features = self._store.read("media", clip.media_key)
-            example: dict[str, Any] = {
-                "id": clip.table_clip.id,
-                "label": clip.table_clip.label,
-                **self._text(clip.caption),
-                "more_captions": {
-                    source: self._text(caption) for source, caption in clip.more_captions.items()
-                },
-            }
-            if "video_features" in features:
-                example["video_features"] = features["video_features"]
-            if features.keys() - {"video_features"}:
-                example["audio_mean"], example["audio_std"] = posterior(self._codec, features)
-            yield example
+            with damaged.noted():
+                yield self._example(clip)
+        damaged.check()
+
+    def _example(self, clip: KeyedClip) -> Example:
+        features = self._store.read("media", clip.media_key)
+        example: dict[str, Any] = {
+            "id": clip.table_clip.id,
+            "label": clip.table_clip.label,
+            **self._text(clip.caption),
+            "more_captions": {source: self._text(caption) for source, caption in clip.more_captions.items()},
+        }
+        if "video_features" in features:
+            example["video_features"] = features["video_features"]
+        if features.keys() - {"video_features"}:
+            example["audio_mean"], example["audio_std"] = posterior(self._codec, features)
+        return example
 
     def _text(self, caption: KeyedCaption) -> dict[str, Any]:
         return {"caption": caption.text, **self._store.read("text", caption.key)}
@@ -202,6 +214,19 @@ def _note_file(folder: Path, task: ShardTask) -> Path:
 
 def _read_note(folder: Path, task: ShardTask) -> dict[str, Any]:
     try:
-        return json.loads(_note_file(folder, task).read_text())
-    except (OSError, ValueError) as error:
-        raise FlowleyError(f"{folder / task.name}: was not written ({error}); run again") from error
+        note = read_json_object(_note_file(folder, task))
+    except FlowleyError as error:
+        raise FlowleyError(
+            f"{folder / task.name}: was not written; features were damaged, or a worker was lost; run again"
+        ) from error
+    if note.keys() != _NOTE_KEYS:
+        raise FlowleyError(f"{_note_file(folder, task)}: was not made by this program; remove {folder}")
+    return note
+
+
+def _is_written(folder: Path, task: ShardTask) -> bool:
+    """Return whether an interrupted run finished a file; a power failure can leave a part of it."""
+    try:
+        return _read_note(folder, task)["size"] == (folder / task.name).stat().st_size
+    except (FlowleyError, OSError):
+        return False

@@ -6,11 +6,13 @@ training split, and the records are written in the order of the hashes of their 
 are listed in `OUT/rejected.tsv` with the reason.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,23 +21,43 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_prep.caption_files import read_captions
 from data_prep.feature_pipeline import Item, make_media_features, make_text_features
-from data_prep.feature_store import FeatureKind, FeatureStore, digest
-from data_prep.keyed_clips import KeyedClip, key_clips
+from data_prep.feature_store import DamagedFiles, FeatureKind, FeatureStore, digest
+from data_prep.keyed_clips import KeyedCaption, KeyedClip, key_clips
 from data_prep.progress import show_progress
 from data_prep.record_components import RecordComponents
 from data_prep.record_files import ShardTask, fit_codec, measure_latents, remove_notes, write_shards
 from data_prep.rejection import Reason, Rejection
 from data_prep.settings import RecordSettings
 from data_prep.storage import is_remote
-from flowley_jax.common.files import sha256, write_text
+from flowley_jax.common.files import remove_partials, sha256, write_text
+from flowley_jax.common.json_files import read_json_object
 from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.clip_table import SPLITS, TableClip, read_clip_table
 from flowley_jax.data.components import COMPONENTS_FILE, Components
-from flowley_jax.data.record import EXAMPLES_PER_FILE, dataset_dir, has_records
+from flowley_jax.data.record import (
+    EXAMPLES_PER_FILE,
+    METADATA_FILES,
+    check_metadata,
+    dataset_dir,
+    has_records,
+)
 from flowley_jax.errors import FlowleyError
 
 MANIFEST_FILE = "manifest.json"
 REJECTED_FILE = "rejected.tsv"
+_REJECTED_HEADER = "id\tvideo_path\treason\tdetail"
+# What a run replaces in its folder, besides the manifest.
+_REPLACED = (REJECTED_FILE, COMPONENTS_FILE, "codec.npz", str(dataset_dir("")))
+_MANIFEST_TYPES = {
+    "identity": str,
+    "settings_identity": str,
+    "settings": dict,
+    "examples": dict,
+    "rejected": dict,
+    "files": dict,
+}
+# A pass that finds damaged features makes them again.
+_MAX_DAMAGED_PASSES = 5
 _PACKAGES = ("flowley-jax", "jax", "numpy", "av", "soxr", "pillow", "apache-beam")
 
 
@@ -49,6 +71,7 @@ class RunOptions:
       time_limit: time limit for reading one clip, in seconds.
       strict: whether to stop at the first unusable clip.
       retry: whether to retry clips that could not be used before.
+      verify: whether to compare the content of existing record files with their checksums.
       features: folder of the features, which may be remote (gs://…); OUT/features if empty.
     """
 
@@ -57,6 +80,7 @@ class RunOptions:
     time_limit: float = 120.0
     strict: bool = False
     retry: bool = False
+    verify: bool = False
     features: str = ""
 
 
@@ -82,13 +106,26 @@ def prepare_records(
 
     Raises:
       FlowleyError: the table is invalid, no training clip can be used, a clip cannot be used in strict mode,
-        or `out` holds records with different settings or is being written by another process.
+        or `out` holds files of another program, holds records with different settings or is being written by
+        another process.
     """
     table = read_clip_table(clips)
     components = RecordComponents(settings)
     components.check()
-    with lock_folder(Path(out)):
+    with _lock_folders(Path(out), run):
         return _prepare(Path(clips), table, Path(out), components, run, captions or {})
+
+
+@contextlib.contextmanager
+def _lock_folders(out: Path, run: RunOptions) -> Iterator[None]:
+    """Keep other processes from the folders that a run writes to; remove what killed ones left there."""
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(lock_folder(out))
+        if run.features and not is_remote(run.features):
+            locks.enter_context(lock_folder(Path(run.features)))
+        remove_partials(out)
+        _feature_store(out, run).remove_partials()
+        yield
 
 
 def _prepare(
@@ -102,23 +139,43 @@ def _prepare(
     previous = _read_manifest(out)
     if previous:
         _check_settings(out, previous, components)
-    keyed = key_clips(table, _read_known_captions(captions, table), components)
+    keyed = key_clips(table, clips.parent, _read_known_captions(captions, table), components)
     identity = digest([components.identity, sorted(clip.identity for clip in keyed)])
     store = _feature_store(out, run)
     if run.retry:
         _forget_rejections(keyed, store)
-    elif previous and previous["identity"] == identity and _is_complete(out, previous):
+    elif previous and previous["identity"] == identity and _is_complete(out, previous, verify=run.verify):
         if run.strict and previous["rejected"]:
             _raise_unusable(clips, out, sum(previous["rejected"].values()))
         print(f"{out}: the records already exist: {_describe_counts(previous)}")
         return previous
-    _make_missing_features(keyed, components, store, run)
-    rejections = _find_rejections(keyed, store)
+    sources = tuple(sorted(captions))
+    for _ in range(_MAX_DAMAGED_PASSES):
+        _make_missing_features(keyed, components, store, run)
+        try:
+            return _use_features(clips, out, keyed, components, run, sources, identity)
+        except FlowleyError as error:
+            # Errors of Beam's workers arrive as text, so the store tells whether damaged files were removed.
+            if not _lacks_features(keyed, store):
+                raise
+            print(f"{error}; damaged features are made again")
+    raise FlowleyError(f"{store.folder}: features keep being damaged; check the disk and run again")
+
+
+def _use_features(
+    clips: Path,
+    out: Path,
+    keyed: Sequence[KeyedClip],
+    components: RecordComponents,
+    run: RunOptions,
+    sources: tuple[str, ...],
+    identity: str,
+) -> dict[str, Any]:
+    rejections = _find_rejections(keyed, _feature_store(out, run))
     _report_rejections(out / REJECTED_FILE, keyed, rejections)
     if rejections.clips and run.strict:
         _raise_unusable(clips, out, len(rejections.clips))
     accepted = _accepted(keyed, rejections)
-    sources = tuple(sorted(captions))
     return _write_records(clips, out, components, run, accepted, rejections, sources, identity)
 
 
@@ -157,6 +214,7 @@ def _write_records(
         "dims": dataclasses.asdict(dims),
         "components": json.loads((out / COMPONENTS_FILE).read_text()),
         "files": files,
+        "metadata": {name: sha256(dataset_dir(out) / name) for name in METADATA_FILES},
     }
     # The manifest comes last: it says that everything else exists.
     text = json.dumps(manifest, indent=2) + "\n"
@@ -177,38 +235,91 @@ def _raise_unusable(clips: Path, out: Path, rejected: int) -> NoReturn:
 
 
 def _read_manifest(out: Path) -> dict[str, Any] | None:
-    """Return the manifest of finished records, or None.
+    """Return the manifest of finished records; None if it is missing or damaged.
 
     Raises:
-      FlowleyError: the manifest is damaged, or another program wrote the records.
+      FlowleyError: a run would replace files that another program wrote.
     """
     path = out / MANIFEST_FILE
-    if not path.is_file():
-        if has_records(out) and not list(out.glob(".records-*")) and not (out / "features").is_dir():
-            raise FlowleyError(f"{out}: has records that this program did not write; choose another folder")
+    if not _is_own_folder(out):
+        foreign = [name for name in (MANIFEST_FILE, *_REPLACED) if os.path.lexists(out / name)]
+        if foreign:
+            raise FlowleyError(
+                f"{out / foreign[0]}: data_prep.extract did not write it, and would replace it; choose "
+                "another folder"
+            )
+        return None
+    if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FlowleyError(f"{path}: cannot be read ({error}); remove it and run again") from error
+        return _checked_manifest(path)
+    except FlowleyError as error:
+        print(f"{error}; the records are written again")
+        return None
 
 
-def _is_complete(out: Path, manifest: Mapping[str, Any]) -> bool:
-    """Return whether all files of the records exist with their sizes; hashing terabytes would take hours."""
+def _is_own_folder(out: Path) -> bool:
+    """Return whether this program wrote the records of a folder, or began to.
+
+    The manifest says so. It is missing while records are written, but `rejected.tsv` then is there.
+    """
+    try:
+        _checked_manifest(out / MANIFEST_FILE)
+        return True
+    except FlowleyError:
+        pass
+    try:
+        with open(out / REJECTED_FILE, "rb") as file:
+            return file.readline(1000).strip() == _REJECTED_HEADER.encode()
+    except OSError:
+        return False
+
+
+def _checked_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json_object(path)
+    for name, kind in _MANIFEST_TYPES.items():
+        if not isinstance(manifest.get(name), kind):
+            raise FlowleyError(f"{path}: {name} is missing or of the wrong type")
+    counts = [*manifest["examples"].values(), *manifest["rejected"].values()]
+    if not all(isinstance(count, int) for count in counts):
+        raise FlowleyError(f"{path}: examples and rejected must be counts")
+    if not all(isinstance(file, dict) for file in manifest["files"].values()):
+        raise FlowleyError(f"{path}: files must hold one object for each file")
+    return manifest
+
+
+def _is_complete(out: Path, manifest: Mapping[str, Any], *, verify: bool) -> bool:
+    """Return whether the files of the records are whole.
+
+    Args:
+      out: folder of the records.
+      manifest: what their sizes and checksums should be.
+      verify: also compare the checksums of the record files, which takes hours for terabytes.
+    """
     if not has_records(out):
         return False
     try:
         Components.load(out)
+        check_metadata(out)
+        for name, checksum in manifest.get("metadata", {}).items():
+            _check_content(dataset_dir(out) / name, checksum)
         for name, file in manifest["files"].items():
             path = dataset_dir(out) / name
             size = path.stat().st_size if path.is_file() else None
             # Manifests of earlier versions list no sizes.
             if size is None or size != file.get("size", size):
                 raise FlowleyError(f"{path}: is missing, or its size has changed")
+            if verify:
+                _check_content(path, file.get("sha256"))
     except FlowleyError as problem:
         print(f"{problem}; the records are written again")
         return False
     return True
+
+
+def _check_content(path: Path, checksum: Any) -> None:
+    if sha256(path) != checksum:
+        raise FlowleyError(f"{path}: its content has changed")
 
 
 def _check_settings(out: Path, manifest: Mapping[str, Any], components: RecordComponents) -> None:
@@ -258,10 +369,22 @@ def _make_missing_features(
             time_limit=run.time_limit,
             strict=run.strict,
         )
-    keyed_captions = (caption for clip in clips for caption in (clip.caption, *clip.more_captions.values()))
-    captions = _missing_items(store, "text", (Item(caption.key, caption.text) for caption in keyed_captions))
+    captions = _missing_items(
+        store, "text", (Item(caption.key, caption.text) for caption in _captions(clips))
+    )
     with show_progress(store, "text", {item.key for item in captions}, "reading captions"):
         make_text_features(captions, components, store, run.beam_options, strict=run.strict)
+
+
+def _captions(clips: Sequence[KeyedClip]) -> Iterator[KeyedCaption]:
+    return (caption for clip in clips for caption in (clip.caption, *clip.more_captions.values()))
+
+
+def _lacks_features(clips: Sequence[KeyedClip], store: FeatureStore) -> bool:
+    """Return whether a clip or caption has neither features nor a rejection."""
+    media, text = (set().union(*store.keys(kind)) for kind in ("media", "text"))
+    wanted = {clip.media_key for clip in clips}, {caption.key for caption in _captions(clips)}
+    return not (wanted[0] <= media and wanted[1] <= text)
 
 
 def _missing_items(store: FeatureStore, kind: FeatureKind, items: Iterable[Item]) -> list[Item]:
@@ -283,16 +406,19 @@ def _find_rejections(clips: Sequence[KeyedClip], store: FeatureStore) -> _Reject
     """Return the clips and captions that cannot be used.
 
     Raises:
-      FlowleyError: a clip has neither features nor a rejection, because the engine lost some.
+      FlowleyError: a clip has neither features nor a rejection, because the engine lost some, or stored
+        rejections were damaged and have been removed.
     """
+    damaged = DamagedFiles()
     keys = {kind: store.keys(kind) for kind in ("media", "text")}
     rejections = _Rejections({}, {})
 
     def find(clip: KeyedClip, kind: FeatureKind, key: str) -> Rejection | None:
         stored, rejected = keys[kind]
         if key in rejected:
-            return store.rejection(kind, key)
-        if key not in stored:
+            with damaged.noted():
+                return store.rejection(kind, key)
+        elif key not in stored:
             raise FlowleyError(f"{clip.table_clip.id}: its {kind} features were not made; run again")
         return None
 
@@ -304,6 +430,7 @@ def _find_rejections(clips: Sequence[KeyedClip], store: FeatureStore) -> _Reject
         for source, caption in clip.more_captions.items():
             if rejection := find(clip, "text", caption.key):
                 rejections.captions[clip.table_clip.id, source] = rejection
+    damaged.check()
     return rejections
 
 
@@ -365,7 +492,7 @@ def _report_rejections(path: Path, clips: Sequence[KeyedClip], rejections: _Reje
         print("(--config.seconds sets the length of the clips; --config.pad_seconds pads shorter ones)")
     if rejections.captions:
         print(f"{len(rejections.captions)} captions from other sources cannot be used; see {path}")
-    lines = ["id\tvideo_path\treason\tdetail"]
+    lines = [_REJECTED_HEADER]
     for keyed in clips:
         clip, listed = keyed.table_clip, []
         if clip.id in rejections.clips:

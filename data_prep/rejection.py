@@ -2,13 +2,13 @@
 
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data_prep.storage import local_copy
 from flowley_jax.errors import FlowleyError
-from flowley_jax.media.read import MediaError
+from flowley_jax.media.inputs import MediaError
 
 T = TypeVar("T")
 
@@ -22,6 +22,8 @@ class Reason(enum.StrEnum):
     NO_VIDEO = "no_video"
     NO_AUDIO = "no_audio"
     PICTURE = "picture"  # an image, or a video that shows the same image throughout
+    OFFSET = "offset"  # picture and sound begin apart and overlap too little
+    HOLE = "hole"  # a part of the sound is missing
     TOO_SHORT = "too_short"
     TOO_LONG = "too_long"
     FRAME_RATE = "frame_rate"
@@ -40,6 +42,20 @@ class Rejection:
     reason: str
     detail: str
 
+    @classmethod
+    def from_json(cls, value: Any) -> "Rejection":
+        """Return a stored rejection.
+
+        Raises:
+          ValueError: the value is not a JSON object with one of the reasons and a line of text.
+        """
+        if not isinstance(value, Mapping) or value.keys() != {"reason", "detail"}:
+            raise ValueError("a rejection must have a reason and a detail")
+        reason, detail = value["reason"], value["detail"]
+        if reason not in list(Reason) or not isinstance(detail, str):
+            raise ValueError(f"reason {reason!r} with the detail {detail!r} is unknown")
+        return cls(reason, " ".join(detail.split()))
+
 
 class RejectedError(FlowleyError):
     """A clip that can be read but not used."""
@@ -56,11 +72,13 @@ def read_or_reject(path: str, read: Callable[[Path], T]) -> T | Rejection:
       path: the file; a remote file is copied to this machine first.
       read: function of the local path.
     """
+    local = Path(path)
     try:
         with local_copy(path) as local:
             return read(local)
     except (MediaError, RejectedError) as error:
-        return Rejection(str(error.reason), one_line(error).removeprefix(f"{path}: "))
+        detail = str(error).removeprefix(f"{local}: ")
+        return Rejection(str(error.reason), " ".join(detail.split()))
     except Exception as error:  # A file that breaks a decoder in a new way must not end the run.
         return Rejection(Reason.UNREADABLE, one_line(error))
 

@@ -5,18 +5,27 @@ credentials, while epath needs TensorFlow or one fsspec driver per scheme on eac
 folder with sizes and times in one request, where epath asks about every file.
 """
 
+import concurrent.futures
 import contextlib
+import hashlib
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flowley_jax.common.files import is_partial, partial_name
+from flowley_jax.common.files import is_partial, partial_name, remove_partials
 from flowley_jax.errors import FlowleyError
 
 # Size in bytes, and time of the last change in ns.
 FileStamp = tuple[int, int]
+_CHUNK = 4 * 2**20
+# Number and size in bytes of the blocks that tell files apart.
+_BLOCKS, _BLOCK = 8, 2048
+# On a network disk, most of the time for a block is waiting.
+_SAMPLING_THREADS = 16
 
 
 def is_remote(path: str) -> bool:
@@ -42,6 +51,12 @@ def read_bytes(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise FlowleyError(f"{path}: cannot be read ({_reason(error)})") from error
+
+
+def remove_old_partials(folder: str) -> None:
+    """Remove temporary files that killed processes left in a local folder, which the caller has locked."""
+    if not is_remote(folder):
+        remove_partials(Path(folder))
 
 
 def write_bytes(path: str, content: bytes) -> None:
@@ -120,15 +135,47 @@ def file_stamps(paths: Iterable[str]) -> dict[str, FileStamp | None]:
     return stamps
 
 
+def content_samples(paths: Iterable[str]) -> dict[str, str]:
+    """Return a digest of some bytes of every file, from its start to its end.
+
+    It tells files apart that have the same name, size and time. It is empty for a file that cannot be read,
+    and for a remote one: reading 200,000 of them would take hours.
+    """
+    distinct = list(dict.fromkeys(paths))
+    with concurrent.futures.ThreadPoolExecutor(_SAMPLING_THREADS) as threads:
+        return dict(zip(distinct, threads.map(_content_sample, distinct), strict=True))
+
+
+def path_below(path: str, folder: str | os.PathLike) -> str:
+    """Return the part of a file's path that stays when it moves together with a folder.
+
+    For a file that is not below the folder, it is its name and that of the folder that holds it; for a remote
+    file, the whole address.
+    """
+    if is_remote(path):
+        return path
+    absolute, root = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
+    parts = absolute.relative_to(root).parts if absolute.is_relative_to(root) else absolute.parts[-2:]
+    return "/".join(parts)
+
+
 @contextlib.contextmanager
 def local_copy(path: str) -> Iterator[Path]:
-    """Yield a local path of a file; a remote file is copied, and the copy is removed after the block."""
+    """Yield a local path of a file; a remote file is copied, and the copy is removed after the block.
+
+    Raises:
+      FlowleyError: the file cannot be copied.
+    """
     if not is_remote(path):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.rsplit("/", 1)[-1]
-        copy.write_bytes(read_bytes(path))
+        try:
+            with _file_systems().open(path) as source, open(copy, "wb") as target:
+                shutil.copyfileobj(source, target, _CHUNK)
+        except OSError as error:
+            raise FlowleyError(f"{path}: cannot be copied to {folder} ({_reason(error)})") from error
         yield copy
 
 
@@ -138,6 +185,22 @@ def _local_stamp(path: str) -> FileStamp | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
+
+
+def _content_sample(path: str) -> str:
+    if is_remote(path):
+        return ""
+    try:
+        # Opening a pipe would wait for its writer.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ""
+        with open(path, "rb", buffering=0) as file:
+            last = max(os.fstat(file.fileno()).st_size - _BLOCK, 0)
+            starts = sorted({last * block // (_BLOCKS - 1) for block in range(_BLOCKS)})
+            blocks = [os.pread(file.fileno(), _BLOCK, start) for start in starts]
+    except OSError:
+        return ""
+    return hashlib.blake2b(b"".join(blocks), digest_size=12).hexdigest()
 
 
 def _remote_files(folder: str) -> Iterator[tuple[str, FileStamp]]:

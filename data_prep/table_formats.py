@@ -26,6 +26,7 @@ from flowley_jax.data.clip_table import (
     id_fault,
     parse_clip_table,
     read_table_lines,
+    utf8_fault,
 )
 from flowley_jax.errors import FlowleyError
 
@@ -133,7 +134,7 @@ def _recognise(path: Path, lines: Sequence[_Line]) -> TableFormat:
 def _is_prompt(text: str) -> bool:
     try:
         return "audio_prompt" in json.loads(text) if text.startswith("{") else False
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -215,19 +216,21 @@ def _read_moviegen(path: Path, lines: Sequence[_Line]) -> _Parsed:
 def _moviegen_row(line: int, text: str) -> TableRow:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Faulty(f"is not JSON ({error})") from error
     if not isinstance(value, dict) or {"id", "audio_prompt"} - set(value):
         raise _Faulty(f"must be an object with id and audio_prompt, not {text[:_SHOWN_CHARACTERS]!r}")
     if not isinstance(value["audio_prompt"], str) or not isinstance(value["id"], int | str):
         raise _Faulty("id must be a number or a string, and audio_prompt must be a string")
+    if fault := utf8_fault(value["audio_prompt"]):
+        raise _Faulty(f"audio_prompt {fault}")
     return TableRow(
         line=line, id=_checked_id(str(value["id"])), caption=value["audio_prompt"], split="test", label=""
     )
 
 
 def _checked_id(clip_id: str) -> str:
-    if fault := id_fault(clip_id):
+    if fault := id_fault(clip_id) or utf8_fault(clip_id):
         raise _Faulty(fault)
     return clip_id
 

@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flowley_jax.common.files import write_text
+from absl import flags
+
+from flowley_jax.common.files import check_new_file, write_text
 from flowley_jax.data.clip_table import SPLITS, TableClip
 
 
@@ -24,6 +26,21 @@ def make_clip(*, clip_id: str, file: str | Path, caption: str, split: str, label
         split=split,
         label=" ".join(label.split()),
     )
+
+
+def define_overwrite() -> None:
+    """Define the flag --overwrite of a program that makes a table."""
+    flags.DEFINE_bool("overwrite", False, "Replace existing files. Captions edited in the table are lost.")
+
+
+def check_outputs(*paths: Path, overwrite: bool) -> None:
+    """Check that a program replaces no file by accident; the first path is the table.
+
+    Raises:
+      FlowleyError: a file exists, and `overwrite` is false; or a path is a folder.
+    """
+    for path in paths:
+        check_new_file(path, overwrite=overwrite)
 
 
 def missing_list_path(out: Path) -> Path:

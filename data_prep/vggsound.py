@@ -15,8 +15,18 @@ from absl import flags
 
 from data_prep.clip_files import ClipFiles
 from data_prep.table_formats import TableFormat, read_table
-from data_prep.table_making import hash_fraction, make_clip, missing_list_path, split_counts, write_tsv
+from data_prep.table_making import (
+    check_outputs,
+    define_overwrite,
+    hash_fraction,
+    make_clip,
+    missing_list_path,
+    split_counts,
+    write_tsv,
+)
 from flowley_jax.cli import run_main
+from flowley_jax.common.number_flags import define_int
+from flowley_jax.common.ranges import Range
 from flowley_jax.data.clip_table import TableRow, write_clip_table
 from flowley_jax.errors import FlowleyError
 
@@ -24,10 +34,12 @@ from flowley_jax.errors import FlowleyError
 def main() -> None:
     """Run the command line."""
     values = flags.FLAGS
-    make_table(values.csv, values.videos, values.out, valid=values.valid)
+    make_table(values.csv, values.videos, values.out, valid=values.valid, overwrite=values.overwrite)
 
 
-def make_table(csv: str | Path, videos: str | Path, out: str | Path, *, valid: int = 2000) -> None:
+def make_table(
+    csv: str | Path, videos: str | Path, out: str | Path, *, valid: int = 2000, overwrite: bool = False
+) -> None:
     """Write the clip table and the list of missing clips, and print counts.
 
     Args:
@@ -35,11 +47,14 @@ def make_table(csv: str | Path, videos: str | Path, out: str | Path, *, valid: i
       videos: folder of the clips.
       out: clip table to write.
       valid: number of training clips to hold out as the valid split.
+      overwrite: whether existing files are replaced.
 
     Raises:
-      FlowleyError: the CSV has a bad line or a repeated clip, too few training clips can be held out, or no
-        clip has a file.
+      FlowleyError: the CSV has a bad line or a repeated clip, too few training clips can be held out, no clip
+        has a file, or a file exists that may not be replaced.
     """
+    out = Path(out)
+    check_outputs(out, missing_list_path(out), overwrite=overwrite)
     rows = read_table(csv, TableFormat.VGGSOUND).checked_rows()
     _check_unique(csv, rows)
     held_out = _held_out_videos(csv, rows, valid)
@@ -52,7 +67,6 @@ def make_table(csv: str | Path, videos: str | Path, out: str | Path, *, valid: i
         clips.append(make_clip(clip_id=row.id, file=file, caption=row.caption, split=split, label=row.label))
     if not clips:
         raise FlowleyError(f"{videos}: has none of the {len(rows)} clips, such as {rows[0].id}.mp4")
-    out = Path(out)
     write_clip_table(out, clips)
     write_tsv(missing_list_path(out), ("id", "split", "label"), missing)
     print(f"{out}: {len(clips)} of {len(rows)} clips: {split_counts(clip.split for clip in clips)}")
@@ -97,5 +111,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("csv", None, "The official vggsound.csv.", required=True)
     flags.DEFINE_string("videos", None, "Folder of the clips.", required=True)
     flags.DEFINE_string("out", None, "Clip table to write.", required=True)
-    flags.DEFINE_integer("valid", 2000, "Number of training clips to hold out as valid.", lower_bound=0)
+    define_int("valid", 2000, "Number of training clips to hold out as valid.", Range(least=0))
+    define_overwrite()
     run_main(main)

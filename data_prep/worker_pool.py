@@ -17,6 +17,7 @@ import select
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,8 @@ class Worker:
         """
         self._function, self._time_limit = function, time_limit
         self._process: subprocess.Popen | None = None
+        # Temporary files of a process that is killed for its time limit would stay.
+        self._folder: tempfile.TemporaryDirectory | None = None
         self._starting, self._stopped = threading.Lock(), False
 
     def __call__(self, *arguments: Any) -> Any:
@@ -81,16 +84,20 @@ class Worker:
             self._process.kill()
             self._process.communicate()
             self._process = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def _start(self) -> subprocess.Popen:
         with self._starting:
             if self._stopped:
                 raise concurrent.futures.CancelledError
+            self._folder = tempfile.TemporaryDirectory(prefix="reading-", ignore_cleanup_errors=True)
             process = self._process = subprocess.Popen(
                 [sys.executable, "-m", "data_prep.worker_pool"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, **_ONE_THREAD, "JAX_PLATFORMS": "cpu"},
+                env={**os.environ, **_ONE_THREAD, "JAX_PLATFORMS": "cpu", "TMPDIR": self._folder.name},
                 # Ctrl-C is for the parent; this process ends when its input does.
                 start_new_session=True,
             )

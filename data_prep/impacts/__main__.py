@@ -6,18 +6,24 @@ from absl import flags
 
 from data_prep.impacts.generate import ClipSetConfig, generate
 from flowley_jax.cli import run_main
+from flowley_jax.common.files import check_new_file
+from flowley_jax.common.number_flags import define_float, define_int
+from flowley_jax.common.ranges import PROCESSES, SEEDS, Range
 
 _DEFAULTS = ClipSetConfig()
 _OUT = flags.DEFINE_string("out", None, "Folder of the set; existing clips are kept.", required=True)
-_TRAIN = flags.DEFINE_integer("train", _DEFAULTS.train, "Number of training clips.")
-_VALID = flags.DEFINE_integer("valid", _DEFAULTS.valid, "Number of validation clips.")
-_TEST = flags.DEFINE_integer("test", _DEFAULTS.test, "Number of test clips.")
-_SECONDS = flags.DEFINE_float("seconds", _DEFAULTS.seconds, "Length of a clip in seconds.")
-_SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "Random seed of the set.")
-_WORKERS = flags.DEFINE_integer("workers", 2, "Processes that generate clips.", lower_bound=1)
+# Ids have five digits.
+_CLIPS = Range(least=0, most=100_000)
+_TRAIN = define_int("train", _DEFAULTS.train, "Number of training clips.", _CLIPS)
+_VALID = define_int("valid", _DEFAULTS.valid, "Number of validation clips.", _CLIPS)
+_TEST = define_int("test", _DEFAULTS.test, "Number of test clips.", _CLIPS)
+_SECONDS = define_float("seconds", _DEFAULTS.seconds, "Length of a clip in seconds.", Range(least=3, most=60))
+_SEED = define_int("seed", _DEFAULTS.seed, "Random seed of the set.", SEEDS)
+_WORKERS = define_int("workers", 2, "Processes that generate clips.", PROCESSES)
 _SHEET = flags.DEFINE_string(
     "contact_sheet", None, "Also draw a few clips and their sound to this .png file."
 )
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing --contact_sheet.")
 
 
 def main() -> int:
@@ -25,6 +31,8 @@ def main() -> int:
     config = ClipSetConfig(
         train=_TRAIN.value, valid=_VALID.value, test=_TEST.value, seconds=_SECONDS.value, seed=_SEED.value
     )
+    if _SHEET.value:
+        check_new_file(Path(_SHEET.value), overwrite=_OVERWRITE.value, option="--contact_sheet")
     generate(config, Path(_OUT.value), workers=_WORKERS.value)
     if _SHEET.value:
         from data_prep.impacts.contact_sheet import draw_contact_sheet

@@ -1,5 +1,6 @@
 """Draw a few clips of a set: frames above the spectrogram, with the true events marked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flowley_jax.audio.mel import MEL_16K, log_mel
+from flowley_jax.common.files import atomic_write
 from flowley_jax.common.jsonl import read_jsonl
 from flowley_jax.data.clip_table import TableClip, read_clip_table
+from flowley_jax.errors import FlowleyError
 from flowley_jax.media.read import read_audio, read_frames
 
 CLIPS = 6
@@ -25,10 +28,14 @@ def draw_contact_sheet(
       path: picture to write.
       generated: folder of the same clips with other sound, which is drawn below the real one.
       clips: number of clips to draw.
+
+    Raises:
+      FlowleyError: the table or the events are missing or damaged, a clip cannot be read, or the picture
+        cannot be written.
     """
     table = read_clip_table(folder / "clips.tsv")
     chosen = ([clip for clip in table if clip.split == "test"] or table)[:clips]
-    events = {row["id"]: row for row in read_jsonl(folder / "events.jsonl")}
+    events = _read_events(folder / "events.jsonl", chosen)
     heights = [0.8, 1.0, 1.0] if generated else [0.8, 1.0]
     figure = Figure(figsize=(11, 1.0 * sum(heights) * len(chosen)), layout="constrained", dpi=110)
     axes = figure.subplots(len(heights) * len(chosen), 1, height_ratios=heights * len(chosen))
@@ -38,7 +45,16 @@ def draw_contact_sheet(
         _draw_sound(sounds[0], clip.video_path, events[clip.id], "real" if generated else "")
         if generated:
             _draw_sound(sounds[1], generated / f"{clip.id}.mp4", events[clip.id], "generated")
-    FigureCanvasAgg(figure).print_png(str(path))
+    with atomic_write(path) as partial:
+        FigureCanvasAgg(figure).print_png(str(partial))
+
+
+def _read_events(path: Path, clips: Sequence[TableClip]) -> dict[str, dict]:
+    events = {row.get("id"): row for row in read_jsonl(path)}
+    for clip in clips:
+        if not {"seconds", "impacts"} <= events.get(clip.id, {}).keys():
+            raise FlowleyError(f"{path}: has no events of clip {clip.id}; run data_prep.impacts again")
+    return {clip.id: events[clip.id] for clip in clips}
 
 
 def _draw_frames(axes, clip: TableClip, events: dict) -> None:

@@ -4,7 +4,8 @@ import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from data_prep.impacts.scene import Scene, draw_scene
 from data_prep.impacts.sound import SAMPLE_RATE, synthesise
 from data_prep.progress import progress_bar
 from data_prep.table_making import make_clip
-from flowley_jax.common.files import write_text
+from flowley_jax.common.files import name_errors, remove_partials, write_text
+from flowley_jax.common.json_files import read_json_object
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.clip_table import SPLITS, write_clip_table
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.write import write_video
 
 GENERATOR_VERSION = 2
+SET_FILE, TABLE_FILE, EVENTS_FILE = "set.json", "clips.tsv", "events.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,16 +90,25 @@ def generate(config: ClipSetConfig, out: Path, *, workers: int = 2) -> None:
       workers: number of processes; the files do not depend on it.
 
     Raises:
-      FlowleyError: the folder holds a set with a different seed, length or generator version.
+      FlowleyError: the folder holds a set with a different seed, length or generator version, or files of
+        another program that would be replaced, or another process is writing to it.
     """
+    with lock_folder(out):
+        _generate(config, out, workers)
+
+
+def _generate(config: ClipSetConfig, out: Path, workers: int) -> None:
     clips = [
         GeneratedClip(split=split, index=index, seed=config.seed, seconds=config.seconds)
         for split in SPLITS
         for index in range(getattr(config, split))
     ]
-    _check_same_set(config, out)
+    _check_same_set(config, out, clips)
+    remove_partials(out)
     for split in SPLITS:
-        (out / split).mkdir(parents=True, exist_ok=True)
+        with name_errors(out / split):
+            (out / split).mkdir(exist_ok=True)
+        remove_partials(out / split)
     missing = [clip for clip in clips if not (out / clip.path).exists()]
     print(f"generating {len(missing)} of {len(clips)} clips in {out}", flush=True)
     if missing:
@@ -109,22 +122,22 @@ def generate(config: ClipSetConfig, out: Path, *, workers: int = 2) -> None:
     _write_tables(clips, out)
 
 
-def _check_same_set(config: ClipSetConfig, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "set.json"
+def _check_same_set(config: ClipSetConfig, out: Path, clips: Sequence[GeneratedClip]) -> None:
+    path = out / SET_FILE
     wanted = {"seed": config.seed, "seconds": config.seconds, "version": GENERATOR_VERSION}
     if path.exists():
-        try:
-            existing = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise FlowleyError(f"{path}: damaged ({error})") from error
+        existing = read_json_object(path)
         if existing != wanted:
             raise FlowleyError(
                 f"{path}: the folder holds a clip set with {_listed(existing)}, not {_listed(wanted)}; "
                 "choose another folder"
             )
-    else:
-        write_text(path, json.dumps(wanted) + "\n")
+        return
+    # Without that file, nothing here is ours.
+    for file in (out / TABLE_FILE, out / EVENTS_FILE, *(out / clip.path for clip in clips)):
+        if os.path.lexists(file):
+            raise FlowleyError(f"{file}: data_prep.impacts did not write it; choose another folder")
+    write_text(path, json.dumps(wanted) + "\n")
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -146,8 +159,8 @@ def _write_tables(clips: list[GeneratedClip], out: Path) -> None:
             )
         )
         events.append(json.dumps(_events(clip, scene)) + "\n")
-    write_text(out / "events.jsonl", "".join(events))
-    write_clip_table(out / "clips.tsv", rows)
+    write_text(out / EVENTS_FILE, "".join(events))
+    write_clip_table(out / TABLE_FILE, rows)
 
 
 def _label(scene: Scene) -> str:

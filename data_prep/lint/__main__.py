@@ -11,8 +11,11 @@ from absl import flags
 from data_prep.caption_files import parse_caption_flags
 from data_prep.lint.check import LintOptions, lint
 from data_prep.lint.findings import Severity
+from data_prep.settings import RecordSettings
 from data_prep.table_formats import TableFormat
 from flowley_jax.cli import run_main
+from flowley_jax.common.number_flags import define_float, define_int
+from flowley_jax.common.ranges import PROCESSES, SECONDS, TIME_LIMITS
 
 ERRORS_FOUND = 3
 
@@ -26,9 +29,13 @@ _CAPTIONS = flags.DEFINE_multi_string(
     "captions", [], "NAME=FILE: captions from another source, as data_prep.extract takes them; repeatable."
 )
 _FINGERPRINTS = flags.DEFINE_bool("fingerprints", True, "Read the files and find copies among them.")
-_WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes that read files.", lower_bound=1)
-_TIME_LIMIT = flags.DEFINE_float(
-    "time_limit", 120.0, "Time limit for reading one file, in seconds.", lower_bound=0.1
+_WORKERS = define_int("workers", os.cpu_count() or 1, "Processes that read files.", PROCESSES)
+_TIME_LIMIT = define_float("time_limit", 120.0, "Time limit for reading one file, in seconds.", TIME_LIMITS)
+_SECONDS = define_float(
+    "seconds",
+    RecordSettings.seconds,
+    "Length of the clips that will be made of the files, --config.seconds of data_prep.extract.",
+    SECONDS,
 )
 
 
@@ -41,7 +48,10 @@ def main() -> int:
         out=_OUT.value,
         captions=parse_caption_flags(_CAPTIONS.value),
         options=LintOptions(
-            fingerprints=_FINGERPRINTS.value, workers=_WORKERS.value, time_limit=_TIME_LIMIT.value
+            fingerprints=_FINGERPRINTS.value,
+            workers=_WORKERS.value,
+            time_limit=_TIME_LIMIT.value,
+            seconds=_SECONDS.value,
         ),
     )
     return ERRORS_FOUND if any(finding.severity == Severity.ERROR for finding in findings) else 0

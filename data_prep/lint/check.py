@@ -1,9 +1,11 @@
 """Run all checks of a table, print a summary, and write lint.json."""
 
 import collections
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.caption_files import read_captions
@@ -13,10 +15,15 @@ from data_prep.lint.fingerprint_cache import read_fingerprints
 from data_prep.lint.media import check_files, check_fingerprints
 from data_prep.lint.rows import check_captions, check_rows
 from data_prep.lint.shift import check_shift
+from data_prep.lint.timelines import check_timelines
+from data_prep.settings import RecordSettings
 from data_prep.storage import file_stamps
 from data_prep.table_formats import Table, read_table
 from data_prep.table_making import split_counts
-from flowley_jax.common.files import write_text
+from flowley_jax.common.files import remove_partials, write_text
+from flowley_jax.common.json_files import read_json_object
+from flowley_jax.common.locks import lock_folder
+from flowley_jax.errors import FlowleyError
 
 REPORT_FILE = "lint.json"
 
@@ -29,11 +36,13 @@ class LintOptions:
       fingerprints: whether files are read, and copies found among them.
       workers: processes that read files.
       time_limit: time limit for reading one file, in seconds.
+      seconds: length of the clips that will be made of the files, in seconds.
     """
 
     fingerprints: bool = True
     workers: int = 2
     time_limit: float = 120.0
+    seconds: float = RecordSettings.seconds
 
 
 def lint(
@@ -59,14 +68,37 @@ def lint(
       The findings, errors first.
 
     Raises:
-      FlowleyError: the table or the captions cannot be read at all, or `out` cannot be written.
+      FlowleyError: the table or the captions cannot be read at all, or `out` cannot be written or holds a
+        report of another program.
     """
     table = read_table(path, kind)
     out = None if out is None else Path(out)
-    findings = _run_checks(table, root, out, captions or {}, options or LintOptions())
+    with contextlib.nullcontext() if out is None else _own_folder(out):
+        return _lint(table, root, out, captions or {}, options or LintOptions())
+
+
+@contextlib.contextmanager
+def _own_folder(out: Path) -> Iterator[None]:
+    """Keep other processes from the folder of a report; remove what killed ones left there."""
+    report = out / REPORT_FILE
+    if os.path.lexists(report) and "findings" not in read_json_object(report):
+        raise FlowleyError(f"{report}: data_prep.lint did not write it, and would replace it; change --out")
+    with lock_folder(out):
+        remove_partials(out)
+        yield
+
+
+def _lint(
+    table: Table,
+    root: str | Path | None,
+    out: Path | None,
+    captions: Mapping[str, str | Path],
+    options: LintOptions,
+) -> list[Finding]:
+    findings = _run_checks(table, root, out, captions, options)
     findings.sort(key=lambda finding: list(Severity).index(finding.severity))
     counts = split_counts(row.split for row in table.rows)
-    print(f"{path}: {len(table.rows)} clips ({table.format}): {counts}")
+    print(f"{table.path}: {len(table.rows)} clips ({table.format}): {counts}")
     for finding in findings:
         print(finding)
     print(_verdict(findings))
@@ -90,8 +122,11 @@ def _run_checks(
     if options.fingerprints:
         paths = dict.fromkeys(path for _, path in rows)
         stamps = {path: stamp for path, stamp in file_stamps(paths).items() if stamp}
-        results = read_fingerprints(stamps, out, workers=options.workers, time_limit=options.time_limit)
-        findings += check_fingerprints([(row, path) for row, path in rows if path in results], results)
+        results = read_fingerprints(
+            stamps, table.path.parent, out, workers=options.workers, time_limit=options.time_limit
+        )
+        files = [(row, path) for row, path in rows if path in results]
+        findings += [*check_fingerprints(files, results), *check_timelines(files, results, options.seconds)]
     return findings
 
 

@@ -17,10 +17,13 @@ from PIL import Image
 from data_prep.rejection import Rejection, read_or_reject
 from flowley_jax.audio.mel import MEL_16K, log_mel
 from flowley_jax.media.read import probe, read_audio, read_frames_at
+from flowley_jax.media.spans import stream_spans
 
 _FRAME_POSITIONS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
 _GRID = 16
 _AUDIO_SECONDS = 8.0
+# How far into a file its streams are compared.
+SPAN_SECONDS = 60.0
 _SILENT_PEAK = 1e-3
 # Samples. Encoders fill up their last block, so lengths are rounded down to steps; a little may be missing.
 _LENGTH_STEP, _LENGTH_TOLERANCE = 8000, 1600
@@ -43,11 +46,17 @@ class Fingerprints:
       picture: fingerprint of the video; None if it is missing or too plain to distinguish it from others.
       sound: fingerprint of the audio; None if it is missing, too quiet or too short.
       lacks: the missing stream.
+      offset: seconds by which the sound begins after the picture; None if one of them is missing.
+      overlap: seconds, of the first 60, that both cover; None if one of them is missing.
+      hole: longest part of the sound, in seconds, that is missing within it.
     """
 
     picture: str | None
     sound: str | None
     lacks: Literal["", "picture", "sound"] = ""
+    offset: float | None = None
+    overlap: float | None = None
+    hole: float = 0.0
 
 
 def fingerprints_of(path: str) -> Fingerprints | Rejection:
@@ -60,7 +69,11 @@ def _read_fingerprints(path: Path) -> Fingerprints:
     picture = None if info.width is None else picture_bits(read_frames_at(path, _FRAME_POSITIONS))
     sound = sound_bits(_read_wave(path)) if info.has_audio else None
     lacks = "picture" if info.width is None else "" if info.has_audio else "sound"
-    return Fingerprints(_hex_digits(picture), _hex_digits(sound), lacks)
+    spans = stream_spans(path, seconds=SPAN_SECONDS)
+    hole = 0.0 if spans.audio is None else spans.audio.hole
+    return Fingerprints(
+        _hex_digits(picture), _hex_digits(sound), lacks, spans.offset, spans.overlap, round(hole, 6)
+    )
 
 
 def picture_bits(frames: Sequence[np.ndarray]) -> np.ndarray | None:

@@ -22,6 +22,8 @@ _MIN_SHARE = 0.05
 _MIN_GAIN = 0.1
 _MIN_RATIO = 1.5
 _MIN_STANDARD_ERRORS = 5.0
+# Each one costs a pass over the table.
+_MAX_STRETCHES = 20
 # If this share of captions equals the label, the label carries no information.
 _SAME_SHARE = 0.9
 
@@ -85,14 +87,14 @@ def _shares_at(captions: Sequence[set[str]], names: Sequence[set[str]], shift: i
 
 
 def _find_stretches(shares: dict[int, np.ndarray]) -> list[_Stretch]:
-    """Pick disjoint stretches, the largest gain first, and return them in the order of rows."""
+    """Pick disjoint stretches, the largest gain first, and return at most 20 in the order of rows."""
     gains = {shift: shares[shift] - shares[0] for shift in _SHIFTS}
     stretches: list[_Stretch] = []
     while True:
         best = max(
             (_best_stretch(gains[shift], shift) for shift in _SHIFTS), key=lambda stretch: stretch.gain
         )
-        if not _is_significant(shares, best):
+        if len(stretches) == _MAX_STRETCHES or not _is_significant(shares, best):
             return sorted(stretches, key=lambda stretch: stretch.first)
         stretches.append(best)
         for gain in gains.values():

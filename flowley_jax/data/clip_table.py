@@ -4,14 +4,17 @@ import codecs
 import dataclasses
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowley_jax.common.files import write_text
+from flowley_jax.common.files import lfs_note, write_text
 from flowley_jax.errors import FlowleyError
 
 SPLITS = ("train", "valid", "test")
 COLUMNS = ("video_path", "text_description", "split", "label")
+# Far more than the longest table, and less than a film that was given by mistake.
+_MAX_TABLE_BYTES = 2**30
 WRITTEN_COLUMNS = ("id", *COLUMNS)
 
 
@@ -21,7 +24,8 @@ class TableClip:
 
     Attributes:
       id: unique name of the clip; the stem of its file if the table has no id.
-      video_path: path of the video; a relative path in the table is resolved against the table's folder.
+      video_path: path of the video; a relative path in the table is resolved against the table's folder, and
+        a name may be in another Unicode form than on the disk.
       source: `video_path` as text, or an address (gs://…), which only `data_prep.extract` can read.
       caption, split, label: the other columns.
     """
@@ -98,12 +102,24 @@ def read_clip_table(path: str | os.PathLike, *, columns: Sequence[str] = COLUMNS
         raise FlowleyError(f"{path}, line {table.faults[0].line}: {table.faults[0].detail}")
     if not table.rows:
         raise FlowleyError(f"{path}: the clip table has no rows")
-    seen: set[str] = set()
-    for row in table.rows:
-        if row.id in seen:
+    _check_ids(path, table.rows)
+    forms = NameForms()
+    return [_clip(row, path.parent, forms) for row in table.rows]
+
+
+def _check_ids(path: Path, rows: Sequence[TableRow]) -> None:
+    # On some disks, names in two Unicode forms are one file.
+    seen: dict[str, str] = {}
+    for row in rows:
+        other = seen.get(unicodedata.normalize("NFC", row.id))
+        if other == row.id:
             raise FlowleyError(f"{path}: id {row.id!r} occurs twice; ids must be unique")
-        seen.add(row.id)
-    return [_clip(row, path.parent) for row in table.rows]
+        if other is not None:
+            raise FlowleyError(
+                f"{path}, line {row.line}: id {row.id!a} is {other!a} in another Unicode form; "
+                "ids must be unique"
+            )
+        seen[unicodedata.normalize("NFC", row.id)] = row.id
 
 
 def parse_clip_table(path: str | os.PathLike) -> ParsedTable:
@@ -140,6 +156,8 @@ def read_table_lines(path: str | os.PathLike) -> tuple[list[tuple[int, str]], li
       FlowleyError: the file cannot be read or is empty.
     """
     try:
+        if (size := os.stat(path).st_size) > _MAX_TABLE_BYTES:
+            raise FlowleyError(f"{path}: is not a clip table; it has {size / 2**30:.1f} GiB")
         content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError as error:
         raise FlowleyError(f"{path}: no such clip table") from error
@@ -149,6 +167,8 @@ def read_table_lines(path: str | os.PathLike) -> tuple[list[tuple[int, str]], li
         ) from error
     except OSError as error:
         raise FlowleyError(f"{path}: cannot be read as a table ({error.strerror or error})") from error
+    if note := lfs_note(path):
+        raise FlowleyError(f"{path}: is not a clip table; {note}")
     lines, faults = [], []
     for number, line in enumerate(re.split(rb"\r\n|\n|\r", content), start=1):
         try:
@@ -165,7 +185,7 @@ def read_table_lines(path: str | os.PathLike) -> tuple[list[tuple[int, str]], li
 
 def id_fault(clip_id: str) -> str:
     """Return why an id is unusable, or an empty string. Output files are named after ids."""
-    if not clip_id or clip_id != Path(clip_id).name or clip_id.startswith("."):
+    if not clip_id or clip_id != Path(clip_id).name or clip_id.startswith(".") or "\0" in clip_id:
         return f"id {clip_id!r} must be usable as a file name"
     return ""
 
@@ -174,14 +194,55 @@ def write_clip_table(path: str | os.PathLike, clips: Sequence[TableClip]) -> Non
     """Write a clip table. Files below the table's folder get relative paths, others absolute ones.
 
     Raises:
-      FlowleyError: there are no clips, a file name contains a tab or an unprintable character, or the table
-        cannot be written. The message names the file.
+      FlowleyError: there are no clips, a file name contains a tab or a line break or is not text, a caption
+        cannot be written as UTF-8, or the table cannot be written. The message names the file.
     """
     if not clips:
         raise FlowleyError(f"{path}: not written, because there are no clips")
     folder = Path(path).absolute().parent
     rows = [(clip.id, _written_path(clip, folder), clip.caption, clip.split, clip.label) for clip in clips]
+    for clip, row in zip(clips, rows, strict=True):
+        if fault := utf8_fault("".join(row)):
+            raise FlowleyError(f"{path}: not written, because the row of {clip.id!r} {fault}")
     write_text(path, "".join("\t".join(row) + "\n" for row in (WRITTEN_COLUMNS, *rows)))
+
+
+def utf8_fault(text: str) -> str:
+    """Return why a text cannot be written as UTF-8, or an empty string."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"contains {text[error.start]!a}, which is not a character"
+    return ""
+
+
+class NameForms:
+    """Finder of files whose names differ only in their Unicode form; it lists every folder once.
+
+    macOS and programs that copy from it write é as e and an accent, most others as one character.
+    """
+
+    def __init__(self):
+        """Create the finder; no folder is listed yet."""
+        self._listed: dict[Path, dict[str, str]] = {}
+
+    def find(self, path: Path) -> Path | None:
+        """Return the existing path that is the given one in some Unicode form, or None."""
+        if os.path.exists(path):
+            return path
+        if not path.name or (parent := self.find(path.parent)) is None:
+            return None
+        if parent not in self._listed:
+            self._listed[parent] = _names_by_form(parent)
+        name = self._listed[parent].get(unicodedata.normalize("NFC", path.name))
+        return None if name is None else parent / name
+
+
+def _names_by_form(folder: Path) -> dict[str, str]:
+    try:
+        return {unicodedata.normalize("NFC", name): name for name in sorted(os.listdir(folder), reverse=True)}
+    except OSError:
+        return {}
 
 
 def _parse_row(line: int, header: Sequence[str], cells: Sequence[str]) -> TableRow | TableFault:
@@ -190,6 +251,8 @@ def _parse_row(line: int, header: Sequence[str], cells: Sequence[str]) -> TableR
     row = dict(zip(header, cells, strict=True))
     if not row["video_path"]:
         return TableFault(line, "empty video_path")
+    if "\0" in row["video_path"]:
+        return TableFault(line, f"video_path {row['video_path']!r} must be usable as a file name")
     clip_id = row.get("id") or Path(row["video_path"]).stem
     if fault := id_fault(clip_id):
         return TableFault(line, fault)
@@ -203,11 +266,19 @@ def _parse_row(line: int, header: Sequence[str], cells: Sequence[str]) -> TableR
     )
 
 
-def _clip(row: TableRow, folder: Path) -> TableClip:
+def _clip(row: TableRow, folder: Path, forms: NameForms) -> TableClip:
+    if "://" in row.path:
+        path, source = folder / row.path, row.path
+    else:
+        path = folder / row.path
+        # Only these names have several forms, and a check of every file of a network disk would take hours.
+        if not row.path.isascii():
+            path = forms.find(path) or path
+        source = str(path)
     return TableClip(
         id=row.id,
-        video_path=folder / row.path,
-        source=row.path if "://" in row.path else str(folder / row.path),
+        video_path=path,
+        source=source,
         caption=row.caption,
         split=row.split,
         label=row.label,
@@ -217,8 +288,8 @@ def _clip(row: TableRow, folder: Path) -> TableClip:
 def _written_path(clip: TableClip, folder: Path) -> str:
     path = Path(os.path.abspath(clip.video_path))
     written = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-    if any(mark in written for mark in "\t\r\n") or not written.isprintable():
-        raise FlowleyError(
-            f"{written!r}: the file name contains a tab or an unprintable character; rename the file"
-        )
+    if any(mark in written for mark in "\t\r\n"):
+        raise FlowleyError(f"{written!r}: the file name contains a tab or a line break; rename the file")
+    if utf8_fault(written):
+        raise FlowleyError(f"{written!r}: the file name is not text in UTF-8; rename the file")
     return written

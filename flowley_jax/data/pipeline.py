@@ -13,6 +13,7 @@ import grain
 import grain.experimental
 import numpy as np
 
+from flowley_jax.common.worker_processes import end_with_parent
 from flowley_jax.data.record import TABLE_CAPTIONS, Example, arrays_of, caption_sources, open_records
 from flowley_jax.errors import FlowleyError
 
@@ -112,6 +113,11 @@ class _InterleavedGroups(grain.MapDataset):
     def __init__(self, examples: grain.MapDataset, rows: np.ndarray):
         super().__init__(examples)
         self._rows = rows.T.ravel()
+
+    def __setstate__(self, state):
+        # Only the processes that read ahead unpickle a data set.
+        vars(self).update(state)
+        end_with_parent()
 
     def __len__(self) -> int:
         return len(self._parent)

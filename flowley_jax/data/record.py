@@ -14,6 +14,8 @@
 Rows of padding that are not zero are stored too, because the published network reads them.
 """
 
+import bisect
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -27,14 +29,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
-from tensorflow_datasets.core import example_serializer
+from tensorflow_datasets.core import dataset_info, example_serializer
 from tensorflow_datasets.core.splits import SplitDict
 
+from flowley_jax.common.files import atomic_write, name_errors
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.errors import FlowleyError
 
 _NAME = "clip_records"
 _VERSION = "3.0.0"
-_PARTIAL = ".partial"
+_PARTIAL = ".partial-records"
+METADATA_FILES = ("dataset_info.json", "features.json")
 # About half a gigabyte at the published sizes.
 EXAMPLES_PER_FILE = 1000
 LATENT_FIELDS = ("audio_mean", "audio_std")
@@ -68,31 +73,6 @@ class Dims:
     more_captions: tuple[str, ...] = ()
 
 
-class _ClipRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Description of the data set for TFDS; `write_shard` writes the examples."""
-
-    name = _NAME
-    VERSION = tfds.core.Version(_VERSION)
-
-    def __init__(self, *, dims: Dims, data_dir: str):
-        self._dims = dims
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Latents and features of clips, for training video-to-audio models.",
-            features=_features(self._dims),
-            # Evaluation expects the clips in the order of the clip table.
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager):
-        raise NotImplementedError("TFDS needs TensorFlow to write more than 1 GB")
-
-    _generate_examples = _split_generators
-
-
 class Shard(NamedTuple):
     """Number of examples in one file of a data set, and their size in bytes."""
 
@@ -116,31 +96,29 @@ def write_records(
       FlowleyError: the folder already has records, an example does not fit, or a file cannot be written.
     """
     records_dir = Path(records_dir)
-    if has_records(records_dir):
-        raise FlowleyError(f"{records_dir}: already has records")
-    partial = records_dir / _PARTIAL
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        shards = {
-            split: [
-                write_shard(partial / shard_name(split, index), dims, chunk)
-                for index, chunk in enumerate(_chunks(examples()))
-            ]
-            for split, examples in splits.items()
-        }
-        write_metadata(partial, dims, shards)
-        target = dataset_dir(records_dir)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(target)
-    except OSError as error:
-        raise FlowleyError(f"{records_dir}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with lock_folder(records_dir), name_errors(records_dir):
+        target, partial = dataset_dir(records_dir), records_dir / _PARTIAL
+        if target.exists():
+            raise FlowleyError(f"{records_dir}: already has records")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            shards = {
+                split: [
+                    write_shard(partial / shard_name(split, index), dims, chunk)
+                    for index, chunk in enumerate(_chunks(examples()))
+                ]
+                for split, examples in splits.items()
+            }
+            write_metadata(partial, dims, shards)
+            target.parent.mkdir(exist_ok=True)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_shard(path: Path, dims: Dims, examples: Iterable[Example]) -> Shard:
-    """Write one file of a data set.
+    """Write one file of a data set, atomically.
 
     Args:
       path: the file.
@@ -158,9 +136,10 @@ def write_shard(path: Path, dims: Dims, examples: Iterable[Example]) -> Shard:
         features.get_serialized_info()  # pyright: ignore[reportArgumentType]
     )
     count = size = 0
-    try:
+    # ArrayRecord's errors of the disk are RuntimeErrors.
+    with atomic_write(path, RuntimeError) as partial, _name_misfits(path):
         # One example per group, because reading an example reads its whole group.
-        writer = ArrayRecordWriter(str(path), "group_size:1")
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
         try:
             for example in examples:
                 proto = serializer.get_tf_example(features.encode_example(_stored(example, dims)))
@@ -170,15 +149,17 @@ def write_shard(path: Path, dims: Dims, examples: Iterable[Example]) -> Shard:
                 count, size = count + 1, size + len(content)
         finally:
             writer.close()
+    return Shard(count, size)
+
+
+@contextlib.contextmanager
+def _name_misfits(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FlowleyError:
         raise
     except ValueError as error:
         raise FlowleyError(f"{path}: an example does not fit the records: {error}") from error
-    except (OSError, RuntimeError) as error:
-        raise FlowleyError(
-            f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})"
-        ) from error
-    return Shard(count, size)
 
 
 def shard_name(split: str, index: int) -> str:
@@ -197,7 +178,7 @@ def write_metadata(folder: Path, dims: Dims, shards: Mapping[str, Sequence[Shard
     Raises:
       FlowleyError: a split has no examples.
     """
-    builder = _ClipRecords(dims=dims, data_dir=str(folder))
+    info = _description(folder, dims)
     splits = []
     for split, members in shards.items():
         if not sum(shard.examples for shard in members):
@@ -217,8 +198,27 @@ def write_metadata(folder: Path, dims: Dims, shards: Mapping[str, Sequence[Shard
                 filename_template=template,
             )
         )
-    builder.info.set_splits(SplitDict(splits))
-    builder.info.write_to_directory(str(folder))
+    info.set_splits(SplitDict(splits))
+    info.write_to_directory(str(folder))
+
+
+def _description(folder: Path, dims: Dims) -> tfds.core.DatasetInfo:
+    """Return the description of the data set.
+
+    A `GeneratorBasedBuilder` would make one too, but asks the internet for it and leaves a temporary folder.
+    """
+    identity = dataset_info.DatasetIdentity(
+        name=_NAME, version=tfds.core.Version(_VERSION), data_dir=str(folder), module_name=__name__
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description="Latents and features of clips, for training video-to-audio models.",
+        features=_features(dims),
+        # Evaluation expects the clips in the order of the clip table.
+        disable_shuffling=True,
+    )
+    info.set_file_format("array_record")
+    return info
 
 
 def _chunks(examples: Iterable[Example]) -> Iterator[Iterator[Example]]:
@@ -237,30 +237,37 @@ def open_records(records_dir: str | os.PathLike, split: str) -> Sequence[Example
     """Return the examples of a split as a sequence of mappings of NumPy arrays and bytes.
 
     Raises:
-      FlowleyError: there are no records, the split is missing or empty, or its first example is damaged.
-        Reading any other damaged example from the result also raises it.
+      FlowleyError: there are no records, their metadata is damaged, the split is missing or empty, or its
+        first example is damaged. Reading any other damaged example from the result also raises it. The
+        message names the file.
     """
     if not Path(records_dir).is_dir():
         raise FlowleyError(f"{records_dir}: no such folder of records")
     if not has_records(records_dir):
         raise FlowleyError(f"{records_dir}: has no records ({_NAME}/{_VERSION} is missing or incomplete)")
-    builder = tfds.builder_from_directory(str(dataset_dir(records_dir)))
+    builder = _builder(records_dir)
     filled = [name for name, info in builder.info.splits.items() if info.num_examples]
     if split not in filled:
         raise FlowleyError(
             f"{records_dir}: split {split!r} has no examples; splits with examples: {', '.join(filled)}"
         )
-    examples = _Examples(builder.as_data_source(split), dataset_dir(records_dir), split)  # pyright: ignore[reportCallIssue]
+    examples = _Examples(
+        builder.as_data_source(split),  # pyright: ignore[reportCallIssue]
+        dataset_dir(records_dir),
+        split,
+        builder.info.splits[split].shard_lengths,
+    )
     # Files are opened on first access. Read one example, so that an error appears now and not during a run.
     examples[0]
     return examples
 
 
 class _Examples(Sequence[Example]):
-    """Examples of a split, with errors that name an unreadable example."""
+    """Examples of a split, with errors that name an unreadable example and its file."""
 
-    def __init__(self, source: Sequence[Example], folder: Path, split: str):
+    def __init__(self, source: Sequence[Example], folder: Path, split: str, lengths: Sequence[int]):
         self._source, self._folder, self._split = source, folder, split
+        self._ends = list(itertools.accumulate(lengths))
 
     def __len__(self) -> int:
         return len(self._source)
@@ -270,16 +277,46 @@ class _Examples(Sequence[Example]):
             raise IndexError(index)
         try:
             return self._source[index]
-        except (RuntimeError, OSError, ValueError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # ArrayRecord, protobuf and TFDS raise errors of many types.
+            file = self._folder / shard_name(self._split, bisect.bisect_right(self._ends, index))
+            reason = " ".join(str(error).split())
             raise FlowleyError(
-                f"{self._folder}: example {index} of {self._split!r} is damaged ({error}); remove the "
-                "folder and make the records again"
+                f"{file}: example {index} of {self._split!r} is damaged ({reason}); data_prep.extract with "
+                "--verify writes damaged files again"
             ) from error
+
+
+def check_metadata(records_dir: str | os.PathLike) -> None:
+    """Check that the metadata of complete records can be read.
+
+    Raises:
+      FlowleyError: it is damaged. The message names the folder.
+    """
+    _builder(records_dir)
+
+
+def _builder(records_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
+    folder = dataset_dir(records_dir)
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+        if builder.info.features is None:
+            raise ValueError("features.json is missing")
+        return builder
+    except MemoryError:
+        raise
+    except Exception as error:  # Protobuf, JSON and TFDS raise errors of many types.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FlowleyError(
+            f"{folder}: dataset_info.json or features.json is damaged ({reason}); data_prep.extract writes "
+            "them again"
+        ) from error
 
 
 def has_split(records_dir: str | os.PathLike, split: str) -> bool:
     """Return whether a split of the records has examples."""
-    builder = tfds.builder_from_directory(str(dataset_dir(records_dir)))
+    builder = _builder(records_dir)
     return split in builder.info.splits and builder.info.splits[split].num_examples > 0
 
 

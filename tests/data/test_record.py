@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.data import record
 from flowley_jax.data.pipeline import train_batches
 from flowley_jax.data.record import (
@@ -15,6 +16,7 @@ from flowley_jax.data.record import (
     arrays_of,
     caption_sources,
     has_records,
+    has_split,
     open_records,
     write_records,
 )
@@ -175,6 +177,54 @@ def test_changed_bytes_in_a_file_are_named_when_they_are_read(tmp_path):
     raw[8000] ^= 1
     path.write_bytes(raw)
     batches = train_batches(records, batch_size=2, seed=0)
-    with pytest.raises(FlowleyError, match=rf"{path.parent}: example 5 of 'train' is damaged .* make"):
+    with pytest.raises(FlowleyError, match=rf"{path}: example 5 of 'train' is damaged .* --verify"):
         for _ in range(5):
             next(batches)
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    path, rows = tmp_path / record.shard_name("train", 0), _examples(_dims(), 3)
+
+    def with_another_writer():
+        yield rows[0]
+        # Another worker writes the same file from the beginning to the end in the meantime.
+        record.write_shard(path, _dims(), rows)
+        yield from rows[1:]
+
+    assert record.write_shard(path, _dims(), with_another_writer()).examples == 3
+    record.write_metadata(tmp_path, _dims(), {"train": [record.Shard(3, 1)]})
+    assert {one.name for one in tmp_path.iterdir()} == {path.name, *record.METADATA_FILES}
+    expected = tmp_path / "expected"
+    record.write_shard(expected, _dims(), rows)
+    assert path.read_bytes() == expected.read_bytes()
+
+
+def test_a_shard_that_cannot_be_finished_leaves_nothing(tmp_path):
+    def failing():
+        yield from _examples(_dims(), 2)
+        raise FlowleyError("the clip is gone")
+
+    with pytest.raises(FlowleyError, match="the clip is gone"):
+        record.write_shard(tmp_path / "a", _dims(), failing())
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_at_a_time_writes_records(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(FlowleyError, match="another process is writing to it"):
+        write_records(tmp_path, _dims(), {"train": lambda: _examples(_dims(), 1)})
+
+
+@pytest.mark.parametrize("name", record.METADATA_FILES)
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"name": 5}', None])
+def test_damaged_metadata_is_named(tmp_path, name, content):
+    records = tiny.write_records(tmp_path, count=1)
+    path = record.dataset_dir(records) / name
+    if content is None:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        path.write_text(content)
+    for read in (record.check_metadata, lambda folder: has_split(folder, "train")):
+        with pytest.raises(
+            FlowleyError, match=rf"{path.parent}: dataset_info.json or features.json is damaged"
+        ):
+            read(records)

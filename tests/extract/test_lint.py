@@ -1,6 +1,8 @@
 """Findings of lint in tables, and in the files that they name."""
 
 import json
+import os
+import unicodedata
 
 import distinct
 import pytest
@@ -8,9 +10,14 @@ import shell
 import unusable
 
 import data_prep.lint.fingerprint_cache
+from data_prep.lint import fingerprint_cache
 from data_prep.lint.check import LintOptions, lint
+from data_prep.lint.fingerprints import Fingerprints
 from data_prep.lint.shift import check_shift
+from data_prep.rejection import Rejection
 from data_prep.table_formats import read_table
+from flowley_jax.common.jsonl import append_json
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.clip_table import TableRow
 from flowley_jax.errors import FlowleyError
 
@@ -268,9 +275,83 @@ def test_an_interrupted_run_resumes(clips, tmp_path, monkeypatch):
     )
     assert lint(table, out=out) == first
     assert read == [rows[3][1]] and sorted(cache.read_text().splitlines()) == sorted(lines)
-    cache.write_text('{"version": 2}\n')
+    row = json.loads(lines[0])
+    for change in (
+        {"file": ["a"]},
+        {"picture": 5},
+        {"sound": "00"},
+        {"lacks": None},
+        {"offset": "0"},
+        {"version": "3"},
+        {"reason": "silent", "detail": 5},
+    ):
+        cache.write_text(json.dumps({**row, **change}) + "\n")
+        with pytest.raises(FlowleyError, match=r"fingerprints.jsonl: is damaged .* remove it"):
+            lint(table, out=out)
+    cache.write_text('{"version": 3}\n')
     with pytest.raises(FlowleyError, match=r"fingerprints.jsonl: is damaged .* remove it"):
         lint(table, out=out)
+
+
+def test_files_of_equal_name_size_and_time_are_all_read(tmp_path):
+    for name, seed in (("a/0", 0), ("b/0", 1)):
+        distinct.write(tmp_path / f"{name}.mp4", seed)
+    size = max((tmp_path / f"{name}.mp4").stat().st_size for name in ("a/0", "b/0"))
+    for name in ("a/0", "b/0"):
+        path = tmp_path / f"{name}.mp4"
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, ns=(1, 1))
+    rows = [(name, f"{name}/0.mp4", "x", split, "x") for name, split in (("a", "train"), ("b", "test"))]
+    table = unusable.write_table(tmp_path, rows)
+    for _ in range(2):
+        assert "copy_in_splits" not in _by_code(lint(table, out=tmp_path / "out"))
+    assert len((tmp_path / "out/fingerprints.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_cache_cut_at_any_byte_is_read(tmp_path):
+    cache = tmp_path / "fingerprints.jsonl"
+    results = {
+        f"Glöckchen 鐘 {index}.mp4": Fingerprints("0f" * 32, None, "sound")
+        if index
+        else Rejection("silent", "é")
+        for index in range(3)
+    }
+    for name, result in results.items():
+        append_json(cache, fingerprint_cache._to_row((name, 1, 2, ""), result))
+    content = cache.read_bytes()
+    for length in range(len(content) + 1):
+        cache.write_bytes(content[:length])
+        kept = fingerprint_cache._read_cache(cache)
+        assert kept.items() <= {(name, 1, 2, ""): result for name, result in results.items()}.items()
+        assert len(kept) >= content[:length].count(b"\n")
+        append_json(cache, fingerprint_cache._to_row(("last", 1, 2, ""), results["Glöckchen 鐘 1.mp4"]))
+        assert ("last", 1, 2, "") in fingerprint_cache._read_cache(cache)
+
+
+def test_a_report_of_another_program_is_not_replaced(tmp_path):
+    table = _table(tmp_path, _clean(1))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/lint.json").write_text('{"rules": []}')
+    with pytest.raises(FlowleyError, match=r"lint.json: data_prep.lint did not write it, .* change --out"):
+        lint(table, out=tmp_path / "out", options=ROWS_ONLY)
+    assert (tmp_path / "out/lint.json").read_text() == '{"rules": []}'
+    with lock_folder(tmp_path / "other"), pytest.raises(FlowleyError, match="another process"):
+        lint(table, out=tmp_path / "other", options=ROWS_ONLY)
+
+
+def test_folders_are_missing_files_and_names_in_another_unicode_form_are_found(tmp_path):
+    names = ("folder", "Ca\u0303o", "日が")
+    rows = [(f"c{index}", f"sub é/{name}.mp4", "x", "train", "x") for index, name in enumerate(names)]
+    table = unusable.write_table(tmp_path, rows)
+    folder = tmp_path / unicodedata.normalize("NFD", "sub é")
+    (folder / "folder.mp4").mkdir(parents=True)
+    for name in names[1:]:
+        (folder / unicodedata.normalize("NFC" if "\u0303" in name else "NFD", f"{name}.mp4")).write_bytes(
+            b"x"
+        )
+    findings = _by_code(lint(table, options=ROWS_ONLY))
+    assert [case.id for case in findings["missing"].cases] == ["c0"]
+    assert "elsewhere" not in findings
 
 
 @pytest.mark.parametrize(("split", "code"), [("train", 0), ("tain", 3)])

@@ -22,8 +22,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 import data_prep.records
 from data_prep.beam_runner import check_options
+from data_prep.feature_pipeline import Item, _encode_media
 from data_prep.feature_store import digest
-from data_prep.read_clip import ClipReader
+from data_prep.read_clip import ClipReader, DecodedClip
 from data_prep.record_components import RecordComponents
 from data_prep.records import RunOptions, prepare_records
 from data_prep.settings import RecordSettings
@@ -145,14 +146,21 @@ def test_a_process_that_reads_clips_does_not_import_jax():
     assert result.stdout == "False\n"
 
 
-def test_channels_in_opposite_phase_are_reported_as_silent_after_mixing(tmp_path):
-    wave = 0.5 * np.sin(np.arange(16_000) / 10.0)
+def test_channels_in_opposite_phase_are_not_silent(tmp_path):
+    wave = 0.5 * np.sin(np.arange(24_000) / 10.0)
     soundfile.write(tmp_path / "a.wav", np.stack([wave, -wave], axis=1), 16_000, "FLOAT")
-    reader = ClipReader.create(RecordComponents(SETTINGS))
-    rejection = reader(str(tmp_path / "a.wav"), "video")
-    assert rejection.reason == "silent"
-    assert "silent after mixing down to mono" in rejection.detail
-    assert rejection.detail.endswith("but its channels peak at 0.5")
+    clip = ClipReader.create(RecordComponents(SETTINGS))(str(tmp_path / "a.wav"), "video")
+    expected = log_mel(wave.astype(np.float32)[:16_384], MEL_16K)
+    # The sign of the louder channel does not matter.
+    np.testing.assert_allclose(clip.log_mel, expected, atol=1e-3)
+
+
+def test_features_that_are_not_finite_in_the_stored_type_are_a_reason():
+    clip = DecodedClip(video_features=np.full((12, 4), 1e6, np.float32))
+    components = RecordComponents(dataclasses.replace(SETTINGS, feature_dtype="float16"))
+    ((item, rejection),) = _encode_media([(Item("key", "a.mp4"), clip)], components)
+    assert item.source == "a.mp4"
+    assert (rejection.reason, "float16" in rejection.detail) == ("not_finite", True)
 
 
 def test_flags_after_a_lone_separator_are_for_the_runner(clips, tmp_path):
@@ -258,25 +266,18 @@ def test_incomplete_records_are_written_again(name, damage, clips, prepared, tmp
     assert path.read_bytes() == (prepared[0] / path.relative_to(out)).read_bytes()
 
 
-def test_damaged_features_are_made_again_by_the_next_run(clips, prepared, tmp_path):
+def test_damaged_features_are_made_again_in_the_same_run(clips, prepared, tmp_path, capsys):
     out = shutil.copytree(prepared[0], tmp_path / "out")
     shutil.rmtree(out / "clip_records")
-    table = clips[0] / "clips.tsv"
-    for path in (out / "features/media").rglob("*.npz"):
+    paths = [*(out / "features/media").rglob("*.npz"), *(out / "features/text").rglob("*.npz")]
+    for path in paths:
         path.write_bytes(path.read_bytes()[:100])
-    removed = []
-    # Each run ends at the first damaged file that the records need, and removes it.
-    for _ in range(20):
-        try:
-            manifest = prepare_records(table, out, SETTINGS, RUN)
-            break
-        except FlowleyError as error:
-            assert "has been removed; run the same command again" in str(error)
-            removed.append(Path(str(error).split(": was damaged")[0]))
-            assert not removed[-1].exists()
-    assert manifest == prepared[1]
-    # Only the six clips that can be used are needed.
-    assert 1 <= len(removed) <= 6 and all(path.exists() for path in removed)
+    notes = list((out / "features").rglob("*.json"))
+    notes[0].write_text('{"reason": 5}')
+    # Another program's file is no note.
+    notes[1].with_name(".DS_Store").write_text("x")
+    assert prepare_records(clips[0] / "clips.tsv", out, SETTINGS, RUN) == prepared[1]
+    assert "was damaged" in capsys.readouterr().out
 
 
 def test_only_changed_rows_of_a_table_are_read_again(clips, tmp_path, monkeypatch):
@@ -312,8 +313,8 @@ def test_only_changed_rows_of_a_table_are_read_again(clips, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"latent_dim": 500}, "latent_dim=500 must be from 1 to 160 for mel 16k"),
-        ({"mel": "48k"}, "mel front end '48k' is unknown; known: 16k, 44k"),
+        ({"latent_dim": 200}, "latent_dim=200 must be from 1 to 160 for mel 16k"),
+        ({"mel": "48k"}, "mel='48k' must be one of 16k, 44k"),
         ({"seconds": 0.01}, "seconds=0.01 has no frame at video_fps=12"),
         ({"max_tokens": 0}, "max_tokens=0 must be at least 1"),
     ],

@@ -1,6 +1,7 @@
 """Making the clip tables of VGGSound, of MovieGen Audio Bench and of folders of videos."""
 
 import json
+import os
 from pathlib import PurePosixPath
 
 import pytest
@@ -38,7 +39,7 @@ def test_vggsound_holds_out_the_same_clips_whatever_files_exist(tmp_path, capsys
     _touch(tmp_path / f"videos/{ids[-1]}.webm")
     for one in ids[:9]:
         (tmp_path / f"videos/{one}.mp4").unlink()
-    vggsound.make_table(tmp_path / "vggsound.csv", tmp_path / "videos", out, valid=7)
+    vggsound.make_table(tmp_path / "vggsound.csv", tmp_path / "videos", out, valid=7, overwrite=True)
     after = {clip.id: clip.split for clip in read_clip_table(out)}
     assert len(after) == 31 and all(after[one] == before[one] for one in ids[9:-1])
     assert list({**before, **after}.values()).count("valid") == 7
@@ -165,7 +166,7 @@ def test_adding_files_to_a_folder_moves_no_clip_to_another_split(tmp_path):
     _touch(*(tmp_path / "root" / name for name in names))
 
     def splits():
-        folder.make_table(tmp_path / "root", tmp_path / "out.tsv", valid=0.2, test=0.2)
+        folder.make_table(tmp_path / "root", tmp_path / "out.tsv", valid=0.2, test=0.2, overwrite=True)
         return {clip.id: clip.split for clip in read_clip_table(tmp_path / "out.tsv")}
 
     before = splits()
@@ -190,6 +191,7 @@ def test_ids_of_a_folder_are_unique_and_usable_as_file_names():
         ({}, None, "has no video"),
         ({"valid": 0.5, "test": 0.5}, None, "must add up to less than 1"),
         ({}, b"\xff", r"a.txt: must be UTF-8 text"),
+        ({}, b"x" * 100_001, r"a.txt: must be a caption, not 100001 bytes of text"),
     ],
 )
 def test_unusable_folders_are_refused(tmp_path, options, text, message):
@@ -200,10 +202,82 @@ def test_unusable_folders_are_refused(tmp_path, options, text, message):
         folder.make_table(tmp_path, tmp_path / "out.tsv", **options)
 
 
-def test_a_file_name_with_a_tab_is_refused(tmp_path):
-    _touch(tmp_path / "a\tb.mp4")
-    with pytest.raises(FlowleyError, match=r"'a\\tb.mp4': the file name contains a tab"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (b"a\tb.mp4", r"'a\\tb.mp4': the file name contains a tab or a line break"),
+        (b"a\nb.mp4", r"'a\\nb.mp4': the file name contains a tab or a line break"),
+        (b"caf\xe9.mp4", r"'caf\\udce9.mp4': the file name is not text in UTF-8"),
+    ],
+)
+def test_file_names_that_a_table_cannot_hold_are_refused(tmp_path, name, message):
+    _touch(tmp_path / os.fsdecode(name))
+    with pytest.raises(FlowleyError, match=message):
         folder.make_table(tmp_path, tmp_path / "out.tsv")
+    assert not (tmp_path / "out.tsv").exists()
+
+
+def test_all_other_names_are_listed_and_hidden_files_and_folders_are_not(tmp_path):
+    names = [
+        "Screen Recording at 4.02.01\u202fPM.mov",
+        "a\u00a0b.mp4",
+        "全角\u3000空白.mp4",
+        "family \U0001f468\u200d\U0001f469\u200d\U0001f467.mp4",
+        "line\u2028separator\x85.mp4",
+        "clip-10:20.mp4",
+        "quote\"s and '.mp4",
+        "NFC é.mp4",
+        "NFD e\u0301.mp4",
+    ]
+    _touch(
+        *(tmp_path / "root" / name for name in names), tmp_path / "root/._a.mp4", tmp_path / "root/.b/c.mp4"
+    )
+    (tmp_path / "root/folder.mp4").mkdir()
+    folder.make_table(tmp_path / "root", tmp_path / "out.tsv")
+    clips = read_clip_table(tmp_path / "out.tsv")
+    assert sorted(clip.video_path.name for clip in clips) == sorted(names)
+    assert all(clip.video_path.is_file() for clip in clips)
+
+
+def test_existing_tables_are_replaced_only_if_asked_for(tmp_path):
+    _touch(tmp_path / "v/abc_000001.mp4", tmp_path / "v/3.mp4")
+    (tmp_path / "v.csv").write_text("abc,1,x,train\n")
+    (tmp_path / "v/3.jsonl").write_text('{"audio_prompt": "x"}')
+    out = tmp_path / "out.tsv"
+    makers = (
+        lambda **options: folder.make_table(tmp_path / "v", out, **options),
+        lambda **options: moviegen.make_table(tmp_path / "v", out, **options),
+        lambda **options: vggsound.make_table(tmp_path / "v.csv", tmp_path / "v", out, valid=0, **options),
+    )
+    for make in makers:
+        out.write_text("captions that took a week")
+        with pytest.raises(FlowleyError, match=rf"--out {out}: already exists; .*--overwrite"):
+            make()
+        assert out.read_text() == "captions that took a week"
+        make(overwrite=True)
+        assert len(read_clip_table(out)) >= 1
+    out.unlink()
+    (tmp_path / "out_missing.tsv").write_text("mine")
+    for make in makers[1:]:
+        with pytest.raises(FlowleyError, match=r"out_missing.tsv: already exists"):
+            make()
+    assert (tmp_path / "out_missing.tsv").read_text() == "mine"
+
+
+@pytest.mark.parametrize("depth", [100_000])
+def test_nested_and_odd_prompts_are_refused_in_one_line(tmp_path, depth):
+    (tmp_path / "0.jsonl").write_text("[" * depth)
+    with pytest.raises(FlowleyError, match=r"0.jsonl: must be one JSON object"):
+        moviegen.make_table(tmp_path, tmp_path / "out.tsv")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"id": 0, "audio_prompt": "x"}\n{"id": 1, "audio_prompt": ' + "[" * depth + "\n")
+    with pytest.raises(FlowleyError, match=r"prompts.jsonl, line 2: is not JSON"):
+        moviegen.make_table(tmp_path, tmp_path / "out.tsv", prompts=prompts)
+    prompts.write_text('{"id": 0, "audio_prompt": "half \\ud83d"}\n')
+    with pytest.raises(
+        FlowleyError, match=r"line 1: audio_prompt contains '\\ud83d', which is not a character"
+    ):
+        moviegen.make_table(tmp_path, tmp_path / "out.tsv", prompts=prompts)
 
 
 def test_hash_fractions_are_uniform_and_the_same_on_every_machine():

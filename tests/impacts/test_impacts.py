@@ -1,10 +1,12 @@
 """Generated clips are reproducible and varied, and their picture and sound agree with the event times."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
+import shell
 
 from data_prep.impacts.contact_sheet import draw_contact_sheet
 from data_prep.impacts.generate import ClipSetConfig, GeneratedClip, generate
@@ -20,6 +22,8 @@ from data_prep.impacts.scene import (
 from data_prep.impacts.sound import SAMPLE_RATE, synthesise
 from data_prep.record_components import RecordComponents
 from data_prep.settings import RecordSettings
+from flowley_jax.common.files import partial_name
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.clip_table import read_clip_table
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.onsets import aggregate, detect_onsets, match_onsets
@@ -229,8 +233,45 @@ def test_a_set_with_a_different_seed_or_length_is_refused(small, change):
 
 def test_a_damaged_set_file_is_named_in_the_error(tmp_path):
     (tmp_path / "set.json").write_text("{")
-    with pytest.raises(FlowleyError, match=r"set\.json: damaged"):
+    with pytest.raises(FlowleyError, match=r"set\.json: is not valid JSON"):
         generate(SMALL, tmp_path, workers=1)
+
+
+@pytest.mark.parametrize("name", ["clips.tsv", "events.jsonl", "train/train_00001.mp4"])
+def test_files_of_other_programs_are_not_replaced(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FlowleyError, match=rf"{tmp_path / name}: data_prep.impacts did not write it"):
+        generate(SMALL, tmp_path, workers=1)
+    assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "set.json").exists()
+
+
+def test_one_process_at_a_time_writes_a_set_and_partial_files_are_removed(small, tmp_path):
+    with lock_folder(tmp_path), pytest.raises(FlowleyError, match="another process is writing to it"):
+        generate(SMALL, tmp_path, workers=1)
+    left = [small / partial_name(".tsv"), small / "train" / partial_name(".mp4")]
+    for path in left:
+        path.write_bytes(b"half")
+    generate(SMALL, small, workers=1)
+    assert not any(path.exists() for path in left)
+
+
+def test_events_of_another_set_are_refused(small, tmp_path):
+    shutil.copytree(small, tmp_path / "set")
+    for content in ("", '{"id": "test_00000"}\n', '{"id": 5, "seconds": 1, "impacts": []}\n'):
+        (tmp_path / "set/events.jsonl").write_text(content)
+        with pytest.raises(FlowleyError, match=r"events.jsonl: has no events of clip test_00000"):
+            draw_contact_sheet(tmp_path / "set", tmp_path / "sheet.png", clips=1)
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_an_existing_contact_sheet_is_not_replaced(tmp_path):
+    (tmp_path / "sheet.png").write_text("mine")
+    result = shell.run(
+        "data_prep.impacts", "--out", tmp_path / "set", "--contact_sheet", tmp_path / "sheet.png"
+    )
+    shell.fails_in_one_line(result, f"--contact_sheet {tmp_path}/sheet.png: already exists", "--overwrite")
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize(
