@@ -22,6 +22,7 @@ _BUNDLE = flags.DEFINE_string("bundle", None, "Bundle whose weights are written 
 _TO = flags.DEFINE_string(
     "to", None, "File for the weights of --bundle: .safetensors, or with PyTorch .pth, .pt, .bin or .ckpt."
 )
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the file --to if it exists.")
 _EXPECT = flags.DEFINE_enum(
     "expect",
     None,
@@ -35,8 +36,11 @@ def main() -> int:
     from flowley_jax.interop.convert import convert, inspect, write_back
 
     sources = _SOURCE.value or []
+    for flag in (_OUT, _BUNDLE, _TO):
+        if flag.value == "":
+            raise FlowleyError(f"--{flag.name}='' must not be empty")
     if _BUNDLE.value and _TO.value and not sources and not _OUT.value:
-        write_back(Path(_BUNDLE.value), Path(_TO.value))
+        write_back(Path(_BUNDLE.value), Path(_TO.value), overwrite=_OVERWRITE.value)
         print(_TO.value)
         return 0
     if not sources or _BUNDLE.value or _TO.value:

@@ -8,8 +8,10 @@ from typing import Any
 from absl import flags
 
 from flowley_jax.cli import STOPPED_EARLY, run_main
+from flowley_jax.common.number_flags import define_int
+from flowley_jax.common.ranges import Range
 from launch.check import check_devices, check_mounted, read_config
-from launch.job import Job, check_name, define_job_flags, job_from_flags
+from launch.job import Job, check_bucket, check_name, define_job_flags, job_from_flags
 from launch.output import define_output_flag, to_yaml, write_output
 from launch.slices import Slice, find_slice
 
@@ -22,7 +24,12 @@ def main() -> int:
     values = flags.FLAGS
     job, slice_ = job_from_flags(), find_slice(values.accelerator)
     config = read_config(job)
-    check_devices(config, values.slices * slice_.chips, slices=values.slices)
+    check_devices(
+        config,
+        values.slices * slice_.chips,
+        machines=values.slices * slice_.hosts,
+        slices=values.slices,
+    )
     check_mounted(job, config, values.mount)
     manifest = jobset(
         job,
@@ -30,7 +37,7 @@ def main() -> int:
         slice_=slice_,
         slices=values.slices,
         image=values.image,
-        bucket=values.bucket,
+        bucket=check_bucket(values.bucket, "gs"),
         mount=values.mount,
         service_account=values.service_account,
         spot=values.spot,
@@ -138,7 +145,7 @@ def _pod(
                 "csi": {
                     "driver": "gcsfuse.csi.storage.gke.io",
                     "volumeAttributes": {
-                        "bucketName": bucket.removeprefix("gs://"),
+                        "bucketName": bucket.removeprefix("gs://").rstrip("/"),
                         "mountOptions": "implicit-dirs",
                     },
                 },
@@ -151,7 +158,7 @@ def _define_flags() -> None:
     define_job_flags()
     flags.DEFINE_string("image", None, "Container image with this project installed.", required=True)
     flags.DEFINE_string("accelerator", "v5litepod-16", "Generation and size of a slice.")
-    flags.DEFINE_integer("slices", 1, "Number of slices.", lower_bound=1)
+    define_int("slices", 1, "Number of slices.", Range(least=1, most=1000))
     flags.DEFINE_string("bucket", None, "gs://… with the records and the run.", required=True)
     flags.DEFINE_string("mount", "/data", "Folder at which pods see the bucket.")
     flags.DEFINE_string(

@@ -33,6 +33,8 @@ class Job:
     revision: str = "main"
 
     def __post_init__(self):
+        if not self.revision:
+            raise FlowleyError("--revision='' must be a branch, tag or commit")
         if not self.workdir.startswith("/"):
             raise FlowleyError(
                 f"workdir={self.workdir!r} must be an absolute path that all machines share; mount a bucket, "
@@ -59,6 +61,22 @@ def check_name(name: str) -> str:
             f"name={name!r} must be at most 40 lower-case letters, digits and hyphens, a letter first"
         )
     return name
+
+
+def check_bucket(bucket: str, *schemes: str) -> str:
+    """Return the address of a bucket if it is one, such as gs://name.
+
+    Args:
+      bucket: the address.
+      schemes: schemes that are allowed.
+
+    Raises:
+      FlowleyError: it has another scheme, no name, or a path within the bucket.
+    """
+    if not re.fullmatch(rf"({'|'.join(schemes)})://[\w.-]+/?", bucket):
+        allowed = " or ".join(f"{scheme}://NAME" for scheme in schemes)
+        raise FlowleyError(f"bucket={bucket!r} must be {allowed}, a whole bucket")
+    return bucket
 
 
 def define_job_flags() -> None:
@@ -103,7 +121,9 @@ def install_lines(environment: str, project: str, extra: str) -> list[str]:
     """
     install = f'"{environment}/bin/pip" install --quiet'
     return [
-        f'if [ ! -x "{environment}/bin/python" ]; then',
+        # An environment whose creation was interrupted has no pip.
+        f'if [ ! -x "{environment}/bin/pip" ]; then',
+        f'  rm -rf "{environment}"',
         "  python3 -m pip install --quiet --user uv",
         f'  "$HOME/.local/bin/uv" venv --quiet --seed --python 3.12 "{environment}"',
         "fi",

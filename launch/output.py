@@ -6,21 +6,28 @@ from typing import Any
 import yaml
 from absl import flags
 
-from flowley_jax.common.files import write_text
+from flowley_jax.common.files import check_new_file, write_text
 
 # --help of a launcher shows this flag as its own.
 flags.disclaim_key_flags()
 
 
 def define_output_flag() -> None:
-    """Define --out."""
+    """Define --out and --overwrite."""
     flags.DEFINE_string("out", None, "File to write instead of printing.")
+    flags.DEFINE_bool("overwrite", False, "Replace the file --out if it exists.")
 
 
 def write_output(text: str) -> None:
-    """Print a text, or write it to --out."""
+    """Print a text, or write it to --out.
+
+    Raises:
+      FlowleyError: the file exists and --overwrite is not given, or it cannot be written.
+    """
     if flags.FLAGS.out:
-        write_text(Path(flags.FLAGS.out), text)
+        path = Path(flags.FLAGS.out)
+        check_new_file(path, overwrite=flags.FLAGS.overwrite)
+        write_text(path, text)
     else:
         print(text, end="")
 

@@ -4,12 +4,14 @@ import dataclasses
 import shlex
 
 from flowley_jax.errors import FlowleyError
-from launch.job import Job, install_lines, shell_script
+from launch.job import Job, check_bucket, install_lines, shell_script
 from launch.slices import Slice, find_slice
 
 _HOME = "$HOME/flowley"
 # First word of the line that `status_script` prints.
 STATUS = "flowley-status"
+# Enough for a step and a checkpoint.
+_STOP_SECONDS = 180
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,8 @@ class SliceRequest:
         find_slice(self.accelerator)
         if self.spot and self.reserved:
             raise FlowleyError("--spot and --reserved exclude each other")
-        if self.bucket and not self.bucket.startswith("gs://"):
-            raise FlowleyError(f"bucket={self.bucket!r} must begin with gs://")
+        if self.bucket:
+            check_bucket(self.bucket, "gs")
 
     @property
     def slice(self) -> Slice:
@@ -65,24 +67,34 @@ class SliceRequest:
 
     def delete_command(self) -> list[str]:
         """Return the command that deletes the request and its machines."""
-        return [*self._queued_resources("delete"), "--force", "--quiet"]
+        return [*self._queued_resources("delete"), "--force"]
+
+    @property
+    def deletion(self) -> str:
+        """The command that deletes the request and its machines, to be typed into a shell."""
+        return shlex.join(self.delete_command())
 
     def on_all_machines(self, script: str) -> list[str]:
         """Return the command that runs a script on every machine of the slice and prints their output."""
         return [
             *("gcloud", "compute", "tpus", "tpu-vm", "ssh", self.name),
-            *(f"--project={self.project}", f"--zone={self.zone}", "--worker=all", f"--command={script}"),
+            *(f"--project={self.project}", f"--zone={self.zone}", "--quiet", "--worker=all"),
+            # A machine that vanishes must not leave ssh waiting.
+            *("--ssh-flag=-oConnectTimeout=30", "--ssh-flag=-oServerAliveInterval=30"),
+            f"--command={script}",
         ]
 
     def _queued_resources(self, verb: str) -> list[str]:
         return [
             *("gcloud", "compute", "tpus", "queued-resources", verb, self.name),
-            *(f"--project={self.project}", f"--zone={self.zone}"),
+            *(f"--project={self.project}", f"--zone={self.zone}", "--quiet"),
         ]
 
 
 def setup_script(job: Job, request: SliceRequest) -> str:
     """Return a script that installs the project and mounts the bucket, unless that has already been done.
+
+    It may be interrupted at any point and run again.
 
     Raises:
       FlowleyError: the job names no repository.
@@ -93,7 +105,14 @@ def setup_script(job: Job, request: SliceRequest) -> str:
     lines = [
         "set -eu",
         f'mkdir -p "{_HOME}"',
-        f'[ -d "{code}/.git" ] || git clone --quiet {shlex.quote(job.repository)} "{code}"',
+        # A set-up whose connection broke may still run.
+        f'exec 8> "{_HOME}/setup-lock"',
+        "flock -w 1800 8",
+        f'if [ ! -d "{code}" ]; then',
+        f'  rm -rf "{code}.new"',
+        f'  git clone --quiet {shlex.quote(job.repository)} "{code}.new"',
+        f'  mv "{code}.new" "{code}"',
+        "fi",
         f'git -C "{code}" fetch --quiet origin {shlex.quote(job.revision)}',
         f'git -C "{code}" checkout --quiet FETCH_HEAD',
         *install_lines(f"{_HOME}/venv", code, "tpu"),
@@ -102,20 +121,26 @@ def setup_script(job: Job, request: SliceRequest) -> str:
 
 
 def start_script(job: Job) -> str:
-    """Return a script that starts the training in the background.
+    """Return a script that starts the training in the background, and first stops one that still runs.
 
-    When the training ends, its exit code is in the file `exit`.
+    A training holds a lock while it runs. When it ends, its exit code is in the file `exit`.
     """
-    command = f"{job.command()}; echo $? > {_HOME}/exit"
+    command = f"{job.command()}; echo $? > {_HOME}/exit.new; mv {_HOME}/exit.new {_HOME}/exit"
+    pid = f'"-$(cat "{_HOME}/pid")"'
     return shell_script(
         [
             "set -eu",
             f'cd "{_HOME}/code"',
+            f'exec 9> "{_HOME}/lock"',
+            "if ! flock -n 9; then",
+            f"  kill -TERM -- {pid} || true",
+            f"  flock -w {_STOP_SECONDS} 9 || {{ kill -KILL -- {pid} || true; flock -w 30 9; }}",
+            "fi",
             f'rm -f "{_HOME}/exit"',
             f'export PATH="{_HOME}/venv/bin:$PATH"',
             # The single-quoted $? and $HOME are for the inner shell.
             "# shellcheck disable=SC2016",
-            f'nohup bash -c {shlex.quote(command)} >> "{_HOME}/log" 2>&1 < /dev/null &',
+            f'setsid bash -c {shlex.quote(command)} >> "{_HOME}/log" 2>&1 < /dev/null &',
             f'echo $! > "{_HOME}/pid"',
         ]
     )
@@ -130,9 +155,8 @@ def status_script(job: Job) -> str:
     return shell_script(
         [
             "state=none",
-            f'if [ -f "{_HOME}/exit" ]; then state=$(cat "{_HOME}/exit")',
-            f'elif [ -f "{_HOME}/pid" ] && kill -0 "$(cat "{_HOME}/pid")" 2> /dev/null; then',
-            "  state=running",
+            f'if [ -s "{_HOME}/exit" ]; then state=$(cat "{_HOME}/exit")',
+            f'elif [ -f "{_HOME}/lock" ] && ! flock -n "{_HOME}/lock" true; then state=running',
             "fi",
             f"step=$(find {checkpoints} -mindepth 1 -maxdepth 1 -printf '%f\\n' 2> /dev/null "
             "| grep -E '^[0-9]+$' | sort -n | tail -n 1)",
@@ -159,5 +183,6 @@ def _mount_lines(request: SliceRequest) -> list[str]:
         "  sudo apt-get -q update > /dev/null && sudo apt-get -q install -y gcsfuse > /dev/null",
         "fi",
         f'sudo mkdir -p {mount} && sudo chown "$USER" {mount}',
-        f"mountpoint -q {mount} || gcsfuse --implicit-dirs {name} {mount}",
+        # gcsfuse stays, and must not keep the lock of the set-up.
+        f"mountpoint -q {mount} || gcsfuse --implicit-dirs {name} {mount} 8>&-",
     ]

@@ -9,9 +9,19 @@ from typing import Any
 from absl import flags
 
 from flowley_jax.cli import STOPPED_EARLY, run_main
+from flowley_jax.common.number_flags import define_int
+from flowley_jax.common.ranges import Range
 from flowley_jax.errors import FlowleyError
 from launch.check import check_devices, check_mounted, read_config
-from launch.job import Job, check_name, define_job_flags, install_lines, job_from_flags, shell_script
+from launch.job import (
+    Job,
+    check_bucket,
+    check_name,
+    define_job_flags,
+    install_lines,
+    job_from_flags,
+    shell_script,
+)
 from launch.output import define_output_flag, to_yaml, write_output
 from launch.slices import find_slice
 
@@ -24,14 +34,15 @@ def main() -> int:
     values = flags.FLAGS
     job = job_from_flags()
     config = read_config(job)
-    check_devices(config, count_devices(values.accelerators, values.nodes))
+    devices, machines = count_devices(values.accelerators, values.nodes)
+    check_devices(config, devices, machines=machines)
     check_mounted(job, config, values.mount)
     task = sky_task(
         job,
         name=check_name(values.name),
         accelerators=values.accelerators,
         nodes=values.nodes,
-        bucket=values.bucket,
+        bucket=check_bucket(values.bucket, "gs", "s3"),
         mount=values.mount,
         spot=values.spot,
     )
@@ -72,8 +83,8 @@ def sky_task(
     }
 
 
-def count_devices(accelerators: str, nodes: int) -> int:
-    """Return the number of accelerators of all nodes.
+def count_devices(accelerators: str, nodes: int) -> tuple[int, int]:
+    """Return the number of accelerators of all nodes, and the number of machines.
 
     Raises:
       FlowleyError: `accelerators` is not a SkyPilot name, or names a TPU slice for several nodes.
@@ -81,11 +92,12 @@ def count_devices(accelerators: str, nodes: int) -> int:
     if accelerators.startswith(_TPU):
         if nodes > 1:
             raise FlowleyError(f"nodes={nodes} must be 1: {accelerators} is a whole slice")
-        return find_slice(accelerators.removeprefix(_TPU)).chips
-    match = re.fullmatch(r"[A-Za-z][\w.-]*(:(\d+))?", accelerators)
+        slice_ = find_slice(accelerators.removeprefix(_TPU))
+        return slice_.chips, slice_.hosts
+    match = re.fullmatch(r"[A-Za-z][\w.-]*(:([1-9]\d{0,3}))?", accelerators)
     if match is None:
         raise FlowleyError(f"accelerators={accelerators!r} must be a name such as H100:8 or tpu-v5litepod-16")
-    return int(match[2] or 1) * nodes
+    return int(match[2] or 1) * nodes, nodes
 
 
 def _run_script(job: Job, nodes: int) -> str:
@@ -115,7 +127,7 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "accelerators", "H100:8", "Accelerators of each node, such as H100:8 or tpu-v5litepod-16."
     )
-    flags.DEFINE_integer("nodes", 1, "Number of nodes.", lower_bound=1)
+    define_int("nodes", 1, "Number of nodes.", Range(least=1, most=10_000))
     flags.DEFINE_string("bucket", None, "gs://… or s3://… with the records and the run.", required=True)
     flags.DEFINE_string("mount", "/data", "Folder at which nodes see the bucket.")
     flags.DEFINE_bool("spot", True, "Use spot machines: cheaper, but they can be preempted at any time.")

@@ -68,7 +68,7 @@ def _result_bytes(shapes: str, *, starts: bool) -> int:
     """Return the bytes of a result type; a collective's `-start` lists its operands before its results."""
     sizes = [
         _BYTES.get(kind, 4) * math.prod(int(size) for size in dims.split(",") if size)
-        for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        for kind, dims in re.findall(r"\b(\w+)\[([\d,]*)\]", shapes)
         # A scalar u32 is a handle of the runtime, not data.
         if not (kind == "u32" and not dims)
     ]

@@ -10,8 +10,8 @@ import numpy as np
 
 from flowley_jax.common.component import ProgramMemory
 from flowley_jax.common.device_batches import DeviceBatches, Replicated
+from flowley_jax.common.ranges import Positive
 from flowley_jax.encoders.protocols import check_frames
-from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle
 from flowley_jax.interop.pretrained import Dtype, PretrainedComponent
 from flowley_jax.networks.clip import ClipConfig, ClipVision
@@ -34,13 +34,8 @@ class ClipFrames(PretrainedComponent):
     format: ClassVar[str] = "clip"
 
     bundle: Bundle
-    fps: float = 8.0
+    fps: Positive = 8.0
     dtype: Dtype = "float32"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.fps <= 0:
-            raise FlowleyError(f"CLIP encoder: fps={self.fps} must be positive")
 
     @property
     def config(self) -> ClipConfig:

@@ -12,6 +12,7 @@ import numpy as np
 
 from flowley_jax.common.component import ProgramMemory
 from flowley_jax.common.device_batches import DeviceBatches, Replicated
+from flowley_jax.common.ranges import Count
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle
 from flowley_jax.interop.pretrained import Dtype, PretrainedComponent
@@ -20,7 +21,6 @@ from flowley_jax.networks.t5 import T5Encoder
 log = logging.getLogger(__name__)
 BATCH_SIZE = 32
 _TINY = 1e-12
-_TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,8 @@ class T5Text(PretrainedComponent):
     format: ClassVar[str] = "t5"
 
     bundle: Bundle
-    max_tokens: int = 77
+    max_tokens: Count = 77
     dtype: Dtype = "float32"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.max_tokens < 1:
-            raise FlowleyError(f"text encoder: max_tokens={self.max_tokens} must be at least 1")
 
     @property
     def dim(self) -> int:
@@ -90,17 +85,13 @@ class T5Text(PretrainedComponent):
     @functools.cached_property
     def _tokenizer(self) -> Any:
         auto_tokenizer = _import_auto_tokenizer()
-        folder = self.bundle.locate()
-        if not any((folder / name).is_file() for name in _TOKENIZERS):
-            raise FlowleyError(
-                f"{self.bundle.folder}: has no tokenizer; put tokenizer.json and tokenizer_config.json "
-                "next to the published weights and convert them again"
-            )
+        folder = self.bundle.check_tokenizer()
         try:
-            return auto_tokenizer.from_pretrained(folder)
+            return auto_tokenizer.from_pretrained(folder, local_files_only=True)
         # The library lets through whatever its parsers raise.
         except Exception as error:
-            raise FlowleyError(f"{self.bundle.folder}: the tokenizer cannot be read ({error})") from error
+            reason = " ".join(str(error).split())[:300]
+            raise FlowleyError(f"{folder}: the tokenizer cannot be read ({reason})") from error
 
     @functools.cached_property
     def _program(self) -> DeviceBatches:

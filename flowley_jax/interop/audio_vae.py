@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.modules import count_numbered, load_module
+from flowley_jax.interop.modules import count_numbered, in_float32, is_float, load_module
 from flowley_jax.networks.audio_vae import AudioVae, VaeConfig, effective_kernel
 
 _NORM_TOLERANCE = 0.02
@@ -63,6 +63,10 @@ def vae_from_torch(arrays: Mapping[str, np.ndarray], config: VaeConfig) -> Audio
 
 def kernels_are_normalised(arrays: Mapping[str, np.ndarray]) -> bool:
     """Return whether every output of every kernel has unit norm, which only `remove_weight_norm` produces."""
-    kernels = [array for name, array in arrays.items() if name.endswith("weight") and np.ndim(array) == 3]
-    norms = [np.linalg.norm(np.asarray(kernel, np.float32), axis=(1, 2)) for kernel in kernels]
+    kernels = [
+        in_float32(array)
+        for name, array in arrays.items()
+        if name.endswith("weight") and np.ndim(array) == 3 and is_float(array)
+    ]
+    norms = [np.linalg.norm(kernel, axis=(1, 2)) for kernel in kernels]
     return all(np.allclose(norm, 1.0, rtol=0, atol=_NORM_TOLERANCE) for norm in norms)

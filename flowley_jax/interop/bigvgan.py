@@ -1,5 +1,6 @@
 """Published BigVGAN generators, whose kernels are plain or weight-normalised (under two naming schemes)."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,13 @@ import numpy as np
 from flax import nnx
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.modules import count_numbered, load_module
+from flowley_jax.interop.modules import (
+    count_numbered,
+    in_float32,
+    is_float,
+    load_module,
+    wrong_type,
+)
 from flowley_jax.networks.bigvgan import BigVgan, BigVganConfig
 
 _WEIGHT_NORM_NAMES = (
@@ -44,13 +51,18 @@ def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) 
             "bounded; put it next to the weights"
         )
     dilations = settings.get("resblock_dilation_sizes", [[1, 3, 5]])
+    rates = settings.get("upsample_rates", [kernel // 2 for kernel in kernels])
+    all_dilations = list(itertools.chain.from_iterable(dilations))
+    for name, values in (("upsample_rates", rates), ("resblock_dilation_sizes", all_dilations)):
+        if not values or any(type(value) is not int or value < 1 for value in values):
+            raise FlowleyError(f"BigVGAN with {name}={settings.get(name)!r} is not possible")
     if any(list(block) != list(dilations[0]) for block in dilations) or len(dilations[0]) != pairs:
         raise FlowleyError(f"BigVGAN with dilations {dilations} and {pairs} pairs per block is not supported")
     return BigVganConfig(
         bins=bins,
         width=width,
         # In every published generator, the kernel is twice as long as the rate.
-        rates=tuple(settings.get("upsample_rates", [kernel // 2 for kernel in kernels])),
+        rates=tuple(rates),
         kernels=kernels,
         block_kernels=block_kernels,
         dilations=tuple(dilations[0]),
@@ -91,7 +103,11 @@ def without_weight_norm(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
             stem = name.removesuffix(direction)
             if stem + magnitude not in plain:
                 raise FlowleyError(f"{name} exists, but {stem + magnitude} does not")
-            v = np.asarray(plain.pop(name), np.float32)
-            g = np.asarray(plain.pop(stem + magnitude), np.float32)
-            plain[f"{stem}weight"] = g * v / np.linalg.norm(v.reshape(len(v), -1), axis=1)[:, None, None]
+            for array_name in (name, stem + magnitude):
+                if not is_float(plain[array_name]):
+                    raise FlowleyError(wrong_type(array_name, plain[array_name]).strip())
+            v, g = in_float32(plain.pop(name)), in_float32(plain.pop(stem + magnitude))
+            # A norm of 0 gives weights that are not finite, which are refused with their names.
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                plain[f"{stem}weight"] = g * v / np.linalg.norm(v.reshape(len(v), -1), axis=1)[:, None, None]
     return plain

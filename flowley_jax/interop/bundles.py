@@ -2,29 +2,37 @@
 
 `weights.safetensors` holds every weight under its published name and in its published type, so that it can
 be written back without loss. `manifest.json` holds the model's format and sizes, and the names and SHA-256
-of the files that the bundle was made from. A tokenizer's files lie next to them.
+of the files that the bundle was made from. A tokenizer's files are copied as they are, so that these SHA-256
+are theirs too. All files are checked against the manifest before they are used.
 """
 
 import dataclasses
 import functools
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from flax import nnx
 
-from flowley_jax.common.files import sha256, write_text
+from flowley_jax.common.files import name_errors, partial_name, sha256, write_text
+from flowley_jax.common.json_files import read_json_object
+from flowley_jax.common.ranges import Range
 from flowley_jax.common.typed import typed_from
-from flowley_jax.errors import FlowleyError
+from flowley_jax.errors import FlowleyError, shown
 from flowley_jax.interop.registry import FORMATS, ModelFormat
-from flowley_jax.interop.weight_files import read_arrays, write_arrays
+from flowley_jax.interop.weight_files import ENTRY, read_arrays, read_notes, write_arrays
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+# Any one of these is a whole tokenizer.
+_TOKENIZERS = ("tokenizer.json", "spiece.model")
 _VERSION = 1
+_Size = Annotated[int, Range(least=0, most=2**63)]
 _SEARCH_VARIABLE = "FLOWLEY_BUNDLES"
 
 
@@ -33,13 +41,27 @@ class SourceFile:
     """Name, size in bytes and SHA-256 of a file that a bundle was made from."""
 
     name: str
-    size: int
+    size: _Size
     sha256: str
 
     @classmethod
     def of(cls, path: Path) -> "SourceFile":
         """Describe a file on disk."""
         return cls(name=path.name, size=path.stat().st_size, sha256=sha256(path))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Manifest:
+    """The keys of a manifest; the type of `config` depends on `kind`."""
+
+    version: int
+    folder: str
+    kind: str
+    config: Any
+    sources: tuple[SourceFile, ...]
+    within: str
+    sha256: str
+    parameters: _Size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,17 +95,14 @@ class Bundle:
         """
         folder = Path(folder)
         path = folder / MANIFEST_FILE
-        try:
-            stored = json.loads(path.read_text())
-        except FileNotFoundError as error:
+        if not path.is_file():
             raise FlowleyError(
                 f"{folder}: holds no bundle ({MANIFEST_FILE}); make one with python -m flowley_jax.convert"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise FlowleyError(f"{path}: cannot be read as JSON ({error})") from error
+            )
+        stored = read_json_object(path)
         try:
             return cls.from_json({**stored, "folder": str(folder)})
-        except (FlowleyError, TypeError) as error:
+        except FlowleyError as error:
             raise FlowleyError(f"{path}: {error}") from error
 
     @classmethod
@@ -96,19 +115,23 @@ class Bundle:
         if not isinstance(stored, Mapping) or stored.get("version") != _VERSION:
             raise FlowleyError(f"is not a manifest of version {_VERSION}")
         try:
-            model_format = FORMATS[stored["kind"]]
+            manifest = typed_from(_Manifest, stored, "the manifest")
+            model_format = FORMATS[manifest.kind]
+            if not isinstance(manifest.config, Mapping):
+                raise FlowleyError(f"config={shown(manifest.config)} must be a JSON object")
             return cls(
-                folder=Path(stored["folder"]),
+                folder=Path(manifest.folder),
                 format=model_format.name,
-                config=typed_from(model_format.config_type, stored["config"], "config"),
-                sources=tuple(SourceFile(**source) for source in stored["sources"]),
-                entry=str(stored["within"]),
-                sha256=str(stored["sha256"]),
-                parameters=int(stored["parameters"]),
+                config=typed_from(model_format.config_type, manifest.config, "config"),
+                sources=manifest.sources,
+                entry=manifest.within,
+                sha256=manifest.sha256,
+                parameters=manifest.parameters,
             )
-        except FlowleyError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
+        except FlowleyError as error:
+            raise FlowleyError(f"is damaged ({error})") from error
+        # Sizes that do not exist together end in errors of arithmetic.
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise FlowleyError(f"is damaged ({type(error).__name__}: {error})") from error
 
     def to_json(self) -> dict[str, Any]:
@@ -147,11 +170,20 @@ class Bundle:
             )
         return folder
 
+    @property
+    def tokenizer(self) -> tuple[SourceFile, ...]:
+        """The files of the tokenizer in the folder; empty if the bundle was made without one."""
+        return tuple(source for source in self.sources if source.name in TOKENIZER_FILES)
+
     def check_format(self, *expected: str) -> None:
         """Raise a FlowleyError unless the bundle has one of the expected formats."""
         if self.format not in expected:
             wanted = " or ".join(FORMATS[name].title for name in expected)
             raise FlowleyError(f"{self.folder}: expected {wanted}, found {FORMATS[self.format].title}")
+
+    def notes(self) -> dict[str, str]:
+        """Return the notes of the file of weights."""
+        return read_notes(self.locate() / WEIGHTS_FILE)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the weights under their published names.
@@ -173,7 +205,7 @@ class Bundle:
         config = self._config_with(dtype)
         arrays = self.arrays()
         try:
-            return FORMATS[self.format].build(arrays, config)
+            return FORMATS[self.format].model_of(arrays, config)
         except FlowleyError as error:
             raise FlowleyError(f"{self.folder / WEIGHTS_FILE}: {error}") from error
 
@@ -189,16 +221,24 @@ class Bundle:
           FlowleyError: the file is missing, damaged or was replaced.
         """
         path = self.locate() / WEIGHTS_FILE
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise FlowleyError(f"{path}: cannot be read ({error.strerror or error})") from error
-        if _cached_sha256(path, status.st_size, status.st_mtime_ns) != self.sha256:
-            raise FlowleyError(
-                f"{path}: is damaged or was replaced (its SHA-256 differs from the manifest's); "
-                "convert the model again"
-            )
+        _check_sha256(path, self.sha256)
         return path
+
+    def check_tokenizer(self) -> Path:
+        """Return the folder of the tokenizer after comparing the SHA-256 of its files with the manifest's.
+
+        Raises:
+          FlowleyError: the bundle was made without one, or a file is missing, damaged or was replaced.
+        """
+        folder = self.locate()
+        if not {source.name for source in self.tokenizer}.intersection(_TOKENIZERS):
+            raise FlowleyError(
+                f"{folder}: has no tokenizer; put tokenizer.json and tokenizer_config.json next to the "
+                "published weights and convert them again"
+            )
+        for source in self.tokenizer:
+            _check_sha256(folder / source.name, source.sha256)
+        return folder
 
     def _config_with(self, dtype: str | None) -> Any:
         return dataclasses.replace(self.config, dtype=dtype) if dtype else self.config
@@ -210,11 +250,14 @@ def write_bundle(
     arrays: Mapping[str, np.ndarray],
     settings: Mapping[str, Any],
     sources: Sequence[SourceFile],
-    entry: str = "",
+    notes: Mapping[str, str],
+    *,
+    tokenizer: Sequence[Path] = (),
 ) -> Bundle:
-    """Write a bundle. The manifest comes last, so that a folder with a manifest is complete.
+    """Write a bundle. The caller must have locked the folder above it.
 
-    The model is built once, so that missing weights and wrong shapes are reported now.
+    The model is built once, so that missing weights and wrong shapes are reported now. The files are written
+    elsewhere and then moved, so that an interruption leaves an earlier bundle as it was.
 
     Args:
       folder: folder of the bundle; it is created if it does not exist.
@@ -222,29 +265,83 @@ def write_bundle(
       arrays: weights under their published names.
       settings: published configuration file; empty if there is none.
       sources: files that the bundle is made from.
-      entry: entry of the published checkpoint that held the weights.
+      notes: notes of the published file. Those of this package are kept, such as the codec of the latents.
+      tokenizer: files of the tokenizer, which are among the sources.
 
     Raises:
-      FlowleyError: the weights do not fit together, or a file cannot be written.
+      FlowleyError: the weights do not fit together, a file cannot be written, or the folder has a file of
+        this name that is not an earlier bundle's.
     """
-    config = model_format.infer(arrays, settings)
-    model_format.build(arrays, config)
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_arrays(folder / WEIGHTS_FILE, arrays, {})
-    bundle = Bundle(
-        folder=folder,
-        format=model_format.name,
-        config=config,
-        sources=tuple(sources),
-        entry=entry,
-        sha256=sha256(folder / WEIGHTS_FILE),
-        parameters=sum(int(np.size(array)) for array in arrays.values()),
-    )
-    stored = bundle.to_json()
-    del stored["folder"]
-    write_text(folder / MANIFEST_FILE, json.dumps(stored, indent=2) + "\n")
+    config = model_format.config_of(arrays, settings)
+    model_format.model_of(arrays, config)
+    kept = {key: value for key, value in notes.items() if key.startswith("flowley_jax.")}
+    # Where a link to a folder on another disk leads, so that files can be moved.
+    new = folder.resolve().with_name(partial_name())
+    try:
+        with name_errors(new):
+            new.mkdir(parents=True)
+        for path in tokenizer:
+            with name_errors(folder / path.name):
+                shutil.copyfile(path, new / path.name)
+        write_arrays(new / WEIGHTS_FILE, arrays, kept)
+        bundle = Bundle(
+            folder=folder,
+            format=model_format.name,
+            config=config,
+            sources=tuple(sources),
+            entry=notes.get(ENTRY, ""),
+            sha256=sha256(new / WEIGHTS_FILE),
+            parameters=sum(int(np.size(array)) for array in arrays.values()),
+        )
+        stored = bundle.to_json()
+        del stored["folder"]
+        write_text(new / MANIFEST_FILE, json.dumps(stored, indent=2) + "\n")
+        _move_files(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     return bundle
+
+
+def _move_files(new: Path, folder: Path) -> None:
+    """Move a whole bundle to its place, beside files of other names that are there."""
+    with name_errors(folder):
+        if not folder.exists():
+            new.rename(folder)
+            return
+        own = _files_of_earlier(folder)
+        names = sorted(path.name for path in new.iterdir())
+        strange = [name for name in names if os.path.lexists(folder / name) and name not in own]
+        if strange:
+            raise FlowleyError(
+                f"{folder}: holds {', '.join(strange)}, and no valid {MANIFEST_FILE} says that this program "
+                "made it; remove it, or choose a different --out"
+            )
+        # The manifest first: if this is interrupted, it shows that the other files do not belong to it.
+        for name in sorted(names, key=lambda name: name != MANIFEST_FILE):
+            os.replace(new / name, folder / name)
+
+
+def _files_of_earlier(folder: Path) -> set[str]:
+    """Return the names of the files that the bundle in a folder has."""
+    try:
+        earlier = Bundle.open(folder)
+    except FlowleyError:
+        return set()
+    return {MANIFEST_FILE, WEIGHTS_FILE, *(source.name for source in earlier.tokenizer)}
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise FlowleyError(
+            f"{path}: cannot be read ({error.strerror or error}); convert the model again"
+        ) from error
+    if _cached_sha256(path, status.st_size, status.st_mtime_ns) != expected:
+        raise FlowleyError(
+            f"{path}: is damaged or was replaced (its SHA-256 differs from the manifest's); "
+            "convert the model again"
+        )
 
 
 @functools.lru_cache(maxsize=64)

@@ -47,6 +47,8 @@ def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) 
     except KeyError as error:
         raise FlowleyError(f"the CLIP image encoder lacks {error.args[0]}") from error
     heads, activation = _heads_and_activation(settings, width)
+    if type(heads) is not int or not 0 < heads <= width:
+        raise FlowleyError(f"CLIP with {heads!r} attention heads and width {width} is not possible")
     return ClipConfig(
         image_size=round((tokens - 1) ** 0.5) * patch,
         patch_size=patch,
@@ -122,6 +124,6 @@ def _heads_and_activation(settings: Mapping[str, Any], width: int) -> tuple[int,
             "this CLIP model needs its settings, because only they say whether the activation is QuickGELU; "
             "put open_clip_config.json (open_clip) or config.json (Hugging Face) next to the weights"
         )
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise FlowleyError(f"CLIP with activation {activation!r} is not supported")
     return heads, _ACTIVATIONS[activation]

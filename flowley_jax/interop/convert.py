@@ -7,20 +7,24 @@ from pathlib import Path
 
 import numpy as np
 
-from flowley_jax.common.files import atomic_write, name_errors
+from flowley_jax.common.files import atomic_write, check_new_file, is_partial, name_errors
+from flowley_jax.common.locks import lock_folder
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle, SourceFile, write_bundle
 from flowley_jax.interop.registry import FORMATS, check_format, describe, identify
-from flowley_jax.interop.sources import find_weights, read_settings
-from flowley_jax.interop.weight_files import ENTRY, PICKLED, SUFFIXES, read_arrays, write_arrays
+from flowley_jax.interop.sources import check_tokenizer_files, find_weights, read_settings
+from flowley_jax.interop.weight_files import PICKLED, SUFFIXES, read_arrays, write_arrays
 
 log = logging.getLogger(__name__)
+# Another conversion of the largest published model takes minutes.
+_LOCK_SECONDS = 3600.0
 
 
 def convert(source: str, out: Path, *, expect: str | None = None) -> Bundle:
     """Convert a published model to a bundle in a sub-folder of `out` that is named after its format.
 
-    An existing bundle that was made from the same files is kept.
+    An existing bundle that was made from the same files is kept. Other processes that write to `out` are
+    waited for.
 
     Args:
       source: file, folder, or repository on the Hugging Face hub.
@@ -44,32 +48,33 @@ def convert(source: str, out: Path, *, expect: str | None = None) -> Bundle:
         raise FlowleyError(f"{weights.path}: is {describe(arrays)}; known: {known}")
     settings = weights.settings_file(model_format.name)
     tokenizer = weights.tokenizer if model_format.name == "t5" else ()
+    check_tokenizer_files(tokenizer)
     weight_sources = tuple(SourceFile.of(path) for path in weights.files)
     other_sources = tuple(SourceFile.of(path) for path in (settings, *tokenizer) if path)
     folder = out / model_format.name
-    existing = _existing_bundle(folder)
-    if existing and existing.sources == weight_sources + other_sources:
-        log.info("%s was already made from the same files", folder)
-        return existing
-    if existing and existing.sources[: len(weight_sources)] != weight_sources:
-        raise FlowleyError(
-            f"{folder}: was made from other weights ({existing.sources[0].name}); remove it, or choose "
-            "a different --out"
-        )
-    try:
-        bundle = write_bundle(
-            folder,
-            model_format,
-            arrays,
-            read_settings(settings),
-            weight_sources + other_sources,
-            notes.get(ENTRY, ""),
-        )
-    except FlowleyError as error:
-        raise FlowleyError(f"{weights.path}: {error}") from error
-    for path in tokenizer:
-        with name_errors(folder / path.name):
-            shutil.copyfile(path, folder / path.name)
+    with lock_folder(out, wait=_LOCK_SECONDS):
+        _remove_left_overs(out)
+        existing = _existing_bundle(folder)
+        if existing and existing.sources[: len(weight_sources)] != weight_sources:
+            names = ", ".join(source.name for source in existing.sources)
+            raise FlowleyError(
+                f"{folder}: was made from other weights ({names}); remove it, or choose a different --out"
+            )
+        if existing and existing.sources == weight_sources + other_sources and _is_whole(existing):
+            log.info("%s was already made from the same files", folder)
+            return existing
+        try:
+            bundle = write_bundle(
+                folder,
+                model_format,
+                arrays,
+                read_settings(settings),
+                weight_sources + other_sources,
+                notes,
+                tokenizer=tokenizer,
+            )
+        except FlowleyError as error:
+            raise FlowleyError(f"{weights.path}: {error}") from error
     if model_format.name == "t5" and not tokenizer:
         log.warning(
             "%s: no tokenizer next to the weights; put tokenizer.json and tokenizer_config.json there and "
@@ -101,19 +106,21 @@ def inspect(source: str, *, expect: str | None = None) -> str:
     )
 
 
-def write_back(folder: Path, path: Path) -> None:
+def write_back(folder: Path, path: Path, *, overwrite: bool = False) -> None:
     """Write a bundle's weights to one file, with their published names, shapes and types.
 
     Args:
       folder: folder of the bundle.
       path: .safetensors file; or .pth, .pt, .bin or .ckpt file, which needs PyTorch.
+      overwrite: whether an existing file is replaced.
 
     Raises:
-      FlowleyError: the folder holds no bundle or a damaged one, the suffix of the file is unsupported, or
-        PyTorch is needed and not installed.
+      FlowleyError: the folder holds no bundle or a damaged one, the suffix of the file is unsupported, the
+        file exists, or PyTorch is needed and not installed.
     """
     if path.suffix not in SUFFIXES:
         raise FlowleyError(f"{path}: must end in {', '.join(SUFFIXES)}")
+    check_new_file(path, overwrite=overwrite, option="--to")
     bundle = Bundle.open(folder)
     arrays = bundle.arrays()
     with name_errors(path):
@@ -121,17 +128,34 @@ def write_back(folder: Path, path: Path) -> None:
     if path.suffix in PICKLED:
         _write_pickled(path, arrays, bundle.entry)
     else:
-        write_arrays(path, arrays, {})
+        write_arrays(path, arrays, bundle.notes())
 
 
 def _existing_bundle(folder: Path) -> Bundle | None:
-    """Return the bundle in a folder, or None if there is none or it is damaged."""
+    """Return the bundle in a folder, whose files may be damaged; None if it has no valid manifest."""
     try:
-        bundle = Bundle.open(folder)
-        bundle.check()
+        return Bundle.open(folder)
     except FlowleyError:
         return None
-    return bundle
+
+
+def _is_whole(bundle: Bundle) -> bool:
+    try:
+        bundle.check()
+        if bundle.tokenizer:
+            bundle.check_tokenizer()
+    except FlowleyError as error:
+        log.warning("making it again: %s", error)
+        return False
+    return True
+
+
+def _remove_left_overs(out: Path) -> None:
+    """Remove the unfinished bundles of processes that were killed."""
+    with name_errors(out):
+        for path in out.iterdir():
+            if is_partial(path.name) and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_pickled(path: Path, arrays: Mapping[str, np.ndarray], entry: str) -> None:
@@ -148,6 +172,10 @@ def _write_pickled(path: Path, arrays: Mapping[str, np.ndarray], entry: str) -> 
             return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
         return torch.from_numpy(array.copy())
 
-    tensors = {name: tensor(array) for name, array in arrays.items()}
-    with atomic_write(path) as partial:
+    try:
+        tensors = {name: tensor(array) for name, array in arrays.items()}
+    except TypeError as error:
+        raise FlowleyError(f"{path}: PyTorch has no tensors of this type ({error})") from error
+    # PyTorch raises a RuntimeError if the disk is full.
+    with atomic_write(path, RuntimeError) as partial:
         torch.save({entry: tensors} if entry else tensors, partial)

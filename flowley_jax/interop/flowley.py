@@ -19,6 +19,7 @@ from flax import nnx
 
 from flowley_jax.common.trees import differences
 from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.modules import in_float32, is_float, wrong_type
 from flowley_jax.model import Flowley, ModelConfig, abstract_model, merge_model
 from flowley_jax.model.attention import CrossProjection, QkvProjection
 from flowley_jax.model.layers import Conv1d, GatedMlp, Linear
@@ -201,6 +202,11 @@ def _check(state_dict: Mapping[str, np.ndarray], entries: Mapping[str, _Entry], 
     }
     shapes = {name: str(np.shape(x)) for name, x in state_dict.items() if name not in fixed_balances}
     problems = differences(expected, shapes)
+    for name, array in state_dict.items():
+        if not is_float(np.asarray(array)):
+            problems.append(wrong_type(name, np.asarray(array)))
+        elif not np.isfinite(in_float32(np.asarray(array))).all():
+            problems.append(f"  {name}: not finite")
     for name in sorted(fixed_balances & set(state_dict)):
         value = float(np.asarray(state_dict[name]))
         if not np.isclose(value, config.balance or 0.0, rtol=0, atol=1e-6):

@@ -10,6 +10,7 @@ from flowley_jax.common.trees import describe_leaves, differences
 from flowley_jax.errors import FlowleyError
 
 _MAX_SHOWN = 20
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 # Function from the name and array of a published weight to the array of the module.
 ArrayConverter = Callable[[str, np.ndarray], np.ndarray]
@@ -38,12 +39,10 @@ def load_module(
         ".".join(map(str, path)): variable
         for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))
     }
-    converted = {
-        name: convert(name, np.asarray(arrays[name]).astype(np.float32))
-        for name in parameters
-        if name in arrays
-    }
-    problems = differences(describe_leaves(parameters), describe_leaves(converted))
+    found = {name: np.asarray(arrays[name]) for name in parameters if name in arrays}
+    problems = [wrong_type(name, array) for name, array in found.items() if not is_float(array)]
+    converted = {name: convert(name, in_float32(array)) for name, array in found.items() if is_float(array)}
+    problems += differences(describe_leaves(parameters), describe_leaves(converted))
     problems += [f"  {name}: not finite" for name, array in converted.items() if not np.isfinite(array).all()]
     if problems:
         shown = problems[:_MAX_SHOWN] + ["  …"] * (len(problems) > _MAX_SHOWN)
@@ -53,6 +52,22 @@ def load_module(
     for name, variable in parameters.items():
         variable.set_value(jnp.asarray(converted[name]))
     return module
+
+
+def is_float(array: np.ndarray) -> bool:
+    """Return whether an array has a type that published weights have; quantised ones lack their scales."""
+    return array.dtype.name in _FLOATS
+
+
+def wrong_type(name: str, array: np.ndarray) -> str:
+    """Return a line on a weight for which `is_float` is false."""
+    return f"  {name}: has type {array.dtype}, expected {', '.join(_FLOATS)}"
+
+
+def in_float32(array: np.ndarray) -> np.ndarray:
+    """Return an array in float32; values that are too large become infinite."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def count_numbered(arrays: Mapping[str, np.ndarray], pattern: str) -> int:

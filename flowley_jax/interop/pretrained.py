@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from flowley_jax.common.component import ProgramMemory, settings_from_json, settings_to_json
+from flowley_jax.common.typed import check_values
 from flowley_jax.interop.bundles import Bundle
 
 Dtype = Literal["float32", "bfloat16"]
@@ -34,6 +35,7 @@ class PretrainedComponent:
 
     def __post_init__(self):
         self.bundle.check_format(self.format)
+        check_values(self, self.name)
 
     @property
     def location(self) -> str:

@@ -1,7 +1,8 @@
 """The model formats that published files can have: how each is recognised, and how its model is built."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from flowley_jax.networks.t5 import T5Config, T5Encoder
 
 Arrays = Mapping[str, np.ndarray]
 Settings = Mapping[str, Any]
+_VALUE_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,37 @@ class ModelFormat:
     infer: Callable[[Arrays, Settings], Any]
     module: Any
     build: Callable[[Arrays, Any], nnx.Module]
+
+    def config_of(self, arrays: Arrays, settings: Settings) -> Any:
+        """Return the sizes of the model.
+
+        Raises:
+          FlowleyError: weights or settings are missing, unusable or not supported.
+        """
+        with self._foreign_values("sizes"):
+            return self.infer(arrays, settings)
+
+    def model_of(self, arrays: Arrays, config: Any) -> nnx.Module:
+        """Return the model.
+
+        Raises:
+          FlowleyError: weights are missing, have the wrong shape or type, or are not finite.
+        """
+        with self._foreign_values("weights"):
+            return self.build(arrays, config)
+
+    @contextlib.contextmanager
+    def _foreign_values(self, what: str) -> Iterator[None]:
+        """Name the model in errors of arithmetic and types, in which unusable sizes and settings end."""
+        try:
+            yield
+        except FlowleyError:
+            raise
+        except _VALUE_ERRORS as error:
+            reason = " ".join(str(error).split())[:200]
+            raise FlowleyError(
+                f"the {what} of {self.title} cannot be used ({type(error).__name__}: {reason})"
+            ) from error
 
 
 FORMATS = {
@@ -123,7 +156,8 @@ def describe(names: Iterable[str]) -> str:
     for prefix, title in _OTHER_MODELS.items():
         if any(name.startswith(prefix) for name in names):
             return title
-    return f"an unknown model ({len(names)} weights, among them {', '.join(names[:3])})"
+    shown = ", ".join(" ".join(name.split())[:80] for name in names[:3])
+    return f"an unknown model ({len(names)} weights, among them {shown})"
 
 
 def check_format(names: Iterable[str], expected: ModelFormat, where: str) -> None:

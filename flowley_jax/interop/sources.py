@@ -1,14 +1,17 @@
 """Published weights on disk or on the Hugging Face hub: which file of a folder or repository to read."""
 
 import dataclasses
-import json
+import errno
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowley_jax.common.files import lfs_note
+from flowley_jax.common.json_files import read_json_object
 from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.bundles import TOKENIZER_FILES
 from flowley_jax.interop.weight_files import INDEX, SUFFIXES, shards_of
 
 log = logging.getLogger(__name__)
@@ -16,7 +19,7 @@ _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 # In order of preference: if both exist, only open_clip's file states the activation. Only CLIP has that file.
 _SETTINGS = ("open_clip_config.json", "config.json")
 _OPEN_CLIP_FORMAT = "clip"
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -64,6 +67,8 @@ def find_weights(source: str) -> WeightSource:
       FlowleyError: nothing has that name, a folder holds no weight file or several, or the hub cannot be
         reached.
     """
+    if not source:
+        raise FlowleyError("--source='' must name a file, a folder or a repository")
     path = Path(source)
     if not path.exists():
         is_path = path.suffix in SUFFIXES or path.parts[0] in (".", "..") or path.parent.is_dir()
@@ -76,12 +81,15 @@ def find_weights(source: str) -> WeightSource:
     return WeightSource(
         path=weights,
         files=files,
-        tokenizer=tuple(folder / name for name in _TOKENIZER if (folder / name).is_file()),
+        tokenizer=tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()),
     )
 
 
 def _weights_in(folder: Path) -> Path:
-    candidates = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    # Hidden ones are left by file managers and by programs that were killed.
+    candidates = sorted(
+        path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith(".")
+    )
     for name in _WEIGHTS:
         if (folder / name).is_file():
             others = [path.name for path in candidates if path.name != name and "-of-" not in path.name]
@@ -105,18 +113,27 @@ def read_settings(path: Path | None) -> Mapping[str, Any]:
     """
     if path is None:
         return {}
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FlowleyError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(settings, Mapping):
-        raise FlowleyError(f"{path}: must hold a JSON object")
-    return settings
+    return read_json_object(path)
+
+
+def check_tokenizer_files(paths: Sequence[Path]) -> None:
+    """Check that the files of a tokenizer were fetched and are not cut.
+
+    Raises:
+      FlowleyError: one of them is empty, a pointer to its content, or not valid JSON.
+    """
+    for path in paths:
+        if path.suffix == ".json":
+            read_json_object(path)
+        elif note := lfs_note(path):
+            raise FlowleyError(f"{path}: is not a tokenizer; {note}")
+        elif not path.stat().st_size:
+            raise FlowleyError(f"{path}: is empty")
 
 
 def _download(repository: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     from huggingface_hub.utils import logging as hub_logging
 
     # The client warns about every attempt; the one error below says the same.
@@ -127,24 +144,37 @@ def _download(repository: str) -> Path:
         wanted = _files_to_fetch(available)
         log.info("downloading %s from %s", ", ".join(wanted), repository)
         return Path(snapshot_download(repository, allow_patterns=wanted))
+    except GatedRepoError as error:
+        raise FlowleyError(
+            f"{repository}: is open only to those who accept its conditions; do so at "
+            f"https://huggingface.co/{repository}, then run `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
         raise FlowleyError(
             f"{repository}: no such file or folder, and no such repository on the hub"
         ) from error
     except FlowleyError as error:
         raise FlowleyError(f"{repository}: {error}") from error
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            return _earlier_download(repository, error)
+        raise FlowleyError(f"{repository}: cannot be downloaded ({error.strerror})") from error
     # The exception of a failed connection depends on the version of the client and of its HTTP library.
     except Exception as error:
-        cached = _cached(repository)
-        if cached is not None:
-            log.info("the hub cannot be reached; using the earlier download of %s", repository)
-            return cached
-        raise FlowleyError(
-            f"{repository}: no such file or folder, and the hub cannot be reached ({type(error).__name__}). "
-            f"Download from https://huggingface.co/{repository}/tree/main the weights (one of "
-            f"{', '.join(_WEIGHTS)}), the settings ({' or '.join(_SETTINGS)}) and, for a text encoder, "
-            f"{', '.join(_TOKENIZER)}; put them into one folder and give its path as --source"
-        ) from error
+        return _earlier_download(repository, error)
+
+
+def _earlier_download(repository: str, error: Exception) -> Path:
+    cached = _cached(repository)
+    if cached is not None:
+        log.info("the hub cannot be reached; using the earlier download of %s", repository)
+        return cached
+    raise FlowleyError(
+        f"{repository}: no such file or folder, and the hub cannot be reached ({type(error).__name__}). "
+        f"Download from https://huggingface.co/{repository}/tree/main the weights (one of "
+        f"{', '.join(_WEIGHTS)}), the settings ({' or '.join(_SETTINGS)}) and, for a text encoder, "
+        f"{', '.join(TOKENIZER_FILES)}; put them into one folder and give its path as --source"
+    ) from error
 
 
 def _cached(repository: str) -> Path | None:
@@ -168,4 +198,4 @@ def _files_to_fetch(available: Sequence[str]) -> list[str]:
     if weights.endswith(INDEX):
         stem, suffix = weights.removesuffix(INDEX).split(".")
         shards = [name for name in available if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name)]
-    return [weights, *shards, *(name for name in (*_SETTINGS, *_TOKENIZER) if name in available)]
+    return [weights, *shards, *(name for name in (*_SETTINGS, *TOKENIZER_FILES) if name in available)]

@@ -1,6 +1,6 @@
 """Files of named arrays: safetensors and PyTorch checkpoints, as one file or as shards with an index."""
 
-import json
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from flowley_jax.common.files import atomic_write
+from flowley_jax.common.json_files import read_json_object
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.torch_files import read_torch_file, wrong_file_message
 
@@ -37,20 +38,30 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     if not path.is_file():
         raise FlowleyError(f"{path}: no such file")
-    if path.name.endswith(INDEX):
-        return _read_shards(path), {}
-    if path.suffix in PICKLED:
-        arrays, entry = _state_dict(read_torch_file(path), path)
-        return arrays, {ENTRY: entry} if entry else {}
-    if path.suffix != ".safetensors":
-        raise FlowleyError(f"{path}: must end in .safetensors, {', '.join(PICKLED)} or {INDEX}")
+    try:
+        if path.name.endswith(INDEX):
+            return _read_shards(path), {}
+        if path.suffix in PICKLED:
+            arrays, entry = _state_dict(read_torch_file(path), path)
+            return arrays, {ENTRY: entry} if entry else {}
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+    except OSError as error:
+        raise FlowleyError(f"{path}: cannot be read ({error.strerror or error})") from error
+    raise FlowleyError(f"{path}: must end in .safetensors, {', '.join(PICKLED)} or {INDEX}")
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """Read the notes of a .safetensors file, and none of its arrays.
+
+    Raises:
+      FlowleyError: the file is missing or damaged.
+    """
     try:
         with safe_open(path, framework="numpy") as opened:
-            names = opened.keys()
-            return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
-    except SafetensorError as error:
-        reason = wrong_file_message(path) or f"{path}: is damaged or not a safetensors file ({error})"
-        raise FlowleyError(reason) from error
+            return opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise FlowleyError(f"{path}: is missing, damaged or not a safetensors file ({error})") from error
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
@@ -78,15 +89,25 @@ def shards_of(index: Path) -> list[Path]:
     Raises:
       FlowleyError: the file is not an index, or a shard is missing.
     """
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FlowleyError(f"{index}: is not an index of weight files ({error})") from error
-    paths = [index.parent / name for name in names]
+    paths = [index.parent / name for name in sorted(set(_weight_map(index).values()))]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise FlowleyError(f"{index}: {len(missing)} of {len(paths)} files are missing: {', '.join(missing)}")
     return paths
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the name of the file that holds each weight."""
+    names = read_json_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise FlowleyError(f"{index}: is not an index of weight files (it has no weight_map)")
+    for weight, name in names.items():
+        # A path would read files elsewhere, and an index could name itself.
+        if not isinstance(name, str) or "/" in name or "\0" in name or Path(name).suffix not in SUFFIXES:
+            raise FlowleyError(
+                f"{index}: weight_map[{weight!r}]={name!r} must be the name of a weight file next to it"
+            )
+    return names
 
 
 def _umask() -> int:
@@ -95,14 +116,34 @@ def _umask() -> int:
     return mask
 
 
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            names = opened.keys()
+            return {name: _tensor(opened, name, path) for name in names}, opened.metadata() or {}
+    except SafetensorError as error:
+        reason = wrong_file_message(path) or f"{path}: is damaged or not a safetensors file ({error})"
+        raise FlowleyError(reason) from error
+
+
+def _tensor(opened: Any, name: str, path: Path) -> np.ndarray:
+    try:
+        return opened.get_tensor(name)
+    # NumPy lacks some types, and refuses shapes of no elements that are too large.
+    except (AttributeError, TypeError, ValueError) as error:
+        kind = opened.get_slice(name)
+        raise FlowleyError(
+            f"{path}: {name} has type {kind.get_dtype()} and shape {kind.get_shape()}, which is not supported"
+        ) from error
+
+
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    for path in shards_of(index):
-        arrays.update(read_arrays(path)[0])
-    missing = sorted(set(json.loads(index.read_text())["weight_map"]) - set(arrays))
+    names = _weight_map(index)
+    files = {path.name: read_arrays(path)[0] for path in shards_of(index)}
+    missing = sorted(weight for weight, name in names.items() if weight not in files[name])
     if missing:
         raise FlowleyError(f"{index}: {len(missing)} listed weights are missing, the first is {missing[0]}")
-    return arrays
+    return {weight: files[name][weight] for weight, name in names.items()}
 
 
 def _state_dict(checkpoint: Any, path: Path) -> tuple[dict[str, np.ndarray], str]:
@@ -115,6 +156,6 @@ def _state_dict(checkpoint: Any, path: Path) -> tuple[dict[str, np.ndarray], str
         raise FlowleyError(f"{path}: holds {type(checkpoint).__name__} instead of named weights")
     arrays = {str(name): value for name, value in checkpoint.items() if isinstance(value, np.ndarray)}
     if not arrays:
-        entries = ", ".join(map(str, checkpoint))[:200]
+        entries = ", ".join(repr(name) for name in itertools.islice(checkpoint, 8))[:200]
         raise FlowleyError(f"{path}: holds no named weights; its entries are {entries or 'none'}")
     return arrays, entry

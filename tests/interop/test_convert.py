@@ -250,7 +250,7 @@ def test_moved_bundle_is_found_through_the_environment_variable(source, tmp_path
     ("content", "message"),
     [
         (None, "holds no bundle"),
-        ("{", "cannot be read as JSON"),
+        ("{", "is not valid JSON"),
         ('{"version": 9}', "is not a manifest of version 1"),
         ('{"version": 1, "kind": "song"}', "is damaged"),
     ],

@@ -111,7 +111,7 @@ def test_blocks_with_different_weights_are_not_shared(caplog):
         ({"colour": 3}, "unknown keywords of the PyTorch model: colour"),
         ({"multi_n_heads": 3}, r"model\.width=32 must be a multiple of 2·num_heads=6"),
         ({"single_n_heads": 3}, r"model\.width=32 must be a multiple of 2·single_num_heads=6"),
-        ({"qk_scale": 0.0}, r"model\.qk_scale=0\.0 must be positive"),
+        ({"qk_scale": 0.0}, r"model\.qk_scale=0\.0 must be above 0"),
         ({"single_type": "UNet"}, "single_type='UNet'"),
     ],
 )

@@ -1,8 +1,10 @@
 """Published weights in files, in folders and on the Hugging Face hub."""
 
+import errno
+
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.sources import find_weights, read_settings
@@ -129,6 +131,30 @@ def test_earlier_download_is_used_when_the_hub_cannot_be_reached(tmp_path, monke
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: _Hub(error=ConnectionError("no route")))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, local_files_only: str(folder))
     assert find_weights("google/flan-t5-large").path.parent == folder
+
+
+def test_hidden_weight_files_are_ignored(tmp_path):
+    _touch(tmp_path, "._v1-16.pth", ".partial-0123456789abcdef.pth", "v1-16.pth")
+    assert find_weights(str(tmp_path)).path.name == "v1-16.pth"
+
+
+def test_empty_source_is_not_the_working_directory():
+    with pytest.raises(FlowleyError, match="--source='' must name a file"):
+        find_weights("")
+
+
+def test_full_disk_is_not_taken_for_a_missing_connection(monkeypatch):
+    error = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: _Hub(error=error))
+    with pytest.raises(FlowleyError, match=r"google/flan-t5-large: cannot be downloaded \(No space left"):
+        find_weights("google/flan-t5-large")
+
+
+def test_repository_with_conditions_says_where_to_accept_them(monkeypatch):
+    error = GatedRepoError.__new__(GatedRepoError)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: _Hub(error=error))
+    with pytest.raises(FlowleyError, match=r"accept its conditions; do so at https://huggingface\.co/a/b"):
+        find_weights("a/b")
 
 
 def test_missing_repository_is_named_in_the_error(monkeypatch):

@@ -1,9 +1,12 @@
 """Launchers: commands, manifests and scripts, with fake clouds in place of real ones."""
 
+import importlib
 import math
 import multiprocessing
 import os
 import runpy
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -12,12 +15,14 @@ import time
 import types
 from pathlib import Path
 
+import children
 import pytest
 import yaml
 
+from flowley_jax.cli import parse_flags
 from flowley_jax.errors import FlowleyError
-from launch import slurm, tpu
-from launch.commands import CommandError, run
+from launch import slurm
+from launch.commands import CommandError, run, show
 from launch.job import Job
 from launch.queued import STATUS, SliceRequest, setup_script, start_script, status_script
 from launch.skypilot import sky_task
@@ -134,6 +139,7 @@ def test_the_request_names_slice_runtime_and_price():
             "run-1",
             "--project=p",
             "--zone=us-west4-a",
+            "--quiet",
         ),
         *(
             "--node-id=run-1",
@@ -142,7 +148,7 @@ def test_the_request_names_slice_runtime_and_price():
             "--spot",
         ),
     ]
-    assert REQUEST.delete_command()[-2:] == ["--force", "--quiet"]
+    assert REQUEST.delete_command()[-2:] == ["--quiet", "--force"]
 
 
 @pytest.mark.parametrize("bucket", ["", "gs://b"])
@@ -182,6 +188,9 @@ def test_machine_scripts_start_the_training_and_report_its_exit_code(tmp_path):
     while not (home / "flowley/exit").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert sh(status_script(job)).split() == [STATUS, "75", "200"]
+    # A status file that a full disk left empty says nothing.
+    (home / "flowley/exit").write_text("")
+    assert sh(status_script(job)).split() == [STATUS, "none", "200"]
     words = (home / "flowley/log").read_text().splitlines()
     assert words == [
         "-m",
@@ -192,100 +201,20 @@ def test_machine_scripts_start_the_training_and_report_its_exit_code(tmp_path):
     ]
 
 
-class _Cloud:
-    """A fake cloud with a script: for each check, the state of the request and the machines' answer.
-
-    A state of None means that there is no request, an answer of None that the machines do not respond.
-    """
-
-    def __init__(self, *script):
-        self.script = list(script)
-        self.actions = []
-
-    def __call__(self, command):
-        text = " ".join(command)
-        if "describe" in text:
-            self.state, self.answer = self.script.pop(0)
-            if self.state is None:
-                raise CommandError("gcloud failed with code 1: ERROR: NOT_FOUND: no such resource")
-            return self.state + "\n"
-        if STATUS in text:
-            if self.answer is None:
-                raise CommandError("ssh: connection refused")
-            rows = [self.answer] * 4 if isinstance(self.answer, str) else self.answer
-            return "".join(f"{STATUS} {row}\n" for row in rows)
-        for name, words in {
-            "create": "queued-resources create",
-            "delete": "queued-resources delete",
-            "setup": "git clone",
-            "start": "nohup",
-            "tail": "tail -n",
-        }.items():
-            if words in text:
-                self.actions.append(name)
-        return "the last line of the log"
-
-
-def _watch(*script, patience=2):
-    cloud = _Cloud(*script)
-    pauses = []
-    try:
-        tpu.watch(JOB, REQUEST, cloud, every=60.0, patience=patience, sleep=pauses.append)
-    finally:
-        assert all(pause == 60.0 for pause in pauses)
-    return cloud
-
-
-def test_watch_survives_preemption_and_ends_when_the_training_is_finished():
-    cloud = _watch(
-        (None, None),
-        ("WAITING_FOR_RESOURCES", None),
-        ("ACTIVE", "none 0"),
-        ("ACTIVE", "running 0"),
-        ("ACTIVE", "running 500"),
-        ("ACTIVE", None),
-        ("SUSPENDED", None),
-        ("PROVISIONING", None),
-        ("ACTIVE", "none 500"),
-        ("ACTIVE", ["75 800", "running 800", "75 800", "75 800"]),
-        ("ACTIVE", "75 800"),
-        ("ACTIVE", "running 800"),
-        ("ACTIVE", "0 1000"),
-    )
-    start = ["setup", "start"]
-    assert cloud.actions == ["create", *start, "delete", "create", *start, *start]
-    assert not cloud.script
-
-
-def test_watch_shows_the_log_when_the_training_fails():
-    with pytest.raises(FlowleyError, match=r"failed with code 2; .*run-1:\nthe last line of the log"):
-        _watch(("ACTIVE", ["running 5", "2 5", "running 5", "running 5"]))
-
-
-def test_watch_gives_up_when_attempts_bring_no_newer_checkpoint():
-    script = [("ACTIVE", "none 7"), ("ACTIVE", "75 7")] * 5
-    with pytest.raises(
-        FlowleyError, match="2 attempts on run-1 have brought no checkpoint newer than step 7"
-    ):
-        _watch(*script)
-    progressing = [("ACTIVE", f"75 {step}") for step in range(1, 20)]
-    assert len(_watch(*progressing, ("ACTIVE", "0 20")).actions) == 38
-
-
-def test_watch_raises_errors_of_the_cloud():
-    class Refusing(_Cloud):
-        def __call__(self, command):
-            raise CommandError("gcloud … failed with code 1: PERMISSION_DENIED")
-
-    with pytest.raises(CommandError, match="PERMISSION_DENIED"):
-        tpu.watch(JOB, REQUEST, Refusing(), every=1.0, patience=1, sleep=lambda _: None)
-
-
 def test_failing_and_missing_commands_raise_errors():
     with pytest.raises(CommandError, match="no-such-program is not installed"):
         run(["no-such-program"])
     with pytest.raises(CommandError, match="failed with code 3: oh no"):
         run(["bash", "-c", "echo oh no >&2; exit 3"])
+    with pytest.raises(CommandError, match=r"bash -c .* did not end within 0\.2 s"):
+        run(["bash", "-c", "sleep 600 & wait"], limit=0.2)
+
+
+def test_passwords_of_addresses_are_not_shown(capsys):
+    with pytest.raises(CommandError, match=r"unable to access 'https://…@example\.org/a\.git'$"):
+        run(["bash", "-c", "echo \"unable to access 'https://me:secret@example.org/a.git'\" >&2; exit 1"])
+    show(["git", "clone", "https://me:secret@example.org/a.git"])
+    assert capsys.readouterr().out == "git clone https://…@example.org/a.git\n"
 
 
 def test_the_command_line_watches_a_fake_gcloud_to_the_end(tmp_path):
@@ -296,7 +225,7 @@ def test_the_command_line_watches_a_fake_gcloud_to_the_end(tmp_path):
         'case "$*" in\n'
         f'  *describe*) [ -f "{tmp_path}/created" ] && echo ACTIVE || {{ echo NOT_FOUND >&2; exit 1; }};;\n'
         f'  *"queued-resources create"*) touch "{tmp_path}/created";;\n'
-        f'  *nohup*) touch "{tmp_path}/started";;\n'
+        f'  *setsid*) touch "{tmp_path}/started";;\n'
         f'  *{STATUS}*) state=none; [ -f "{tmp_path}/started" ] && state=0\n'
         f'    for _ in 1 2 3 4; do echo "{STATUS} $state 3"; done;;\n'
         "esac\n"
@@ -305,10 +234,40 @@ def test_the_command_line_watches_a_fake_gcloud_to_the_end(tmp_path):
     flags = ("--project=p", "--zone=z", "--repository=r", "--every=1", *COMMON)
     result = _cli("launch.tpu", "--do=watch", *flags, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert result.returncode == 0, result.stderr
-    assert (
-        "run-1: NONE" in result.stderr
-        and "finished; --do=delete releases the slice (billed until then)" in result.stderr
-    )
+    assert "run-1: NONE" in result.stderr and "the training is finished" in result.stderr
+    assert "run-1 is kept (active), and is billed until you delete it: gcloud" in result.stderr
+
+
+@pytest.mark.parametrize("do", ["create", "run", "delete"])
+def test_failed_single_steps_say_what_may_be_billed(tmp_path, do):
+    fake = tmp_path / "gcloud"
+    fake.write_text("#!/bin/bash\necho deadline exceeded >&2\nexit 1\n")
+    fake.chmod(0o755)
+    flags = ("--project=p", "--zone=z", "--repository=r", *COMMON)
+    result = _cli("launch.tpu", f"--do={do}", *flags, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert result.returncode == 2 and "deadline exceeded" in result.stderr.splitlines()[-1]
+    assert "if run-1 exists, it is billed until you delete it: gcloud" in result.stderr
+
+
+def test_interrupted_watch_says_what_is_billed(tmp_path):
+    fake = tmp_path / "gcloud"
+    fake.write_text(f'#!/bin/bash\ntouch "{tmp_path}/called"\necho ACTIVE\n')
+    fake.chmod(0o755)
+    flags = ("--project=p", "--zone=z", "--repository=r", "--every=1", *COMMON)
+    with children.started(
+        [sys.executable, "-m", "launch.tpu", "--do=watch", *flags],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        limit=120,
+    ) as process:
+        while not (tmp_path / "called").exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.terminate()
+        _, printed = process.communicate()
+    assert process.returncode == 130
+    assert "run-1" in printed and "billed until you delete it: gcloud compute tpus queued" in printed
 
 
 def test_a_dry_run_prints_commands_and_runs_nothing(tmp_path):
@@ -368,11 +327,11 @@ def test_slurm_scripts_pass_shellcheck_and_requeue_after_75(tmp_path):
     for line in ("--nodes=4", "--time=01:30:00", "--requeue", "--signal=TERM@180", "--gpus-per-node=8"):
         assert f"#SBATCH {line}" in script.splitlines()
     # Run the script with fakes of Slurm's programs.
-    for name, body in {"srun": 'exit "$CODE"', "scontrol": f'echo "$@" > "{tmp_path}/requeued"'}.items():
+    for name, body in {"srun": SRUN, "scontrol": f'echo "$@" > "{tmp_path}/requeued"'}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     script = slurm.batch_script(
-        JOB, name="a", nodes=1, gpus=1, hours=1.0, grace=60, partition="", setup=("true",)
+        JOB, name="a", nodes=1, gpus=3, cpus=6, hours=1.0, grace=60, partition="", setup=("true",)
     )
     for code in (0, 2, 75):
         env = {
@@ -384,6 +343,35 @@ def test_slurm_scripts_pass_shellcheck_and_requeue_after_75(tmp_path):
         assert subprocess.run(["bash", "-c", script], env=env, timeout=60).returncode == code
         assert (tmp_path / "requeued").exists() == (code == 75)
     assert (tmp_path / "requeued").read_text() == "requeue 17\n"
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words == [
+        *["0,1,2", "--kill-on-bad-exit=1", "--cpus-per-task=6", "--gpus-per-node=3", "--gpu-bind=none"],
+        *COMMAND,
+    ]
+
+
+def test_training_of_a_slurm_script_sees_all_gpus_of_its_node(tmp_path):
+    """Read the GPUs that JAX selects under Slurm's variables and those of the script."""
+    script = slurm.batch_script(
+        JOB, name="a", nodes=1, gpus=4, cpus=4, hours=1.0, grace=60, partition="", setup=()
+    )
+    source = "import jax; jax.distributed.initialize(); print(jax.config._read('jax_cuda_visible_devices'))"
+    (tmp_path / "srun").write_text(f'#!/bin/bash\nexec "{sys.executable}" -c "{source}"\n')
+    (tmp_path / "srun").chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    slurm_variables = {
+        "SLURM_JOB_ID": "4242",
+        "SLURM_PROCID": "0",
+        "SLURM_NTASKS": "1",
+        "SLURM_LOCALID": "0",
+        "SLURM_STEP_NODELIST": "localhost",
+        "JAX_COORDINATOR_PORT": str(port),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    result = children.run(["bash", "-c", script], env={**os.environ, **slurm_variables}, limit=120)
+    assert result.stdout.strip() == "0,1,2,3", result.stderr
 
 
 @pytest.mark.parametrize(("accelerators", "nodes"), [("H100:8", 2), ("H100:8", 1), ("tpu-v5litepod-16", 1)])
@@ -410,6 +398,7 @@ def test_sky_tasks_restart_after_75_and_name_the_coordinator(tmp_path, accelerat
     assert (cluster in calls[0]) == (nodes > 1)
 
 
+SRUN = 'printf "%s\\n" "$JAX_LOCAL_DEVICE_IDS" "$@" > "$(dirname "$0")/words"; exit "$CODE"'
 REQUIRED = {
     "launch.tpu": ("--do=run", "--dry_run", "--project=p", "--zone=z", "--repository=r"),
     "launch.gke": ("--image=i", "--bucket=gs://b"),
@@ -427,7 +416,7 @@ REQUIRED = {
         ("launch.tpu", ("--set=steps=3",), "--set=steps=3 must set a value of the configuration"),
         ("launch.tpu", ("--accelerator=v9-1",), "accelerator='v9-1' must be one of"),
         ("launch.tpu", ("--spot", "--reserved"), "--spot and --reserved exclude each other"),
-        ("launch.tpu", ("--bucket=b",), "must begin with gs://"),
+        ("launch.tpu", ("--bucket=b",), "bucket='b' must be gs://NAME, a whole bucket"),
         ("launch.tpu", ("--name=Run_1",), "must be at most 40 lower-case letters"),
         ("launch.tpu", ("--repository=",), "--repository must name the Git address"),
         ("launch.tpu", ("--config=configs/nope.py",), "configs/nope.py: no such file"),
@@ -436,6 +425,10 @@ REQUIRED = {
             ("--config=configs/vggsound.py:base,v5e-256", "--accelerator=v5litepod-8"),
             "mesh.fsdp=16 × mesh.tensor=1 must divide the number of devices, 8",
         ),
+        ("launch.tpu", ("--revision=",), "--revision='' must be a branch, tag or commit"),
+        ("launch.gke", ("--bucket=gs://b/folder",), "must be gs://NAME, a whole bucket"),
+        ("launch.gke", ("--mount=/",), "mount='/' must be an absolute path below /"),
+        ("launch.gke", ("--workdir=/data/../run",), "workdir=/data/../run must be below mount=/data"),
         ("launch.gke", ("--workdir=/run",), "workdir=/run must be below mount=/data"),
         (
             "launch.gke",
@@ -456,6 +449,17 @@ REQUIRED = {
         ("launch.skypilot", ("--accelerators=tpu-v5litepod-16", "--nodes=2"), "is a whole slice"),
         (
             "launch.slurm",
+            ("--nodes=2", "--gpus=3", "--set=--config.data.batch_size=12", "--set=--config.mesh.tensor=2"),
+            "mesh.tensor=2 must divide the 3 devices of each machine or be a multiple of them",
+        ),
+        (
+            "launch.slurm",
+            ("--hours=0.1", "--grace=400"),
+            "grace=400 must be less than the time limit of 360 s",
+        ),
+        ("launch.slurm", ("--partition=a b",), "partition='a b' must be the name of a partition"),
+        (
+            "launch.slurm",
             ("--nodes=3",),
             "data.batch_size=512 must be a multiple of data × fsdp = 24 devices",
         ),
@@ -472,6 +476,53 @@ def test_invalid_flags_end_with_one_line(module, flags, message):
     assert message in result.stderr.splitlines()[-1]
 
 
+NUMBERS = {
+    "launch.tpu": ("every", "patience", "retries", "unanswered"),
+    "launch.gke": ("slices",),
+    "launch.skypilot": ("nodes",),
+    "launch.slurm": ("nodes", "gpus", "cpus", "hours", "grace"),
+}
+
+
+UNFIT = ("-1", "0", "1e20", str(10**20), "nan", "inf", "", "word")
+
+
+def _parse_each(module, names, answers):
+    """Define a launcher's flags in a child process, and send what each unfit value of a flag ends with."""
+    importlib.import_module(module)._define_flags()
+    for name in names:
+        for text in UNFIT:
+            try:
+                parse_flags(["x", f"--{name}={text}"])
+                answers.put((name, text, "accepted"))
+            except FlowleyError as error:
+                answers.put((name, text, str(error)))
+    answers.put(None)
+
+
+@pytest.mark.parametrize("module", NUMBERS)
+def test_numbers_out_of_their_range_are_refused(module):
+    answers = PROGRAMS.Queue()
+    process = PROGRAMS.Process(target=_parse_each, args=(module, NUMBERS[module], answers))
+    process.start()
+    received = list(iter(lambda: answers.get(timeout=60), None))
+    process.join(timeout=60)
+    assert len(received) == len(UNFIT) * len(NUMBERS[module])
+    for name, text, message in received:
+        if (name, text) != ("retries", "0"):
+            assert message.startswith(f"--{name}='{text}' must be "), message
+
+
+def test_file_that_exists_is_replaced_only_if_asked(tmp_path):
+    (tmp_path / "job.yaml").write_text("mine")
+    words = ("launch.skypilot", "--bucket=gs://b", f"--out={tmp_path / 'job.yaml'}", *COMMON)
+    result = _cli(*words)
+    assert result.returncode == 2 and "job.yaml: already exists; choose another name" in result.stderr
+    assert (tmp_path / "job.yaml").read_text() == "mine"
+    assert _cli(*words, "--overwrite").returncode == 0
+    assert yaml.safe_load((tmp_path / "job.yaml").read_text())["name"] == "run-1"
+
+
 def test_missing_flags_are_named_once_and_help_shows_every_flag():
     result = _cli("launch.tpu", "--name=a")
     assert result.stderr == "error: --do, --project, --zone must be given (--help lists the options)\n"
@@ -485,6 +536,55 @@ def test_delete_needs_no_training_flags():
     result = _cli("launch.tpu", "--do=delete", "--dry-run", "--name=run-1", "--project=p", "--zone=z")
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[4:6] == ["delete", "run-1"]
+
+
+def test_second_start_stops_the_training_of_the_first(tmp_path):
+    home = tmp_path / "home"
+    (home / "flowley/venv/bin").mkdir(parents=True)
+    (home / "flowley/code").mkdir()
+    python = home / "flowley/venv/bin/python"
+    python.write_text("#!/bin/bash\ntrap 'echo stopped; exit 75' TERM\necho started\nread -r < $HOME/never\n")
+    python.chmod(0o755)
+    os.mkfifo(home / "never")
+    log = home / "flowley/log"
+    log.touch()
+    script = start_script(Job(config="c.py", workdir="/run"))
+    env = {**os.environ, "HOME": str(home)}
+    try:
+        for words in (["started"], ["started", "stopped", "started"]):
+            # Within the block: at its end, children of the script that have not left its group are killed.
+            with children.started(["bash", "-c", script], env=env, limit=60) as process:
+                assert process.wait() == 0
+                deadline = time.monotonic() + 30
+                while log.read_text().split() != words and time.monotonic() < deadline:
+                    time.sleep(0.02)
+            assert log.read_text().split() == words
+    finally:
+        os.killpg(int((home / "flowley/pid").read_text()), signal.SIGKILL)
+
+
+def test_interrupted_set_up_starts_anew(tmp_path):
+    """Run the set-up with a fake git that is killed in its first clone."""
+    home, programs = tmp_path / "home", tmp_path / "programs"
+    (home / "flowley/venv/bin").mkdir(parents=True)
+    programs.mkdir()
+    pip = home / "flowley/venv/bin/pip"
+    fakes = {
+        pip: "exit 0",
+        programs / "git": (
+            '[ "$1" = clone ] || { [ -f "$2/whole" ]; exit; }\nmkdir -p "$4/.git"\n'
+            '[ -f "$HOME/tried" ] || { touch "$HOME/tried"; kill -TERM $PPID; exit 1; }\ntouch "$4/whole"'
+        ),
+    }
+    for path, body in fakes.items():
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    env = {**os.environ, "HOME": str(home), "PATH": f"{programs}:{os.environ['PATH']}"}
+    request = SliceRequest(name="a", project="p", zone="z", accelerator="v6e-16")
+    codes = [
+        children.run(["bash", "-c", setup_script(JOB, request)], env=env, limit=60).returncode for _ in (1, 2)
+    ]
+    assert codes[0] != 0 and codes[1] == 0
 
 
 def test_the_training_command_is_quoted_for_a_shell():
