@@ -49,6 +49,10 @@ def read_sounds(folder: Path, *, sample_rate: int) -> Sounds:
         if path.suffix.lower() not in SUFFIXES:
             sounds.ignored.append(path.name)
             continue
+        if not path.is_file():
+            # Opening a pipe would wait for its writer.
+            sounds.unreadable.append(f"{path}: is not a file")
+            continue
         clip_id = one_form(path.stem)
         if clip_id in sounds.waves:
             sounds.unreadable.append(f"{path}: another sound in this folder is also called {path.stem}")

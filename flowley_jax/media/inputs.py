@@ -4,10 +4,12 @@ All readers count time from the file's start: FFmpeg's `start_time`, the earlies
 """
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import av
 import av.container
@@ -17,12 +19,16 @@ from av.stream import Disposition
 from flowley_jax.common.files import lfs_note
 from flowley_jax.errors import FlowleyError
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 # The longest jump of time stamps that is filled up, in seconds. A larger one is damage, or a slide show.
 MAX_JUMP = 60.0
 # Pixels of the largest picture that is decoded: 8192 × 8192.
 MAX_PIXELS = 2**26
+# The most pictures that any codec decodes before one that is shown earlier.
+_MAX_REORDERED = 16
+# What decoders raise for a damaged packet; that of AAC has codes of its own.
+_DAMAGE = (av.error.InvalidDataError, av.error.UndefinedError)
 
 
 class MediaError(FlowleyError):
@@ -47,7 +53,7 @@ def open_input(path: Path) -> Iterator[av.container.InputContainer]:
     if not path.exists():
         raise MediaError(f"{path}: no such file", "missing")
     if note := lfs_note(path):
-        raise MediaError(f"{path}: {note}", "unreadable")
+        raise MediaError(f"{path}: {note}")
     # Without presentation times in the file, FFmpeg derives them from the decoding times.
     # Titles and comments may be in any encoding.
     options: dict[str, Any] = {"options": {"fflags": "+genpts"}, "metadata_errors": "replace"}
@@ -76,7 +82,7 @@ def read_errors(path: Path) -> Iterator[None]:
         yield
     except (av.error.FFmpegError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise MediaError(f"{path}: not readable as video or sound ({reason})", "unreadable") from error
+        raise MediaError(f"{path}: not readable as video or sound ({reason})") from error
 
 
 def ffmpeg_name(path: Path) -> str:
@@ -163,37 +169,133 @@ def check_jump(path: Path, before: Fraction | float, after: Fraction | float) ->
         )
 
 
-def to_the_end(packets_or_frames: Iterator[T]) -> Iterator[T]:
-    """Yield what PyAV demuxes or decodes, and end where it fails at the end.
-
-    In some formats a stream may appear in the middle of a file. PyAV then raises an IndexError after the last
-    packet of the streams that were there at the start.
-    """
+def demuxed(container: av.container.InputContainer, streams: Any, path: Path) -> Iterator[av.Packet]:
+    """Yield the packets of one stream or several, and end where the rest of the file cannot be read."""
     try:
-        yield from packets_or_frames
+        for packet in container.demux(streams):
+            # PyAV ends with empty ones.
+            if packet.size:
+                yield packet
     except IndexError:
+        # In some formats a stream may appear in the middle of a file. PyAV then raises this after the last
+        # packet of the streams that were there at the start.
         return
+    except av.error.InvalidDataError as error:
+        log.warning("%s: the end of the file is missing or damaged (%s)", path, error.strerror)
 
 
-def timed_frames(container, stream, path: Path) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+def decoded(
+    packets: Iterable[av.Packet], stream: Any, path: Path, start: Fraction, *, needed: float | None = None
+) -> Iterator[Any]:
+    """Yield the frames of a stream, and end where all that follows is damaged.
+
+    Args:
+      packets: packets of the stream.
+      stream: the stream.
+      path: path of the file, for messages.
+      start: time stamp of the file's start, in seconds.
+      needed: damage from this time on ends the stream, whatever follows; None for no such time.
+
+    Raises:
+      MediaError: a packet is damaged, and a later one can be decoded or none could be.
+    """
+    fault, is_empty, end = None, True, _end_of(stream)
+    for packet in itertools.chain(packets, [end]):
+        try:
+            frames = stream.decode(packet)
+        except _DAMAGE:
+            ticks = packet.dts if packet.pts is None else packet.pts
+            time = None if ticks is None else ticks * packet.time_base - start
+            if needed is not None and time is not None and time >= needed:
+                break
+            where = "" if time is None else f" near {float(time):.2f} s"
+            fault = fault or MediaError(f"{path}: its {stream.type} is damaged{where}")
+            continue
+        if frames and fault and packet is not end:
+            raise fault
+        is_empty &= not frames
+        yield from frames
+    if fault and is_empty:
+        raise fault
+    if fault:
+        log.warning("%s; it is read up to there", fault)
+
+
+def _end_of(stream) -> av.Packet:
+    """Return the packet for which a decoder returns what it still holds."""
+    end = av.Packet()
+    end.stream, end.time_base = stream, stream.time_base
+    return end
+
+
+def timed_frames(
+    container, stream, path: Path, *, until: float | None = None
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Decode a video stream, and yield each picture with its time in seconds from the file's start.
 
     Like FFmpeg's programs, trust a picture's presentation time, or else, where those go backwards more often,
-    the decoding time of the packet that completed it.
+    the decoding time of the packet that completed it. A .avi file states only decoding times. Its pictures
+    are shown one after the other, the first one at the time of the first packet.
+
+    Args:
+      container: the open file.
+      stream: its video stream.
+      path: path of the file, for messages.
+      until: do not decode what is shown from this time on. If the video goes on after it, the last picture is
+        yielded once more, with this time.
 
     Raises:
-      MediaError: a picture is too large.
+      MediaError: a picture is too large, or damaged.
     """
     check_picture_size(path, stream.width, stream.height)
     if not stream.codec_context.is_open:
         stream.thread_type = "AUTO"
         stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(MAX_PIXELS)}
     start, step = file_start(container), 1 / (frame_rate(stream) or Fraction(25))
-    chosen, time = _TrustedTimes(), -step
-    for frame in to_the_end(container.decode(stream)):
-        ticks = chosen.next(frame.pts, frame.dts)
-        time = time + step if ticks is None else ticks * frame.time_base - start
+    is_avi = has_decoding_times_only(container)
+    packets = _PacketsBefore(demuxed(container, stream, path), start, until)
+    if until is not None and is_avi:
+        packets.end = until + _MAX_REORDERED * step
+    chosen, delay, time, frame = _TrustedTimes(), None, -step, None
+    for frame in decoded(packets, stream, path, start):
+        if delay is None:
+            delay = (frame.dts or 0) - (packets.first or 0) if is_avi else 0
+        ticks = frame.dts if is_avi else chosen.next(frame.pts, frame.dts)
+        time = time + step if ticks is None else (ticks - delay) * frame.time_base - start
         yield time, frame
+    if until is not None and packets.go_on and frame is not None and time < until:
+        yield Fraction(until), frame
+
+
+def has_decoding_times_only(container: av.container.InputContainer) -> bool:
+    """Return whether FFmpeg guesses the presentation times of a file, because it states none."""
+    return container.format.name == "avi"
+
+
+class _PacketsBefore:
+    """The packets of a stream that are decoded before a time, and always the first one.
+
+    Attributes:
+      end: the time, in seconds from the file's start; None for no end.
+      first: decoding time of the first packet.
+      go_on: whether more packets follow.
+    """
+
+    def __init__(self, packets: Iterator[av.Packet], start: Fraction, end: float | Fraction | None):
+        self.end: float | Fraction | None = end
+        self.first: int | None = None
+        self.go_on = False
+        self._packets, self._start = packets, start
+
+    def __iter__(self) -> Iterator[av.Packet]:
+        for index, packet in enumerate(self._packets):
+            if index == 0:
+                self.first = packet.dts
+            elif self.end is not None and packet.dts is not None:
+                self.go_on = packet.dts * packet.time_base - self._start >= self.end
+                if self.go_on:
+                    return
+            yield packet
 
 
 class _TrustedTimes:

@@ -17,12 +17,13 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.media.inputs import (
     MediaError,
     check_jump,
+    demuxed,
     file_start,
     frame_rate,
+    has_decoding_times_only,
     open_input,
     read_errors,
     timed_frames,
-    to_the_end,
     video_stream,
 )
 
@@ -65,14 +66,14 @@ def add_picture(
     packets = _Packets(source, stream, path, hides_start=suffix != ".mkv")
     if not holders:
         reason = f"no container for video and sound holds its codec, {codec}"
-    elif source.format.name == "avi" and stream.codec_context.has_b_frames:
+    elif has_decoding_times_only(source) and stream.codec_context.has_b_frames:
         reason = "its container does not tell when each picture is shown"
     elif not packets.have_times:
         reason = "its packets have no time stamps"
     elif packets.run_backwards:
         reason = "its time stamps run backwards"
     elif packets.hidden_are_needed:
-        reason = f"{suffix} cannot hide pictures that its edit list hides and others depend on"
+        reason = f"{suffix} would show pictures that its edit list hides"
     elif suffix in holders:
         return _copied(source, stream, _add_copy(container, stream), path, packets.removed)
     else:
@@ -184,7 +185,7 @@ def _add_copy(container: av.container.OutputContainer, stream):
 
 def _copied(source, stream, copied, path: Path, removed: set[int]) -> Iterator[av.Packet]:
     """Yield the packets of one stream for another, in whose time base they increase strictly."""
-    start, base = file_start(source), copied.time_base
+    start, base, has_pts = file_start(source), copied.time_base, not has_decoding_times_only(source)
     latest: int | None = None
     corrected = 0
     for index, packet in enumerate(_with_decoding_times(source, stream, path)):
@@ -192,7 +193,9 @@ def _copied(source, stream, copied, path: Path, removed: set[int]) -> Iterator[a
             continue
         assert packet.dts is not None
         dts = round((packet.dts * packet.time_base - start) / base)
-        pts = dts if packet.pts is None else round((packet.pts * packet.time_base - start) / base)
+        pts = dts
+        if has_pts and packet.pts is not None:
+            pts = round((packet.pts * packet.time_base - start) / base)
         if latest is not None and dts <= latest:
             corrected += 1
             dts = latest + 1
@@ -230,9 +233,7 @@ def _with_decoding_times(source, stream, path: Path) -> Iterator[av.Packet]:
 def _packets(source, stream, path: Path) -> Iterator[av.Packet]:
     # The errors of a reader, which must not be taken for those of the writer.
     with read_errors(path):
-        for packet in to_the_end(source.demux(stream)):
-            if packet.size:
-                yield packet
+        yield from demuxed(source, stream, path)
 
 
 def _encoded(container, source, stream, path: Path) -> Iterator[av.Packet]:

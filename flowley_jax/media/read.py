@@ -22,12 +22,13 @@ from flowley_jax.media.inputs import (
     audio_stream,
     check_jump,
     check_picture_size,
+    decoded,
+    demuxed,
     file_start,
     frame_rate,
     open_input,
     required_stream,
     timed_frames,
-    to_the_end,
     video_stream,
 )
 from flowley_jax.media.spans import stream_spans
@@ -166,8 +167,7 @@ def read_audio(
     """
     path = Path(path)
     # Normalisation needs the peak of the whole track; otherwise the rest of the track is not decoded.
-    limit = None if seconds is None or normalize_peak else seconds + _RESAMPLER_MARGIN
-    wave, rate = _read_track(path, limit)
+    wave, rate = _read_track(path, seconds, whole=normalize_peak)
     if normalize_peak:
         peak = float(np.abs(wave).max())
         if peak < SILENT_PEAK:
@@ -179,46 +179,33 @@ def read_audio(
     return np.ascontiguousarray(wave, np.float32)
 
 
-def channel_peak(path: str | Path, *, seconds: float) -> float:
-    """Return the largest absolute sample of any audio channel; 0 if there is none.
-
-    Args:
-      path: file with an audio stream.
-      seconds: length that is examined, from the file's start.
-
-    Raises:
-      MediaError: the file is missing or unreadable.
-    """
-    path = Path(path)
-    with open_input(path) as container:
-        stream = audio_stream(container)
-        if stream is None:
-            return 0.0
-        chunks = _channels(container, stream, seconds, path)
-        return max((float(np.abs(planes).max(initial=0.0)) for _, _, planes in chunks), default=0.0)
-
-
 def _duration(path: Path, container) -> float:
     """Return the duration that the header states, or else the one that the packets show."""
     return container.duration / av.time_base if container.duration else stream_spans(path).end
 
 
-def _read_track(path: Path, limit: float | None) -> tuple[np.ndarray, int]:
-    """Return the sound of a file from its start to `limit` seconds in one channel, and its sample rate."""
-    pieces, cancelled = _mono_pieces(path, limit)
+def _read_track(path: Path, seconds: float | None, *, whole: bool) -> tuple[np.ndarray, int]:
+    """Return the sound of a file in one channel, and its sample rate.
+
+    Args:
+      path: the file.
+      seconds: length from the file's start that must not be damaged, None for all; a little more is returned.
+      whole: whether to return what follows, too.
+    """
+    pieces, cancelled = _mono_pieces(path, seconds, whole=whole)
     if cancelled is not None:
-        pieces, _ = _mono_pieces(path, limit, channel=cancelled)
+        pieces, _ = _mono_pieces(path, seconds, whole=whole, channel=cancelled)
     return place(pieces), pieces[0].rate
 
 
 def _mono_pieces(
-    path: Path, limit: float | None, *, channel: int | None = None
+    path: Path, seconds: float | None, *, whole: bool, channel: int | None = None
 ) -> tuple[list[Piece], int | None]:
     """Return the mean of the channels, or one of them, in pieces; and the loudest channel if they cancel."""
     pieces, energies, mean_energy, expected = [], np.zeros(0), 0.0, 0.0
     with open_input(path) as container:
         stream = required_stream("audio", container, path)
-        for time, rate, planes in _channels(container, stream, limit, path):
+        for time, rate, planes in _channels(container, stream, path, seconds, whole=whole):
             count = len(planes)
             wave = planes.mean(axis=0) if channel is None else planes[min(channel, count - 1)]
             pieces.append(Piece(time, rate, wave))
@@ -234,12 +221,13 @@ def _mono_pieces(
 
 
 def _channels(
-    container, stream, limit: float | None, path: Path
+    container, stream, path: Path, seconds: float | None, *, whole: bool
 ) -> Iterator[tuple[float | None, int, np.ndarray]]:
-    """Decode sound up to `limit` seconds; yield time, sample rate and (channels, N) float32 samples."""
+    """Decode sound; yield time, sample rate and (channels, N) float32 samples."""
+    limit = None if seconds is None or whole else seconds + _RESAMPLER_MARGIN
     start, resampler, form = file_start(container), None, None
     end = 0.0
-    for frame in to_the_end(container.decode(stream)):
+    for frame in decoded(demuxed(container, stream, path), stream, path, start, needed=seconds):
         time = None if frame.pts is None else float(frame.pts * frame.time_base - start)
         if limit is not None and (end if time is None else time) >= limit:
             # The sound goes on, so up to the limit there is silence at least.
@@ -303,7 +291,7 @@ def _at_rate(
     rate.link_to(sink)
     graph.configure()
     rotation, shown = None, fractions.Fraction(0)
-    for time, frame in timed_frames(container, stream, path):
+    for time, frame in timed_frames(container, stream, path, until=seconds):
         check_picture_size(path, frame.width, frame.height)
         check_jump(path, shown, time if seconds is None else min(time, seconds))
         if time < shown:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from flowley_jax.media.inputs import (
     audio_stream,
+    demuxed,
     file_start,
     frame_rate,
+    has_decoding_times_only,
     open_input,
-    to_the_end,
     video_stream,
 )
 
 # Packets of sound whose stated lengths tell the usual one, and how much longer than it one may last.
-_MANY = 8
+_MANY = 3
 _MUCH_LONGER = 2
 
 
@@ -72,12 +73,16 @@ def stream_spans(path: str | Path, *, seconds: float | None = None) -> Spans:
     Raises:
       MediaError: the file is missing or is not a media file.
     """
-    with open_input(Path(path)) as container:
+    path = Path(path)
+    with open_input(path) as container:
         start = file_start(container)
         streams = [stream for stream in (video_stream(container), audio_stream(container)) if stream]
-        tracks = {stream.index: _Track(stream, start) for stream in streams}
+        tracks = {
+            stream.index: _Track(stream, start, has_pts=not has_decoding_times_only(container))
+            for stream in streams
+        }
         if tracks:
-            for packet in to_the_end(container.demux(streams)):
+            for packet in demuxed(container, streams, path):
                 tracks[packet.stream.index].add(packet)
                 if seconds is not None and all(track.reached >= seconds for track in tracks.values()):
                     break
@@ -88,21 +93,21 @@ def stream_spans(path: str | Path, *, seconds: float | None = None) -> Spans:
 class _Track:
     """Times of the packets of one stream."""
 
-    def __init__(self, stream, file_start: Fraction):
+    def __init__(self, stream, file_start: Fraction, *, has_pts: bool):
         self.type = stream.type
         self.reached = Fraction(0)
         self._start = None
         if stream.start_time is not None:
             self._start = stream.start_time * stream.time_base - file_start
-        self._file_start = file_start
+        self._file_start, self._has_pts = file_start, has_pts
         # How long a packet lasts that does not state it; 0 for unknown.
         self._step = _usual_length(stream)
         self._times: list[tuple[Fraction, Fraction]] = []
 
     def add(self, packet) -> None:
-        if packet.size == 0 or packet.is_discard:
+        if packet.is_discard:
             return
-        ticks = packet.dts if packet.pts is None else packet.pts
+        ticks = packet.pts if self._has_pts and packet.pts is not None else packet.dts
         if ticks is not None:
             time = ticks * packet.time_base - self._file_start
         else:

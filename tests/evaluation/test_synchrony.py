@@ -1,6 +1,7 @@
 """Onset detection, matching, and the scores of folders of sounds."""
 
 import json
+import os
 import unicodedata
 
 import numpy as np
@@ -288,13 +289,15 @@ def test_unreadable_sounds_are_named_and_the_others_are_read(tmp_path):
     (tmp_path / "samples.jsonl").write_text("{}")
     (tmp_path / ".d.partial.wav").write_bytes(b"")
     (tmp_path / "folder.wav").mkdir()
+    os.mkfifo(tmp_path / "pipe.wav")
     wave = _hits(B)
     wave[123] = np.nan
     soundfile.write(tmp_path / "nan.wav", wave, RATE, subtype="FLOAT")
     sounds = read_sounds(tmp_path, sample_rate=RATE)
     assert list(sounds.waves) == ["a", "c"] and sounds.ignored == ["notes.txt"]
     np.testing.assert_allclose(sounds.waves["a"], np.clip(_hits(A), -1, 1), atol=1.1 / 32768)
-    line, not_finite = sounds.unreadable
+    line, not_finite, pipe = sounds.unreadable
+    assert pipe == f"{tmp_path / 'pipe.wav'}: is not a file"
     assert line.startswith(f"{tmp_path / 'b.mp4'}: ")
     assert not_finite.startswith(f"{tmp_path / 'nan.wav'}: ") and "NaN" in not_finite
 

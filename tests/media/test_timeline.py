@@ -29,6 +29,7 @@ FORMATS = [
     (".flv", "libx264", "aac", 44_100, True, True),
     (".mpg", "mpeg2video", "mp2", 48_000, True, False),
     (".avi", "mpeg4", "pcm_s16le", 48_000, False, False),
+    (".avi", "libx264", "pcm_s16le", 48_000, False, False),
     (".avi", "mjpeg", "pcm_s16le", 16_000, False, False),
 ]
 SUFFIXES = (".mp4", ".mkv", ".mov")
