@@ -1,7 +1,9 @@
 """Entry point of every command: flags, logging, errors and exit codes."""
 
+import atexit
 import contextlib
 import functools
+import gc
 import io
 import logging
 import os
@@ -17,7 +19,7 @@ from absl import logging as absl_logging
 from flowley_jax.common.interrupt import INTERRUPTED, INTERRUPTED_LINE, end_imports_on_interrupt
 from flowley_jax.common.worker_processes import end_workers
 from flowley_jax.config_flag import ConfigFlag, nearest_name
-from flowley_jax.errors import FlowleyError, shown
+from flowley_jax.errors import FlowleyError, plain, shown
 
 # --help of a command shows --verbose as its own.
 flags.disclaim_key_flags()
@@ -59,6 +61,8 @@ def run_main(
       config: the command's `--config` flag, if it has one.
       argv: command line; `sys.argv` by default.
     """
+    # Python's last garbage collection would free JAX's programs one by one, which takes seconds.
+    atexit.register(gc.freeze)
     end_imports_on_interrupt()
     argv = sys.argv if argv is None else argv
     flags.DEFINE_bool("verbose", False, "Show the log lines of libraries too.")
@@ -239,7 +243,7 @@ def _own_error(error: BaseException | None) -> FlowleyError | None:
 
 
 def _exit(line: str, code: int) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(plain(line), file=sys.stderr, flush=True)
     # Reader threads of the data pipeline must not keep a failed program alive.
     logging.shutdown()
     with contextlib.suppress(OSError):

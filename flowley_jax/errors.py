@@ -1,5 +1,7 @@
 """The exception that users are meant to read, and how it shows values."""
 
+import unicodedata
+
 _LONGEST_SHOWN = 60
 
 
@@ -9,6 +11,11 @@ class FlowleyError(ValueError):
     The message is one line that names the file or option, the value found and what was expected. Command
     lines print it without a traceback and exit with code 2.
     """
+
+
+def plain(text: str) -> str:
+    """Return text with escapes for control characters, such as line ends, which a terminal would obey."""
+    return "".join(mark if unicodedata.category(mark) != "Cc" else repr(mark)[1:-1] for mark in text)
 
 
 def shown(value: object) -> str:

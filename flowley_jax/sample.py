@@ -13,7 +13,7 @@ from absl import flags
 
 from flowley_jax.cli import USER_ERROR, run_main
 from flowley_jax.common.number_flags import define_float, define_int
-from flowley_jax.common.ranges import SEEDS, SIGMA_RELS, Range
+from flowley_jax.common.ranges import GUIDANCES, SEEDS, SIGMA_RELS, Range
 from flowley_jax.errors import FlowleyError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ _GUIDANCE = define_float(
     "guidance",
     None,
     "Classifier-free guidance scale; values below 1 disable guidance.",
-    Range(least=0, most=100),
+    GUIDANCES,
 )
 _ADAPTER = flags.DEFINE_string("adapter", None, "File of LoRA adapters to add to the weights.")
 _ADAPTER_FACTOR = define_float(

@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from flowley_jax.errors import FlowleyError
 
 _CHUNK = 4 * 2**20
 _PARTIAL = ".partial-"
+_PARTIAL_NAME = re.compile(r"\.partial-[0-9a-f]{16}(\..*)?", re.DOTALL)
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -33,7 +36,7 @@ def atomic_write(path: str | os.PathLike, *write_errors: type[Exception]) -> Ite
     try:
         with name_errors(path, *write_errors):
             yield partial
-            _flush_to_disk(partial)
+            flush_to_disk(partial)
             os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):
@@ -47,19 +50,29 @@ def partial_name(suffix: str = "") -> str:
 
 def is_partial(name: str) -> bool:
     """Return whether `partial_name` made a name."""
-    return name.startswith(_PARTIAL)
+    return _PARTIAL_NAME.fullmatch(name) is not None
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove temporary files that killed processes left in a folder; the caller must have locked it."""
+def remove_partials(folder: Path, *, unchanged_seconds: float = 0.0) -> None:
+    """Remove temporary files that killed processes left in a folder.
+
+    Args:
+      folder: the caller must have locked it, or else leave files in use alone by their age.
+      unchanged_seconds: age of the last change from which a file is removed.
+    """
     with contextlib.suppress(OSError):
         for entry in folder.iterdir():
-            if is_partial(entry.name) and not entry.is_dir():
+            if not is_partial(entry.name) or entry.is_dir():
+                continue
+            if not unchanged_seconds or time.time() - entry.lstat().st_mtime > unchanged_seconds:
                 entry.unlink(missing_ok=True)
 
 
-def _flush_to_disk(path: Path) -> None:
-    # Otherwise, after a power failure, some file systems show the new name without its content.
+def flush_to_disk(path: Path) -> None:
+    """Write a file to the disk before it gets its final name.
+
+    Otherwise, after a power failure, some file systems show the new name without its content.
+    """
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
@@ -114,14 +127,14 @@ def name_errors(path: str | os.PathLike, *write_errors: type[Exception]) -> Iter
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file in UTF-8, and create its folder.
+    """Write a text file in UTF-8, and create its folder. Names of files in it keep bytes that are no text.
 
     Raises:
       FlowleyError: the file cannot be written.
     """
     with atomic_write(path) as partial:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def append_line(path: str | os.PathLike, line: str) -> None:

@@ -41,14 +41,15 @@ def lock_folder(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
     with name_errors(path):
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+        # Unbuffered: closing the file must not write again what a full disk has refused.
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115
     with file:
         if _locked(file, folder, wait):
             _write_holder(file)
         yield
 
 
-def _locked(file: IO[str], folder: Path, wait: float) -> bool:
+def _locked(file: IO[bytes], folder: Path, wait: float) -> bool:
     """Wait for the lock; return False if the file system has none."""
     deadline, announced = time.monotonic() + wait, False
     while True:
@@ -70,17 +71,16 @@ def _locked(file: IO[str], folder: Path, wait: float) -> bool:
         time.sleep(_POLL_SECONDS)
 
 
-def _write_holder(file: IO[str]) -> None:
+def _write_holder(file: IO[bytes]) -> None:
     # Only for the messages of others: a full disk must not stop the holder here.
     with contextlib.suppress(OSError):
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
-def _holder(file: IO[str]) -> str:
+def _holder(file: IO[bytes]) -> str:
     try:
         file.seek(0)
-        return file.read(200).strip() or "unknown"
+        return file.read(200).decode().strip() or "unknown"
     except (OSError, UnicodeDecodeError):
         return "unknown"

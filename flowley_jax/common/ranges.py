@@ -60,8 +60,12 @@ Share = Annotated[float, Range(least=0, most=1)]
 # Lengths of averages, relative to the run: at 1/√12 the power function is the plain average of the whole run,
 # the longest possible.
 SIGMA_RELS = Range(above=0, below=0.288)
+# Scales of classifier-free guidance.
+GUIDANCES = Range(least=0, most=100)
 # Keys of JAX and NumPy have 32 bits of a seed.
 SEEDS = Range(least=0, most=2**32 - 1)
+# Widths of features, and tokens of a caption.
+SIZES = Range(least=1, most=2**20)
 # An hour of video is the longest that anything here reads or generates.
 SECONDS = Range(above=0, most=3600)
 # Waiting times of the operating system overflow long after this day.

@@ -42,19 +42,19 @@ def describe_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
 
 
 def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """Return one indented line for each name whose description differs or which only one side has.
+    """Return a phrase for each name whose description differs or which only one side has.
 
     Args:
       expected, found: descriptions by name, such as `describe_leaves` gives.
     """
     return [
-        f"  {name}: found {found.get(name, 'none')}, expected {expected.get(name, 'none')}"
+        f"{name}: found {found.get(name, 'none')}, expected {expected.get(name, 'none')}"
         for name in sorted(expected.keys() | found.keys())
         if expected.get(name) != found.get(name)
     ]
 
 
-def summary(lines: Sequence[str], noun: str, *, shown: int = 3) -> str:
+def summary(phrases: Sequence[str], noun: str, *, shown: int = 3) -> str:
     """Return the number of differences and the first ones in one line, as `2 arrays differ: a; b`."""
-    more = f"; and {len(lines) - shown} more" if len(lines) > shown else ""
-    return f"{len(lines)} {noun} differ: {'; '.join(line.strip() for line in lines[:shown])}{more}"
+    more = f"; and {len(phrases) - shown} more" if len(phrases) > shown else ""
+    return f"{len(phrases)} {noun} differ: {'; '.join(phrases[:shown])}{more}"

@@ -39,7 +39,7 @@ def new_adapters(weights: Any, config: LoraConfig, key: jax.Array) -> dict[str, 
         if not matching:
             # One name stands for all blocks.
             names = sorted({re.sub(r"\.\d+\.", ".N.", layer) for layer in kernels})
-            raise FlowleyError("\n  ".join([f"lora.layers: {pattern!r} matches none of", *names]))
+            raise FlowleyError(f"lora.layers: {pattern!r} matches none of {', '.join(names)}")
         chosen |= matching
     return {
         layer: {

@@ -29,7 +29,7 @@ from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.flowley import Constant, abstract_model, merge_model
 from flowley_jax.runs import lora
 from flowley_jax.runs.snapshots import EmaSnapshots
-from flowley_jax.runs.workdir import BASE, components_folder, load_components, read_config
+from flowley_jax.runs.workdir import BASE, check_base, components_folder, load_components, read_config
 
 log = logging.getLogger(__name__)
 _ADAPTER_NOTE = "flowley_jax.adapter"
@@ -46,7 +46,6 @@ class Weights:
       parameters, constants: nnx.State of nnx.Param and of Constant.
       step: step of the snapshot that they come from; 0 for a file.
       latent_space: space of the latents that they were trained on; None if their file names none.
-      sha256: `content_sha256` of their file, as its notes state it; empty if they do not, and for a run.
       adapters: LoRA adapters that the parameters already contain; empty without LoRA.
       base_sha256: `sha256` of the weights that the adapters were trained on.
     """
@@ -56,7 +55,6 @@ class Weights:
     constants: Any
     step: int = 0
     latent_space: LatentSpace | None = None
-    sha256: str = ""
     adapters: lora.Adapters = dataclasses.field(default_factory=dict)
     base_sha256: str = ""
 
@@ -64,6 +62,11 @@ class Weights:
     def model(self) -> Flowley:
         """The network with these weights."""
         return merge_model(self.config, self.parameters, self.constants)
+
+    @property
+    def sha256(self) -> str:
+        """`content_sha256` of the arrays under the published names."""
+        return content_sha256(flowley_to_torch(self.model))
 
 
 def averaged_weights(workdir: Path, *, sigma_rel: float) -> Weights:
@@ -75,15 +78,17 @@ def averaged_weights(workdir: Path, *, sigma_rel: float) -> Weights:
     """
     config = read_config(workdir)
     latent_space = latent_space_of(workdir)
-    base = None
+    base, base_sha256 = None, ""
     _, like, constants = abstract_model(config.model)
     if config.lora.rank:
         base = read_weights(workdir / BASE, config.model)
+        base_sha256 = base.sha256
         if None not in (base.latent_space, latent_space) and base.latent_space != latent_space:
             raise FlowleyError(
                 f"{workdir / BASE}: belongs to another run: it is for latents of {base.latent_space}, but "
                 f"{components_folder(workdir)} is for latents of {latent_space}"
             )
+        check_base(workdir, base_sha256, workdir / BASE)
         like = jax.eval_shape(
             lambda weights: lora.new_adapters(weights, config.lora, jax.random.key(0)), base.parameters
         )
@@ -102,7 +107,7 @@ def averaged_weights(workdir: Path, *, sigma_rel: float) -> Weights:
         weights,
         parameters=lora.merged(base.parameters, trained, strength=config.lora.strength),
         adapters=trained,
-        base_sha256=base.sha256,
+        base_sha256=base_sha256,
     )
 
 
@@ -143,7 +148,6 @@ def read_weights(path: Path, config: ModelConfig) -> Weights:
         parameters=parameters,
         constants=constants,
         latent_space=LatentSpace.from_notes(notes),
-        sha256=notes.get(_CONTENT_NOTE, ""),
     )
 
 
@@ -181,8 +185,9 @@ def starting_weights(start: StartConfig, config: ModelConfig, components: Compon
         weights.constants["latent_mean"].set_value(jnp.asarray(components.latent_mean))
         weights.constants["latent_std"].set_value(jnp.asarray(components.latent_std))
     else:
+        run = path if path.is_dir() else "RUN"
         hint = (
-            "prepare the clips with data_prep.extract --codec-from RUN, or let these weights learn the "
+            f"prepare the clips with data_prep.extract --codec-from {run}, or let these weights learn the "
             "latents anew with start.any_codec=True"
         )
         check_latent_space(found, records, what=f"start.weights={path}", where="the records", hint=hint)
@@ -288,7 +293,7 @@ def with_adapters(weights: Weights, path: Path, *, factor: float) -> Weights:
         where="the run",
         hint="take the run that the adapters were trained on",
     )
-    if base_sha256 and content_sha256(flowley_to_torch(weights.model)) != base_sha256:
+    if base_sha256 and weights.sha256 != base_sha256:
         log.warning(
             "--adapter %s: was trained on other weights than these; it belongs to those that start.weights "
             "and start.sigma_rel named",

@@ -20,8 +20,10 @@ COMPONENTS = "components"
 # The weights that a run with LoRA adapts.
 BASE = "base.safetensors"
 
-# Key in `config.json` of the identity of the run's components; earlier versions wrote none.
+# Keys in `config.json` of the identities of the run's components, and of the weights that LoRA adapts;
+# earlier versions wrote none.
 _IDENTITY = "components"
+_BASE_IDENTITY = "base"
 # The components folder of runs that earlier versions made.
 _EARLIER_COMPONENTS = "parts"
 # Folders whose members are named by their steps.
@@ -30,11 +32,16 @@ _STEP_FOLDERS = ("checkpoints", "ema", "damaged")
 _CREATED_BEFORE = ("generated_records", LOCK_FILE)
 
 
-def open_workdir(workdir: Path, config: ExperimentConfig, components: Components, records: Path) -> None:
+def open_workdir(
+    workdir: Path, config: ExperimentConfig, components: Components, records: Path, *, base_sha256: str = ""
+) -> None:
     """Claim a folder for a run: store the configuration and the components in it.
 
     Collective: every process must call this; the first one checks and writes. A start that stored no step
     does not bind the folder: the next start replaces its files.
+
+    Args:
+      base_sha256: identity of the weights that a new run with LoRA adapts.
 
     Raises:
       FlowleyError: the folder's run has another configuration (the message lists every difference) or another
@@ -43,25 +50,28 @@ def open_workdir(workdir: Path, config: ExperimentConfig, components: Components
         is left as it is.
     """
     distributed.first_does(
-        lambda: _claim(workdir, config, components, records),
+        lambda: _claim(workdir, config, components, records, base_sha256),
         failure=f"{workdir}: refused by the first process",
     )
 
 
-def _claim(workdir: Path, config: ExperimentConfig, components: Components, records: Path) -> None:
+def _claim(
+    workdir: Path, config: ExperimentConfig, components: Components, records: Path, base_sha256: str
+) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / CONFIG
     last_step = _last_stored_step(workdir)
     if last_step is not None:
         _check_same_run(workdir, config, components, records, last_step=last_step)
+        base_sha256 = _read_stored(workdir).get(_BASE_IDENTITY, "")
     else:
         if path.exists():
             _check_earlier_start(workdir)
         else:
             _check_other_files(workdir)
         (workdir / BASE).unlink(missing_ok=True)
-    stored = {_IDENTITY: components.identity, **dataclasses.asdict(config)}
-    write_text(path, json.dumps(stored, indent=2) + "\n")
+    identities = {_IDENTITY: components.identity} | ({_BASE_IDENTITY: base_sha256} if base_sha256 else {})
+    write_text(path, json.dumps({**identities, **dataclasses.asdict(config)}, indent=2) + "\n")
     folder = components_folder(workdir)
     if last_step is None or not components_file(folder).exists():
         components.save(folder)
@@ -73,7 +83,29 @@ def read_config(workdir: Path) -> ExperimentConfig:
     Raises:
       FlowleyError: the folder holds no run, or its configuration is damaged.
     """
-    return experiment_from({key: value for key, value in _read_stored(workdir).items() if key != _IDENTITY})
+    stored, identities = _read_stored(workdir), (_IDENTITY, _BASE_IDENTITY)
+    return experiment_from({key: value for key, value in stored.items() if key not in identities})
+
+
+def has_steps(workdir: Path) -> bool:
+    """Return whether the folder holds a run that stored a step."""
+    return _last_stored_step(workdir) is not None
+
+
+def check_base(workdir: Path, base_sha256: str, source: object) -> None:
+    """Check that weights are those that the run's adapters were trained on.
+
+    Args:
+      base_sha256: identity of the weights.
+      source: where they were read, for the message.
+
+    Raises:
+      FlowleyError: the folder holds no run, or its adapters were trained on other weights.
+    """
+    if _read_stored(workdir).get(_BASE_IDENTITY, base_sha256) != base_sha256:
+        raise FlowleyError(
+            f"{source}: is not what the adapters of {workdir} were trained on; put the run's own {BASE} back"
+        )
 
 
 def load_components(workdir: Path) -> Components:
@@ -118,8 +150,8 @@ def _check_same_run(
             f"{workdir}: has stored steps but no {CONFIG}, which says how they were made; put it back, or "
             "choose another folder"
         )
-    _check_same_config(workdir, read_config(workdir), config)
     _check_components(workdir, components, records)
+    _check_same_config(workdir, read_config(workdir), config)
 
 
 def _check_components(workdir: Path, components: Components, records: Path) -> None:

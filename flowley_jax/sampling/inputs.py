@@ -97,7 +97,7 @@ def _clip(path: Path, prompt: str | None) -> InputClip:
 
 
 def _videos_in(folder: Path, out: Path | None) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and _is_file(path))
     videos = [path for path in files if is_video(path)]
     if not videos:
         raise FlowleyError(f"{folder}: no video in this folder ({', '.join(VIDEO_SUFFIXES)})")
@@ -112,6 +112,11 @@ def _videos_in(folder: Path, out: Path | None) -> list[Path]:
     if not others:
         raise FlowleyError(f"{folder}: no video in this folder besides those that this program wrote")
     return others
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file, or a link to one that is missing: its clip must not go unmentioned."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _log_skipped(skipped: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowley_jax.common.files import name_errors, partial_name, sha256
+from flowley_jax.common.files import flush_to_disk, name_errors, partial_name, sha256
 from flowley_jax.common.jsonl import append_json, read_jsonl
 from flowley_jax.errors import FlowleyError
 
@@ -100,6 +100,9 @@ def staged(
     partials = [path.with_name(partial_name(path.suffix.lower())) for path in paths]
     try:
         yield partials
+        for path, partial in zip(paths, partials, strict=True):
+            with name_errors(path):
+                flush_to_disk(partial)
         if claim:
             claim(dict(zip(paths, map(sha256, partials), strict=True)))
         for path, partial in zip(paths, partials, strict=True):

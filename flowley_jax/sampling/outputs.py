@@ -40,6 +40,8 @@ from flowley_jax.sampling.sampler import Clip, EncodedClip, Sampler, batches
 log = logging.getLogger(__name__)
 # Clips whose features are in memory at once.
 GROUP = 32
+# A temporary file beside the file `--out` is no longer written to if it has not changed for a day.
+_ABANDONED_SECONDS = 86_400.0
 # Suffixes that no folder has by intention.
 _OTHER_MEDIA = (*VIDEO_SUFFIXES, ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".gif")
 # What a clip can fail with while the program goes on; JAX reports memory that runs out with the last one.
@@ -71,12 +73,12 @@ def check_out(
       overwrite: whether the file may exist.
 
     Raises:
-      FlowleyError: `out` is neither, is an input or, without `overwrite`, an existing file, or its folder
-        cannot be created or written to.
+      FlowleyError: `out` is neither, is an input or, without `overwrite`, an existing file; or its folder
+        cannot be created or written to, or another process samples to it.
     """
     many = len(clips) > 1
     if many and is_file(out):
-        raise FlowleyError(f"--out {out} is a file; for several clips it must be a folder")
+        raise FlowleyError(f"--out {out} names a file; for several clips it must name a folder")
     if not is_file(out) and not out.is_dir() and out.suffix.lower() in _OTHER_MEDIA:
         raise FlowleyError(f"--out {out}: the extension must be one of {', '.join(WRITTEN_SUFFIXES)}")
     if is_file(out):
@@ -90,6 +92,10 @@ def check_out(
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise FlowleyError(f"{folder}: cannot be written (Permission denied)")
+    if not is_file(out):
+        # `write_sounds` locks the folder, but only when the model is loaded.
+        with lock_folder(out):
+            pass
 
 
 def write_sounds(
@@ -129,6 +135,7 @@ def write_sounds(
     """
     options = {"seed": seed, "num_samples": num_samples}
     if is_file(out):
+        remove_partials(out.parent, unchanged_seconds=_ABANDONED_SECONDS)
         plan = make_plan(sampler, clips, out, None, suffix=suffix, **options)
         for path in (path for job in plan.todo for path in job.paths):
             check_new_file(path, overwrite=overwrite)

@@ -83,7 +83,9 @@ def log_plan(plan: Plan, sample_log: SampleLog | None, out: Path) -> None:
         clips = "1 clip" if len(replaced) == 1 else f"{len(replaced)} clips"
         log.info("replacing earlier sounds of %s in %s%s", clips, out, made_with)
     unprompted = sum(not job.clip.prompt.strip() for job in todo)
-    if unprompted:
+    if unprompted and len(todo) == 1:
+        log.info("no prompt: the sound follows the picture only")
+    elif unprompted:
         log.info("no prompt for %d of %d clips: their sound follows the picture only", unprompted, len(todo))
 
 

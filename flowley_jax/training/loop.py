@@ -22,7 +22,7 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.model import ModelConfig
 from flowley_jax.runs import weights
 from flowley_jax.runs.snapshots import EmaSnapshots
-from flowley_jax.runs.workdir import BASE, open_workdir
+from flowley_jax.runs.workdir import BASE, check_base, has_steps, open_workdir
 from flowley_jax.runs.workdir_lock import locked_workdir
 from flowley_jax.training.checkpoint import RunCheckpoints
 from flowley_jax.training.flops import step_rate
@@ -86,11 +86,11 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     """
     run = _checked_run(config, workdir)
     with locked_workdir(workdir):
-        open_workdir(workdir, config, run.components, run.records)
-        return _train(run)
+        # Not in a variable of this frame, which would hold the weights to the end.
+        return _train(run, _claim_workdir(run))
 
 
-def _train(run: _Run) -> Outcome:
+def _train(run: _Run, start: weights.Weights | None) -> Outcome:
     config, workdir = run.config, run.workdir
     timing = Timing(workdir, checkpoint_minutes=config.train.checkpoint_minutes)
     every, layout, step_config = config.train, run.layout, run.step_config
@@ -100,13 +100,15 @@ def _train(run: _Run) -> Outcome:
     validates = has_split(run.records, "valid")
 
     with (
+        # Outermost, because the end of `RunCheckpoints` waits for the last one to be written.
+        StopSignal() as stop,
         RunCheckpoints(workdir, keep=every.keep_checkpoints) as checkpoints,
         EmaSnapshots(workdir) as snapshots,
-        StopSignal() as stop,
         _released(batches),
     ):
         resuming = bool(distributed.broadcast_from_first(checkpoints.latest_step is not None))
-        state = _first_state(run, resuming=resuming)
+        state = _first_state(run, start, resuming=resuming)
+        del start
         if resuming:
             state, data_state = checkpoints.restore(state)
             batches.set_state(data_state)
@@ -237,11 +239,39 @@ def _local_batches(run: _Run) -> grain.DatasetIterator:
     )
 
 
-def _first_state(run: _Run, *, resuming: bool) -> TrainState:
+def _claim_workdir(run: _Run) -> weights.Weights | None:
+    """Claim the folder, and return the weights of `start.weights`; None if it is empty or the run has begun.
+
+    The weights are read first: if they are refused, the folder is left as it is.
+    """
+    config, workdir = run.config, run.workdir
+    is_new = not distributed.broadcast_from_first(has_steps(workdir))
+    start, base_sha256 = None, ""
+    if is_new and config.start.weights:
+        start = _read_in_all(lambda: _named_weights(run), config.start.weights)
+        base_sha256 = start.sha256 if config.lora.rank else ""
+    open_workdir(workdir, config, run.components, run.records, base_sha256=base_sha256)
+    return start
+
+
+def _named_weights(run: _Run) -> weights.Weights:
+    start = run.config.start
+    log.info("starting from %s", start.weights)
+    return weights.starting_weights(start, run.config.model, run.components)
+
+
+def _read_in_all(read: Callable[[], weights.Weights], source: object) -> weights.Weights:
+    return distributed.all_do(read, failure=f"{source}: refused")
+
+
+def _first_state(run: _Run, start: weights.Weights | None, *, resuming: bool) -> TrainState:
     """Return the state to start from: random, from the weights that `start.weights` names, or only shapes.
 
     A run that resumes needs shapes only, since the checkpoint replaces them. The exception is the weights
     that LoRA adapts: checkpoints leave them out, and the run's folder keeps a copy.
+
+    Args:
+      start: the weights that `start.weights` names, if the run is new.
     """
     config, layout, step_config = run.config, run.layout, run.step_config
     if resuming and not config.lora.rank:
@@ -253,14 +283,15 @@ def _first_state(run: _Run, *, resuming: bool) -> TrainState:
         )
     base = run.workdir / BASE
     is_stored = bool(distributed.broadcast_from_first(base.exists()))
+    source = base if is_stored else config.start.weights
 
     def read() -> weights.Weights:
-        if is_stored:
-            return weights.read_weights(base, config.model)
-        log.info("starting from %s", config.start.weights)
-        return weights.starting_weights(config.start, config.model, run.components)
+        found = weights.read_weights(base, config.model) if is_stored else _named_weights(run)
+        if config.lora.rank:
+            check_base(run.workdir, found.sha256, source)
+        return found
 
-    initial = distributed.all_do(read, failure=f"{base if is_stored else config.start.weights}: refused")
+    initial = start or _read_in_all(read, source)
     if config.lora.rank and not is_stored:
         distributed.first_does(
             lambda: weights.write_weights(base, initial, {"source": config.start.weights}),

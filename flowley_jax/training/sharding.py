@@ -222,8 +222,8 @@ class Layout:
             raise FlowleyError(
                 f"{self} does not share a batch of {batch_size} evenly: processes 0 … {len(owned) - 1} have "
                 f"{', '.join(str(counts[process]) for process in sorted(counts))} devices, and read "
-                f"{', '.join(str(len(owned[process])) for process in sorted(owned))} rows. Use hosts with as "
-                f"many devices each, a multiple of mesh.tensor={self.mesh.shape['tensor']}"
+                f"{', '.join(str(len(owned[process])) for process in sorted(owned))} rows. Use hosts that "
+                f"all have the same number of devices, a multiple of mesh.tensor={self.mesh.shape['tensor']}"
             )
         return np.asarray(groups), groups.index(tuple(sorted(owned[jax.process_index()])))
 

@@ -2,10 +2,11 @@
 
 import errno
 import os
+import time
 
 import pytest
 
-from flowley_jax.common.files import append_line, atomic_write, write_text
+from flowley_jax.common.files import append_line, atomic_write, partial_name, remove_partials, write_text
 from flowley_jax.errors import FlowleyError
 
 
@@ -55,8 +56,26 @@ def test_an_error_that_names_its_file_is_not_wrapped_again(tmp_path):
     assert caught.value is error
 
 
+def test_only_abandoned_temporary_files_of_this_program_are_removed(tmp_path):
+    in_use, abandoned = (tmp_path / partial_name(suffix) for suffix in (".wav", ""))
+    foreign = [tmp_path / name for name in (".partial-notes", ".partial-0123456789abcdef0", "a.wav")]
+    for path in (in_use, abandoned, *foreign):
+        path.write_text("x")
+        os.utime(path, (time.time() - 90, time.time() - 90))
+    os.utime(abandoned, (1e9, 1e9))
+    remove_partials(tmp_path, unchanged_seconds=100)
+    assert sorted(tmp_path.iterdir()) == sorted([in_use, *foreign])
+    remove_partials(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(foreign)
+
+
 def test_write_text_creates_the_folder_and_append_line_adds_a_line(tmp_path):
     path = tmp_path / "new" / "ä.txt"
     write_text(path, "größe\n")
     append_line(path, "β")
     assert path.read_text(encoding="utf-8") == "größe\nβ\n"
+
+
+def test_names_that_are_no_text_are_written_as_their_bytes(tmp_path):
+    write_text(tmp_path / "a.txt", os.fsdecode(b"x \xff"))
+    assert (tmp_path / "a.txt").read_bytes() == b"x \xff"

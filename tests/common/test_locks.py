@@ -1,5 +1,6 @@
 """Locks of folders, between processes."""
 
+import resource
 import subprocess
 import sys
 
@@ -39,6 +40,16 @@ def test_a_lock_ends_with_its_process(tmp_path, holder):
     holder.wait(timeout=60)
     with lock_folder(tmp_path):
         pass
+
+
+def test_a_disk_that_takes_nothing_does_not_stop_the_holder(tmp_path):
+    earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, earlier[1]))
+    try:
+        with lock_folder(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
 
 
 def test_a_process_waits_for_the_lock(tmp_path, holder):

@@ -199,6 +199,24 @@ def test_base_weights_of_another_run_are_noticed(copied, other_records, source):
         averaged_weights(copied, sigma_rel=SIGMA)
 
 
+def test_adapters_are_not_put_on_other_base_weights_of_the_same_codec(copied, records, source, tmp_path):
+    others = shutil.copytree(source, tmp_path / "others")
+    shutil.rmtree(others / "ema/6")
+    config = tiny.fine_tuning(records, source, lora=tiny.LORA, steps=5)
+    write_weights(copied / BASE, averaged_weights(others, sigma_rel=SIGMA), {})
+    for use in (lambda: averaged_weights(copied, sigma_rel=SIGMA), lambda: train(config, copied)):
+        with pytest.raises(FlowleyError, match=r"base\.safetensors: is not what the adapters of .* were"):
+            use()
+    # The source changed while the base was missing.
+    (copied / BASE).unlink()
+    stored = json.loads((copied / "config.json").read_text())
+    stored["start"]["weights"] = str(others)
+    (copied / "config.json").write_text(json.dumps(stored))
+    config = dataclasses.replace(config, start=_start(others))
+    with pytest.raises(FlowleyError, match=r"others: is not what the adapters of .* trained on"):
+        train(config, copied)
+
+
 @pytest.mark.parametrize("damage", ["another run's", "codec.npz", "components.json"])
 def test_wrong_components_of_a_run_are_named_and_not_the_records(
     source, records, other_records, tmp_path, damage

@@ -190,9 +190,9 @@ def test_weights_of_a_different_network_are_refused_with_every_array(records, so
 
 def test_adapters_that_match_no_layer_are_refused(records, source):
     config = tiny.fine_tuning(records, source, lora=LoraConfig(rank=2, layers=("nowhere",)))
-    with pytest.raises(FlowleyError, match=r"lora\.layers: 'nowhere' matches none of\n") as caught:
+    with pytest.raises(FlowleyError, match=r"lora\.layers: 'nowhere' matches none of ") as caught:
         tiny.abstract_state(config)
-    names = str(caught.value).split("\n  ")[1:]
+    names = str(caught.value).partition(" none of ")[2].split(", ")
     assert "audio_input.first" in names and "single_stream.N.reader.video.kv" in names
     assert len(names) == len(set(names)) and not any(".0." in name for name in names)
     weights = {"layer": {"kernel": {"value": jnp.zeros((4, 5))}}}

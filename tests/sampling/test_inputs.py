@@ -36,6 +36,12 @@ def test_a_folder_gives_its_videos_in_the_order_of_names(tmp_path, caplog):
     assert caplog.messages == ["skipped 1 file that is not a video: c.wav"]
 
 
+def test_a_link_to_a_missing_video_is_not_passed_over(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "b.mp4").symlink_to(tmp_path / "gone.mp4")
+    assert [name for name, _, _ in _inputs(tmp_path)] == ["a", "b"]
+
+
 def test_files_of_a_folder_that_are_not_videos_are_named_in_one_line(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     for name in ("a.mp4", "b.gif", "c.m4a", "d.txt"):

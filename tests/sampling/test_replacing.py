@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
+import time
 import types
 import unicodedata
 
@@ -20,7 +22,7 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.media.write import write_video
 from flowley_jax.sampling.inputs import InputClip
 from flowley_jax.sampling.made_files import staged
-from flowley_jax.sampling.outputs import write_sounds
+from flowley_jax.sampling.outputs import check_out, write_sounds
 from flowley_jax.sampling.sampler import EncodedClip, Sampler
 
 RATE = 16_000
@@ -233,8 +235,10 @@ def test_a_file_is_replaced_only_if_that_is_allowed(clips, tmp_path):
 
 
 def test_a_folder_that_another_process_samples_to_is_refused(clips, out):
-    with lock_folder(out), pytest.raises(FlowleyError, match="another process is writing to it"):
-        _write(clips, out)
+    # The command asks `check_out` before it loads the model.
+    for use in (lambda: check_out(out, clips), lambda: _write(clips, out)):
+        with lock_folder(out), pytest.raises(FlowleyError, match="another process is writing to it"):
+            use()
     assert _write(clips, out).failed == []
 
 
@@ -244,6 +248,15 @@ def test_temporary_files_of_killed_runs_are_removed(clips, out):
     (out / ".mine.mp4").write_bytes(b"mine")
     _write(clips, out)
     assert _content(out).keys() == {"a.wav", "b.wav", "c.wav", ".mine.mp4"}
+
+
+def test_temporary_files_beside_a_single_file_are_removed_after_a_day(clips, tmp_path):
+    in_use, abandoned = tmp_path / partial_name(".wav"), tmp_path / partial_name(".wav")
+    for path in (in_use, abandoned):
+        path.write_bytes(b"half")
+    os.utime(abandoned, (time.time() - 90_000, time.time() - 90_000))
+    _write(clips[:1], tmp_path / "a.wav")
+    assert _content(tmp_path).keys() == {"a.wav", in_use.name}
 
 
 def test_a_file_has_its_name_only_when_it_is_complete(tmp_path):

@@ -19,7 +19,8 @@ import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowley_jax.common.jsonl import append_json
-from flowley_jax.common.locks import lock_folder
+from flowley_jax.common.locks import LOCK_FILE, lock_folder
+from flowley_jax.common.stop_signal import StopSignal
 from flowley_jax.config import EmaConfig, MeshConfig, OptimConfig, SampleConfig, StartConfig
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
@@ -29,7 +30,7 @@ from flowley_jax.runs import workdir_lock
 from flowley_jax.runs.snapshots import EmaSnapshots
 from flowley_jax.runs.workdir import BASE, open_workdir, read_config
 from flowley_jax.sampling import Sampler
-from flowley_jax.training import sharding, timing, validation
+from flowley_jax.training import loop, sharding, timing, validation
 from flowley_jax.training.checkpoint import RunCheckpoints
 from flowley_jax.training.loop import train
 from flowley_jax.training.metrics import NonFiniteLossError, Progress, read_history
@@ -316,6 +317,8 @@ def test_a_start_that_stored_no_step_does_not_bind_the_folder(records, tmp_path)
     wrong = tiny.experiment(records, steps=2, start=StartConfig(weights=str(tmp_path / "misspelt.pth")))
     with pytest.raises(FlowleyError, match=r"misspelt\.pth: no such file"):
         train(wrong, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+    open_workdir(tmp_path / "run", wrong, Components.load(records), records)
     (tmp_path / "run" / BASE).write_bytes(b"left by another start")
     right = tiny.experiment(records, steps=2)
     assert train(right, tmp_path / "run").step == 2
@@ -514,24 +517,40 @@ def test_a_preview_whose_solver_does_not_finish_costs_the_preview_only(
     assert "step 2: no preview: the solver dopri5 did not reach t = 1" in caplog.text
 
 
-@pytest.mark.parametrize("during", ["validation", "preview"])
-def test_a_signal_before_a_report_stores_the_step_without_it(records, tmp_path, monkeypatch, during):
-    signalled = []
+@pytest.fixture
+def signalled(monkeypatch):
+    """Return a function that makes another one send this process a signal first, when it is called first."""
+    stops = []
 
-    def signal_and_wait(original):
+    class RecordedStop(StopSignal):
+        def __enter__(self):
+            stops.append(self)
+            return super().__enter__()
+
+    def wrap(original):
         def replaced(*args, **kwargs):
-            if not signalled:
-                signalled.append(True)
+            if not stops[0].requested:
                 os.kill(os.getpid(), signal.SIGTERM)
+                deadline = time.monotonic() + 60
                 # The signal's receiver is a thread.
-                time.sleep(0.5)
+                while not stops[0].requested and time.monotonic() < deadline:
+                    time.sleep(0.01)
             return original(*args, **kwargs)
 
         return replaced
 
+    monkeypatch.setattr(loop, "StopSignal", RecordedStop)
+    return wrap
+
+
+@pytest.mark.parametrize("during", ["validation", "preview"])
+def test_a_signal_before_a_report_stores_the_step_without_it(
+    records, tmp_path, monkeypatch, signalled, during
+):
+
     # The first batch of the validation; and the end of the one before the preview.
     name = "eval_batches" if during == "validation" else "_mean_losses"
-    monkeypatch.setattr(validation, name, signal_and_wait(getattr(validation, name)))
+    monkeypatch.setattr(validation, name, signalled(getattr(validation, name)))
     sampled = []
     monkeypatch.setattr(validation, "sample_latents", lambda *args, **kwargs: sampled.append(True))
     config = _with_train(tiny.experiment(records), valid_every=3, preview_every=3, checkpoint_every=100)
@@ -540,6 +559,19 @@ def test_a_signal_before_a_report_stores_the_step_without_it(records, tmp_path, 
     reported = [row["step"] for row in read_history(tmp_path) if "valid/loss" in row]
     assert reported == ([] if during == "validation" else [3])
     assert int(_final_state(tmp_path, records)[0].step) == 3
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_does_not_end_the_run(
+    records, tmp_path, monkeypatch, signalled
+):
+    earlier = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the signal was not received by the run"))
+    monkeypatch.setattr(RunCheckpoints, "__exit__", signalled(RunCheckpoints.__exit__))
+    try:
+        outcome = train(tiny.experiment(records, steps=2), tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    assert outcome.step == 2 and not outcome.interrupted
+    assert int(_final_state(tmp_path, records)[0].step) == 2
 
 
 def test_a_changed_length_of_a_cosine_run_is_logged(records, tmp_path, caplog):
