@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from flowley_jax.common.ranges import (
+    GUIDANCES,
     PROCESSES,
     SECONDS,
     SEEDS,
@@ -52,7 +53,7 @@ class DataConfig:
     generate: CountOrZero = free_on_resume(0)
     generate_seconds: Annotated[float, SECONDS] = free_on_resume(8.0)
     generate_text_length: Annotated[int, Range(least=8, most=65_536)] = free_on_resume(77)
-    generate_sample_rate: Annotated[int, Range(least=1000, most=768_000)] = free_on_resume(16_000)
+    generate_sample_rate: Literal[16_000, 44_100] = free_on_resume(16_000)
     latent_rate: Annotated[float, Range(least=0.1, most=1000)] = free_on_resume(31.25)
     batch_size: Count = 512
     num_workers: Annotated[int, Range(least=0, most=PROCESSES.most)] = free_on_resume(0)
@@ -261,7 +262,7 @@ class SampleConfig:
     """
 
     solver: SolverConfig = SolverConfig()
-    guidance: float = 7.5
+    guidance: Annotated[float, GUIDANCES] = 7.5
     sigma_rel: Annotated[float, SIGMA_RELS] = 0.05
 
     def __post_init__(self):

@@ -67,7 +67,8 @@ def load_config(file: ConfigFile) -> ConfigDict:
     try:
         get_config = _run(file.path)
         config = get_config() if file.options is None else get_config(file.options)
-    except Exception as error:
+    # A script that is no configuration may end itself.
+    except (Exception, SystemExit) as error:
         raise FlowleyError(_reason(file.path, error)) from error
     if not isinstance(config, ConfigDict):
         raise FlowleyError(f"{file.path}: get_config must return a ConfigDict (see config_dict_of)")
@@ -87,7 +88,7 @@ def _run(path: str):
     return module.get_config
 
 
-def _reason(path: str, error: Exception) -> str:
+def _reason(path: str, error: BaseException) -> str:
     words = " ".join(str(error).split())
     if isinstance(error, SyntaxError) and error.filename == path:
         return f"{path}, line {error.lineno}: {type(error).__name__}: {error.msg}"

@@ -5,8 +5,9 @@ import re
 import shlex
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
-from typing import Protocol
+from typing import IO, Protocol
 
 from flowley_jax.errors import FlowleyError
 
@@ -37,29 +38,31 @@ def run(command: Sequence[str], *, limit: float = 900.0) -> str:
     Raises:
       CommandError: the program is not installed, its exit code is not 0, or it reached the limit.
     """
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            # ssh below gcloud must not outlive it.
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise MissingProgramError(f"{command[0]} is not installed") from error
-    try:
-        stdout, stderr = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired as error:
-        raise CommandError(f"{_shown(command)} did not end within {limit:g} s") from error
-    finally:
-        _kill_group(process)
-    if process.returncode:
-        output = _without_passwords(" ".join((stderr or stdout).split()))[-_SHOWN:]
-        raise CommandError(f"{_shown(command)} failed with code {process.returncode}: {output}")
-    return stdout
+    # Not pipes: a program that stays in the background, such as the master of shared ssh connections, can
+    # hold them open for ever.
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                # ssh below gcloud must not outlive it.
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise MissingProgramError(f"{command[0]} is not installed") from error
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired as error:
+            raise CommandError(f"{_shown(command)} did not end within {limit:g} s") from error
+        finally:
+            _kill_group(process)
+        output = _written(stdout)
+        if code:
+            reason = _without_passwords(" ".join((_written(stderr) or output).split()))[-_SHOWN:]
+            raise CommandError(f"{_shown(command)} failed with code {code}: {reason}")
+    return output
 
 
 def show(command: Sequence[str], *, limit: float = 0.0) -> str:
@@ -71,7 +74,7 @@ def show(command: Sequence[str], *, limit: float = 0.0) -> str:
 
 def _without_passwords(text: str) -> str:
     """Return a text in which addresses have no user names and passwords."""
-    return re.sub(r"://[^/\s@]+@", "://…@", text)
+    return re.sub(r"://[^/\s]+@", "://…@", text)
 
 
 def _shown(command: Sequence[str]) -> str:
@@ -81,4 +84,9 @@ def _shown(command: Sequence[str]) -> str:
 def _kill_group(process: subprocess.Popen) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+
+
+def _written(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")

@@ -134,7 +134,7 @@ def _pod(
                 "name": "train",
                 "image": image,
                 # With exec, the training is process 1 of its pod: only that process gets SIGTERM.
-                "command": ["bash", "-c", f"exec {job.command()}"],
+                "command": ["bash", "-c", _literal(f"exec {job.command()}")],
                 "resources": {"limits": {"google.com/tpu": slice_.chips // slice_.hosts}},
                 "volumeMounts": [{"name": "bucket", "mountPath": mount}],
             }
@@ -152,6 +152,11 @@ def _pod(
             }
         ],
     }
+
+
+def _literal(text: str) -> str:
+    """Return a text in which Kubernetes replaces no variables."""
+    return text.replace("$(", "$$(")
 
 
 def _define_flags() -> None:

@@ -133,6 +133,15 @@ def install_lines(environment: str, project: str, extra: str) -> list[str]:
     ]
 
 
+def newest_step_line(workdir: str) -> str:
+    """Return a shell line that sets `step` to the step of a run's newest checkpoint, 0 before the first."""
+    checkpoints = shlex.quote(f"{workdir}/checkpoints")
+    return (
+        f"step=$(find {checkpoints} -mindepth 1 -maxdepth 1 -printf '%f\\n' 2> /dev/null "
+        "| grep -E '^[0-9]+$' | sort -n | tail -n 1); step=${step:-0}"
+    )
+
+
 def shell_script(lines: Sequence[str]) -> str:
     """Return the lines as one text that ends with a newline."""
     return "\n".join(lines) + "\n"

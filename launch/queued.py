@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 
 from flowley_jax.errors import FlowleyError
-from launch.job import Job, check_bucket, install_lines, shell_script
+from launch.job import Job, check_bucket, install_lines, newest_step_line, shell_script
 from launch.slices import Slice, find_slice
 
 _HOME = "$HOME/flowley"
@@ -151,16 +151,14 @@ def status_script(job: Job) -> str:
 
     The state is "none", "running" or an exit code; the step is 0 before the first checkpoint.
     """
-    checkpoints = shlex.quote(f"{job.workdir}/checkpoints")
     return shell_script(
         [
             "state=none",
             f'if [ -s "{_HOME}/exit" ]; then state=$(cat "{_HOME}/exit")',
             f'elif [ -f "{_HOME}/lock" ] && ! flock -n "{_HOME}/lock" true; then state=running',
             "fi",
-            f"step=$(find {checkpoints} -mindepth 1 -maxdepth 1 -printf '%f\\n' 2> /dev/null "
-            "| grep -E '^[0-9]+$' | sort -n | tail -n 1)",
-            f'echo "{STATUS} $state ${{step:-0}}"',
+            newest_step_line(job.workdir),
+            f'echo "{STATUS} $state $step"',
         ]
     )
 

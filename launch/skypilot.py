@@ -20,12 +20,15 @@ from launch.job import (
     define_job_flags,
     install_lines,
     job_from_flags,
+    newest_step_line,
     shell_script,
 )
 from launch.output import define_output_flag, to_yaml, write_output
 from launch.slices import find_slice
 
 _PORT = 8476
+# Stops in a row without a newer checkpoint, after which a training is not started again.
+_MAX_STOPS = 5
 _TPU = "tpu-"
 
 
@@ -55,8 +58,8 @@ def sky_task(
 ) -> dict[str, Any]:
     """Return a SkyPilot task that copies the current folder to its machines as the project.
 
-    After exit code 75 the task starts the command again on the same machines. SkyPilot replaces machines that
-    are lost.
+    After exit code 75 the task starts the command again on the same machines, as long as the run gets newer
+    checkpoints. SkyPilot replaces machines that are lost.
 
     Args:
       job: the training.
@@ -112,10 +115,13 @@ def _run_script(job: Job, nodes: int) -> str:
         [
             "set -u",
             'export PATH="$PWD/.venv/bin:$PATH"',
-            f"code={STOPPED_EARLY}",
-            f'while [ "$code" -eq {STOPPED_EARLY} ]; do',
+            "code=0 newest=0 stops=0",
+            f'while [ "$stops" -lt {_MAX_STOPS} ]; do',
             "  code=0",
             f"  {command} || code=$?",
+            f'  [ "$code" -eq {STOPPED_EARLY} ] || break',
+            f"  {newest_step_line(job.workdir)}",
+            '  if [ "$step" -gt "$newest" ]; then newest=$step stops=0; else stops=$((stops + 1)); fi',
             "done",
             'exit "$code"',
         ]

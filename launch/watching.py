@@ -195,10 +195,8 @@ class _Watcher:
         if training == "0":
             self.is_finished = True
         elif training == str(USER_ERROR):
-            raise FlowleyError(
-                f"the training failed with code {training}; the end of its log on {self.request.name}:\n"
-                + self._log_tail()
-            )
+            log.warning("the end of the log on %s:\n%s", self.request.name, self._log_tail())
+            raise FlowleyError(f"the training failed with code {training}, wrong input; see its log above")
         elif training != RUNNING:
             if training not in (NOT_STARTED, str(STOPPED_EARLY)):
                 log.warning("the training failed with code %s:\n%s", training, self._log_tail())

@@ -21,6 +21,8 @@ from flowley_jax.errors import FlowleyError
 ROOT = Path(__file__).parents[1]
 # The packages of this project, whose modules may be commands.
 PACKAGES = ("flowley_jax", "data_prep", "launch", "benchmarks")
+# For each configuration, the command that tries its values; they are the same in the others.
+CONFIGURED = {"ExperimentConfig": "flowley_jax.train", "RecordSettings": "data_prep.extract"}
 HUGE = str(10**20)
 NO_NUMBERS = ("nan", "inf", "", "word", "9" * 5000)
 VALUES = ("-1", "0", HUGE, *NO_NUMBERS)
@@ -37,14 +39,19 @@ def commands() -> list[str]:
 def try_values(module: str, out: Path) -> None:
     """Write what parsing makes of each value of each flag of a command; its work is not done.
 
-    Each row is [flag, kind of number or "", bounds, value, message or None, whether it is a traceback].
+    "rows" are [flag, kind of number or "", bounds, value, message or None, whether it is a traceback].
+    "hidden" are the flags that --help leaves out.
     """
     parsers = []
     cli.app.run = lambda run, argv, flags_parser: parsers.append(flags_parser)
     sys.argv = [module]
     os.chdir(ROOT)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
-    out.write_text(json.dumps(list(_rows(module, parsers[0].keywords["config"]))))
+    main = flags.FLAGS.find_module_defining_flag("version")
+    shown = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(main)}
+    hidden = [name for name in flags.FLAGS if _is_own(name) and name not in shown]
+    rows = list(_rows(module, parsers[0].keywords["config"]))
+    out.write_text(json.dumps({"rows": rows, "hidden": hidden}))
 
 
 def _rows(module, config):
@@ -58,7 +65,9 @@ def _rows(module, config):
         kind = next((kind for kind in ("int", "float") if kind in parser.flag_type()), "")
         bounds = _bounds(parser.range) if isinstance(parser, NumberParser) else None
         yield from _rows_of(words, config, [name, kind, bounds])
-    for section in sections(config._kind) if config else ():
+    if not config or CONFIGURED[config._kind.__name__] != module:
+        return
+    for section in sections(config._kind):
         for value in section.values:
             yield from _rows_of(words, config, [f"config.{value.path}", *_number(value.hint)])
 
@@ -114,13 +123,22 @@ def _bounds(numbers):
 
 
 @pytest.fixture(scope="module", params=commands())
-def rows(request, tmp_path_factory):
+def tried(request, tmp_path_factory):
     out = tmp_path_factory.mktemp("rows") / "rows.json"
     process = shell.FORKS.Process(target=try_values, args=(request.param, out))
     process.start()
     process.join(shell.TIMEOUT)
     assert process.exitcode == 0
     return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def rows(tried):
+    return tried["rows"]
+
+
+def test_help_lists_every_flag(tried):
+    assert not tried["hidden"]
 
 
 def test_each_value_is_accepted_or_refused_in_one_line(rows):

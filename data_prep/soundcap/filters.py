@@ -61,9 +61,9 @@ def find_problem(caption: str) -> tuple[str, str] | None:
 
 
 def _without_reasoning(text: str) -> str:
-    """Return an answer without what a model thought first, also if it never came to an end.
+    """Return an answer without the reasoning before it. Reasoning that never ends takes the whole answer.
 
-    Where the chat format opens the reasoning itself, an answer has only the mark of its end.
+    If the chat format opens the reasoning, only its end mark is in the answer.
     """
     before, *thoughts = _REASONING_START.split(text)
     answers = [_REASONING_END.split(before)[-1]]

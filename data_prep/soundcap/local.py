@@ -112,7 +112,7 @@ class LocalModel:
             return [answer for clip in clips for answer in self([clip], prompt)]
 
     def close(self) -> None:
-        """Free the memory of the network, on the GPU too, where JAX takes most of what it finds free."""
+        """Free the network's memory, also on the GPU: JAX takes most of what it finds free."""
         self.__dict__.pop("model", None)
         # Networks refer to themselves.
         gc.collect()

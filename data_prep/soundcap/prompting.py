@@ -27,8 +27,8 @@ def with_captions(
       folder: where captions are kept and reused; None keeps none.
 
     Returns:
-      The clips that have a caption, with it as the prompt, and those with a fault, which the caller reports;
-      and one line for every other clip.
+      Two lists: the clips to sample, each with its caption as the prompt or with a fault that the caller
+      reports; and one line for every other clip.
 
     Raises:
       FlowleyError: the model answers nothing at all.

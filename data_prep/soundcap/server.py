@@ -3,16 +3,18 @@
 import concurrent.futures
 import http.client
 import json
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_prep.rejection import Rejection, one_line
+from data_prep.rejection import Rejection, one_line, plain_line
 from data_prep.soundcap.clip_view import ClipView
 from data_prep.soundcap.models import REFUSED
 from data_prep.soundcap.server_address import ServerAddress, without_user
+from data_prep.soundcap.timed_http import timed_handlers
 from flowley_jax.errors import FlowleyError
 
 _ATTEMPTS = 4
@@ -20,16 +22,29 @@ _ATTEMPTS = 4
 _RETRIED_CODES = (408, 409, 425, 429)
 # Not the fault of a clip, but of the address, the key, the account or the model.
 _FATAL_CODES = (401, 402, 403, 404, 405, 407)
+# A chunk of negative size ends in a ValueError.
+_CONNECTION_ERRORS = (OSError, http.client.HTTPException, ValueError)
 _LONGEST_ANSWER = 2**20
+_LONGEST_WAIT = 300.0
 _CHUNK = 2**16
 
 
 class _UnexpectedAnswerError(Exception):
     """The server answered, but not as the API says; the clip may be the reason."""
 
+    wait = 0.0
+
 
 class _NoAnswerError(Exception):
-    """The server cannot be reached, is busy or out of order."""
+    """The server cannot be reached, is busy or out of order.
+
+    Attributes:
+      wait: seconds that the server asks to wait before the next request.
+    """
+
+    def __init__(self, text: str = "", wait: float = 0.0):
+        super().__init__(text)
+        self.wait = wait
 
 
 class ServerModel:
@@ -45,8 +60,9 @@ class ServerModel:
       batch_size: number of concurrent requests.
       max_tokens: longest answer in tokens.
       key: API key, if the server requires one.
-      timeout: seconds to wait for an answer.
-      pause: seconds before the first retry; the pause doubles with each retry.
+      timeout: seconds to wait for a whole answer.
+      pause: seconds before the first retry; the pause doubles with each retry,
+        and is longer where the server asks for it.
 
     Attributes:
       identity: the model's name and the server's address, for the provenance of captions.
@@ -72,7 +88,7 @@ class ServerModel:
         self._model, self._max_tokens = model, max_tokens
         self._timeout, self._pause = timeout, pause
         self._threads = concurrent.futures.ThreadPoolExecutor(batch_size)
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._opener = urllib.request.build_opener(_NoRedirects, *timed_handlers())
 
     def __call__(self, clips: Sequence[ClipView], prompt: str) -> list[str | Rejection]:
         return list(self._threads.map(lambda clip: self._ask(clip, prompt), clips))
@@ -89,16 +105,14 @@ class ServerModel:
             wrong.
         """
         body = self._body(clip, prompt)
-        problem: Exception = _NoAnswerError()
+        problem: _UnexpectedAnswerError | _NoAnswerError = _NoAnswerError()
         for attempt in range(_ATTEMPTS):
             if attempt:
-                time.sleep(self._pause * 2 ** (attempt - 1))
+                time.sleep(max(self._pause * 2 ** (attempt - 1), problem.wait))
             try:
                 return self._answer(body)
             except (_UnexpectedAnswerError, _NoAnswerError) as error:
                 problem = error
-            except (OSError, http.client.HTTPException) as error:
-                problem = _NoAnswerError(one_line(error))
         reason = self._address.without_secrets(one_line(problem))[:200]
         if isinstance(problem, _UnexpectedAnswerError):
             return Rejection(REFUSED, f"no usable answer in {_ATTEMPTS} attempts: {reason}")
@@ -124,23 +138,21 @@ class ServerModel:
         Raises:
           FlowleyError: the address, key or model is wrong.
           _UnexpectedAnswerError: there is no text in the answer.
-          _NoAnswerError, OSError, HTTPException: the server is out of order or cannot be reached.
+          _NoAnswerError: the server is out of order or cannot be reached.
         """
         headers = {"Content-Type": "application/json", "Accept": "application/json", **self._address.headers}
         request = urllib.request.Request(self._address.of("chat/completions"), body, headers)
-        deadline, content = time.monotonic() + self._timeout, bytearray()
         try:
             with self._opener.open(request, timeout=self._timeout) as response:
-                while chunk := response.read1(_CHUNK):
-                    content += chunk
-                    if len(content) > _LONGEST_ANSWER:
-                        raise _UnexpectedAnswerError(f"an answer of more than {_LONGEST_ANSWER} bytes")
-                    if time.monotonic() > deadline:
-                        raise TimeoutError(f"an answer that is not complete after {self._timeout:g} s")
+                content = response.read(_LONGEST_ANSWER + 1)
         except urllib.error.HTTPError as error:
             with error:
                 return self._refusal(error)
-        return _text_of(bytes(content))
+        except _CONNECTION_ERRORS as error:
+            raise _NoAnswerError(one_line(error)) from None
+        if len(content) > _LONGEST_ANSWER:
+            raise _UnexpectedAnswerError(f"an answer of more than {_LONGEST_ANSWER} bytes")
+        return _text_of(content)
 
     def _refusal(self, error: urllib.error.HTTPError) -> Rejection:
         """Return the reason why the server refuses the clip; the errors are those of `_answer`."""
@@ -154,7 +166,7 @@ class ServerModel:
             # One clip alone can make a server fail so; it must not keep the others from an answer.
             raise _UnexpectedAnswerError(f"{code}: {detail}")
         if code > 500 or code in _RETRIED_CODES:
-            raise _NoAnswerError(f"{code}: {detail}")
+            raise _NoAnswerError(f"{code}: {detail}", _wait_of(error))
         return Rejection(REFUSED, f"the server answers {code}: {detail}")
 
     def _detail(self, error: urllib.error.HTTPError) -> str:
@@ -164,9 +176,9 @@ class ServerModel:
             return f"it redirects to {target[:200]}; if that is right, give that address"
         try:
             content = error.read(_CHUNK).decode(errors="replace")
-        except (OSError, http.client.HTTPException):
+        except _CONNECTION_ERRORS:
             content = ""
-        text = " ".join(content.split()) or str(error.reason)
+        text = plain_line(content) or plain_line(str(error.reason))
         return self._address.without_secrets(text)[:200]
 
 
@@ -177,6 +189,12 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 def _is_redirect(error: urllib.error.HTTPError) -> bool:
     return 300 <= error.code < 400
+
+
+def _wait_of(error: urllib.error.HTTPError) -> float:
+    """Return the seconds of a Retry-After header, at most `_LONGEST_WAIT`; 0 if it has none."""
+    seconds = error.headers.get("Retry-After", "").strip()
+    return min(float(seconds), _LONGEST_WAIT) if re.fullmatch(r"[0-9]{1,9}", seconds) else 0.0
 
 
 def _text_of(content: bytes) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import librosa
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from flowley_jax.audio.mel import MelConfig, from_log, mel_basis
 from flowley_jax.audio.protocols import check_log_mels
 from flowley_jax.common.component import HostComponent
+from flowley_jax.common.ranges import Range
+from flowley_jax.common.typed import check_values
 
 _MOMENTUM = 0.99
 _SEED = 0
@@ -28,7 +30,10 @@ class GriffinLimVocoder(HostComponent):
     name: ClassVar[str] = "griffin_lim"
 
     mel: MelConfig
-    iterations: int = 16
+    iterations: Annotated[int, Range(least=1, most=10_000)] = 16
+
+    def __post_init__(self):
+        check_values(self, self.name)
 
     @property
     def sample_rate(self) -> int:

@@ -21,6 +21,7 @@ from flowley_jax.audio.protocols import AudioCodec, Vocoder, latents_for
 from flowley_jax.common.component import Component, check_keys, settings_to_json
 from flowley_jax.common.files import atomic_write, name_errors
 from flowley_jax.common.json_files import read_json_object
+from flowley_jax.common.ranges import SECONDS
 from flowley_jax.data.component_registry import ROLES, Role, find_component
 from flowley_jax.data.record import Dims
 from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder
@@ -68,15 +69,18 @@ class Components:
             raise FlowleyError(
                 f"latent mean {self.latent_mean.shape} and std {self.latent_std.shape} must be {channels}"
             )
-        if not np.isfinite(self.latent_mean).all():
-            raise FlowleyError("the latent mean has values that are not finite")
+        for name, values in {"mean": self.latent_mean, "std": self.latent_std}.items():
+            if not np.isfinite(values).all():
+                raise FlowleyError(f"the latent {name} has values that are not finite")
         constant = np.flatnonzero(~(self.latent_std >= _MIN_LATENT_STD))
         if constant.size:
             raise FlowleyError(
                 f"latent channel {constant[0]} is constant over the training split; choose fewer than "
                 f"{self.codec.latent_dim} latent channels, or add clips with other sounds"
             )
-        if not self.seconds > 0 or self.audio_length < 1 or self.video_length < 1:
+        if fault := SECONDS.fault(self.seconds):
+            raise FlowleyError(f"seconds={self.seconds} {fault}")
+        if self.audio_length < 1 or self.video_length < 1:
             raise FlowleyError(f"seconds={self.seconds} is too short for one latent and one frame")
         if self.vocoder.sample_rate != self.codec.sample_rate:
             raise FlowleyError(

@@ -9,11 +9,13 @@ import functools
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from flowley_jax.common.component import HostComponent
+from flowley_jax.common.ranges import SIZES
+from flowley_jax.common.typed import check_values
 from flowley_jax.errors import FlowleyError
 
 # A word cannot contain a space, so no caption contains this token.
@@ -34,14 +36,11 @@ class HashedTextEncoder(HostComponent):
     name: ClassVar[str] = "hashed_words"
     version: ClassVar[int | None] = 1
 
-    dim: int = 64
-    max_tokens: int = 32
+    dim: Annotated[int, SIZES] = 64
+    max_tokens: Annotated[int, SIZES] = 32
 
     def __post_init__(self):
-        if self.dim < 1 or self.max_tokens < 1:
-            raise FlowleyError(
-                f"text encoder: dim={self.dim} and max_tokens={self.max_tokens} must be at least 1"
-            )
+        check_values(self, self.name)
 
     def __call__(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encode N captions to features (N, max_tokens, dim) float32 and lengths (N,) int32.

@@ -18,11 +18,13 @@ all features to a deviation of about one on moving scenes.
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from flowley_jax.common.component import HostComponent
+from flowley_jax.common.ranges import SIZES, Range
+from flowley_jax.common.typed import check_values
 from flowley_jax.encoders.protocols import check_frames
 from flowley_jax.errors import FlowleyError
 
@@ -54,16 +56,14 @@ class PixelEncoder(HostComponent):
     name: ClassVar[str] = "pixels"
     version: ClassVar[int | None] = 1
 
-    fps: float = 24.0
-    frame_size: int = 96
-    dim: int = _NATIVE_DIM
+    fps: Annotated[float, Range(above=0, most=1000)] = 24.0
+    frame_size: Annotated[int, Range(least=2 * _PROFILE_CELLS, most=4096)] = 96
+    dim: Annotated[int, SIZES] = _NATIVE_DIM
 
     def __post_init__(self):
-        if self.fps <= 0 or self.frame_size < 2 * _PROFILE_CELLS or self.frame_size % 2 or self.dim < 1:
-            raise FlowleyError(
-                f"pixel encoder: fps={self.fps} must be positive, frame_size={self.frame_size} even and "
-                f"at least {2 * _PROFILE_CELLS}, dim={self.dim} at least 1"
-            )
+        check_values(self, self.name)
+        if self.frame_size % 2:
+            raise FlowleyError(f"{self.name}.frame_size={self.frame_size} must be even")
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """Encode frames (T, frame_size, frame_size, 3) uint8 to features (T, dim) float32.

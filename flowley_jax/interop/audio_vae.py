@@ -42,7 +42,7 @@ def vae_from_torch(arrays: Mapping[str, np.ndarray], config: VaeConfig) -> Audio
     """Return the VAE with published weights. Kernels are normalised unless all of them have unit norm.
 
     Raises:
-      FlowleyError: weights are missing or have the wrong shape; the message lists them.
+      FlowleyError: weights are missing or have the wrong shape; the message names the first ones.
     """
     is_raw = not kernels_are_normalised(arrays)
 

@@ -75,7 +75,7 @@ def bigvgan_from_torch(arrays: Mapping[str, np.ndarray], config: BigVganConfig) 
     """Return the vocoder with published weights.
 
     Raises:
-      FlowleyError: weights are missing or have the wrong shape; the message lists them.
+      FlowleyError: weights are missing or have the wrong shape; the message names the first ones.
     """
 
     def convert(name: str, array: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def without_weight_norm(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
                 raise FlowleyError(f"{name} exists, but {stem + magnitude} does not")
             for array_name in (name, stem + magnitude):
                 if not is_float(plain[array_name]):
-                    raise FlowleyError(wrong_type(array_name, plain[array_name]).strip())
+                    raise FlowleyError(wrong_type(array_name, plain[array_name]))
             v, g = in_float32(plain.pop(name)), in_float32(plain.pop(stem + magnitude))
             # A norm of 0 gives weights that are not finite, which are refused with their names.
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

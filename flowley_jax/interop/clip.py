@@ -65,7 +65,7 @@ def clip_from_torch(arrays: Mapping[str, np.ndarray], config: ClipConfig) -> Cli
     """Return the image encoder with published weights, ignoring the text encoder's.
 
     Raises:
-      FlowleyError: weights are missing or have the wrong shape; the message lists them.
+      FlowleyError: weights are missing or have the wrong shape; the message names the first ones.
     """
 
     def convert(name: str, array: np.ndarray) -> np.ndarray:

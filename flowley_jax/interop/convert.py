@@ -13,7 +13,7 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle, SourceFile, write_bundle
 from flowley_jax.interop.registry import FORMATS, check_format, describe, identify
 from flowley_jax.interop.sources import check_tokenizer_files, find_weights, read_settings
-from flowley_jax.interop.weight_files import PICKLED, SUFFIXES, read_arrays, write_arrays
+from flowley_jax.interop.weight_files import SUFFIXES, is_pickled, read_arrays, write_arrays
 
 log = logging.getLogger(__name__)
 # Another conversion of the largest published model takes minutes.
@@ -118,14 +118,14 @@ def write_back(folder: Path, path: Path, *, overwrite: bool = False) -> None:
       FlowleyError: the folder holds no bundle or a damaged one, the suffix of the file is unsupported, the
         file exists, or PyTorch is needed and not installed.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise FlowleyError(f"{path}: must end in {', '.join(SUFFIXES)}")
     check_new_file(path, overwrite=overwrite, option="--to")
     bundle = Bundle.open(folder)
     arrays = bundle.arrays()
     with name_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix in PICKLED:
+    if is_pickled(path):
         _write_pickled(path, arrays, bundle.entry)
     else:
         write_arrays(path, arrays, bundle.notes())

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flowley_jax.common.trees import differences
+from flowley_jax.common.trees import differences, summary
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.modules import in_float32, is_float, wrong_type
 from flowley_jax.model import Flowley, ModelConfig, abstract_model, merge_model
@@ -88,7 +88,7 @@ def flowley_from_torch(state_dict: Mapping[str, np.ndarray], config: ModelConfig
 
     Raises:
       FlowleyError: a key is missing, unexpected or of the wrong shape, or a fixed α differs from
-        config.balance; the message lists all problems.
+        config.balance; the message names the first ones.
     """
     state_dict = _without_prefix(state_dict)
     if config.share_single and _blocks_differ(state_dict):
@@ -206,17 +206,13 @@ def _check(state_dict: Mapping[str, np.ndarray], entries: Mapping[str, _Entry], 
         if not is_float(np.asarray(array)):
             problems.append(wrong_type(name, np.asarray(array)))
         elif not np.isfinite(in_float32(np.asarray(array))).all():
-            problems.append(f"  {name}: not finite")
+            problems.append(f"{name}: not finite")
     for name in sorted(fixed_balances & set(state_dict)):
         value = float(np.asarray(state_dict[name]))
         if not np.isclose(value, config.balance or 0.0, rtol=0, atol=1e-6):
-            problems.append(f"  {name}: found {value}, expected config.balance={config.balance}")
+            problems.append(f"{name}: found {value}, expected config.balance={config.balance}")
     if problems:
-        raise FlowleyError(
-            "\n".join(
-                [f"the state dict does not match the configuration; {len(problems)} differences:", *problems]
-            )
-        )
+        raise FlowleyError(f"the state dict does not match the configuration; {summary(problems, 'weights')}")
 
 
 def _balance_name(index: int) -> str:

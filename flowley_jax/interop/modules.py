@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from flowley_jax.common.trees import describe_leaves, differences
+from flowley_jax.common.trees import describe_leaves, differences, summary
 from flowley_jax.errors import FlowleyError
 
-_MAX_SHOWN = 20
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 # Function from the name and array of a published weight to the array of the module.
@@ -32,7 +31,8 @@ def load_module(
       title: name of the model, for messages.
 
     Raises:
-      FlowleyError: weights are missing, have the wrong shape, or are not finite. The message lists them.
+      FlowleyError: weights are missing, have the wrong shape, or are not finite; the message names the first
+        ones.
     """
     module = nnx.eval_shape(build)
     parameters = {
@@ -43,12 +43,9 @@ def load_module(
     problems = [wrong_type(name, array) for name, array in found.items() if not is_float(array)]
     converted = {name: convert(name, in_float32(array)) for name, array in found.items() if is_float(array)}
     problems += differences(describe_leaves(parameters), describe_leaves(converted))
-    problems += [f"  {name}: not finite" for name, array in converted.items() if not np.isfinite(array).all()]
+    problems += [f"{name}: not finite" for name, array in converted.items() if not np.isfinite(array).all()]
     if problems:
-        shown = problems[:_MAX_SHOWN] + ["  …"] * (len(problems) > _MAX_SHOWN)
-        raise FlowleyError(
-            "\n".join([f"the weights do not fit {title}; {len(problems)} differences:", *shown])
-        )
+        raise FlowleyError(f"the weights do not fit {title}; {summary(problems, 'weights')}")
     for name, variable in parameters.items():
         variable.set_value(jnp.asarray(converted[name]))
     return module
@@ -60,8 +57,8 @@ def is_float(array: np.ndarray) -> bool:
 
 
 def wrong_type(name: str, array: np.ndarray) -> str:
-    """Return a line on a weight for which `is_float` is false."""
-    return f"  {name}: has type {array.dtype}, expected {', '.join(_FLOATS)}"
+    """Return a phrase on a weight for which `is_float` is false."""
+    return f"{name}: has type {array.dtype}, expected {', '.join(_FLOATS)}"
 
 
 def in_float32(array: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from flowley_jax.common.files import lfs_note
 from flowley_jax.common.json_files import read_json_object
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import TOKENIZER_FILES
-from flowley_jax.interop.weight_files import INDEX, SUFFIXES, shards_of
+from flowley_jax.interop.weight_files import INDEX, SUFFIXES, is_index, shards_of
 
 log = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -71,13 +71,13 @@ def find_weights(source: str) -> WeightSource:
         raise FlowleyError("--source='' must name a file, a folder or a repository")
     path = Path(source)
     if not path.exists():
-        is_path = path.suffix in SUFFIXES or path.parts[0] in (".", "..") or path.parent.is_dir()
+        is_path = path.suffix.lower() in SUFFIXES or path.parts[0] in (".", "..") or path.parent.is_dir()
         if is_path or not _HUB_NAME.match(source):
             raise FlowleyError(f"{source}: no such file or folder")
         path = _download(source)
     weights = _weights_in(path) if path.is_dir() else path
     folder = weights.parent
-    files = tuple(shards_of(weights)) if weights.name.endswith(INDEX) else (weights,)
+    files = tuple(shards_of(weights)) if is_index(weights) else (weights,)
     return WeightSource(
         path=weights,
         files=files,
@@ -88,7 +88,7 @@ def find_weights(source: str) -> WeightSource:
 def _weights_in(folder: Path) -> Path:
     # Hidden ones are left by file managers and by programs that were killed.
     candidates = sorted(
-        path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith(".")
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     )
     for name in _WEIGHTS:
         if (folder / name).is_file():

@@ -51,7 +51,7 @@ def t5_from_torch(arrays: Mapping[str, np.ndarray], config: T5Config) -> T5Encod
     """Return the encoder with published weights.
 
     Raises:
-      FlowleyError: weights are missing or have the wrong shape; the message lists them.
+      FlowleyError: weights are missing or have the wrong shape; the message names the first ones.
     """
 
     def convert(name: str, array: np.ndarray) -> np.ndarray:

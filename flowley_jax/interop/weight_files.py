@@ -23,6 +23,16 @@ ENTRY = "within"
 _ENTRIES = ("state_dict", "model", "module", "generator", "ema", "weights")
 
 
+def is_index(path: Path) -> bool:
+    """Return whether a file lists the shards of a model, by its name."""
+    return path.name.lower().endswith(INDEX)
+
+
+def is_pickled(path: Path) -> bool:
+    """Return whether a file is a PyTorch checkpoint, by its name."""
+    return path.suffix.lower() in PICKLED
+
+
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read arrays by name, in their stored types, and the file's notes.
 
@@ -39,12 +49,12 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if not path.is_file():
         raise FlowleyError(f"{path}: no such file")
     try:
-        if path.name.endswith(INDEX):
+        if is_index(path):
             return _read_shards(path), {}
-        if path.suffix in PICKLED:
+        if is_pickled(path):
             arrays, entry = _state_dict(read_torch_file(path), path)
             return arrays, {ENTRY: entry} if entry else {}
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return _read_safetensors(path)
     except OSError as error:
         raise FlowleyError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -75,7 +85,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[st
     Raises:
       FlowleyError: the suffix is unsupported, or the file cannot be written.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise FlowleyError(f"{path}: must end in .safetensors")
     with atomic_write(path, SafetensorError) as partial:
         save_file({name: np.asarray(x, order="C") for name, x in arrays.items()}, partial, dict(notes))
@@ -103,7 +113,12 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise FlowleyError(f"{index}: is not an index of weight files (it has no weight_map)")
     for weight, name in names.items():
         # A path would read files elsewhere, and an index could name itself.
-        if not isinstance(name, str) or "/" in name or "\0" in name or Path(name).suffix not in SUFFIXES:
+        if (
+            not isinstance(name, str)
+            or "/" in name
+            or "\0" in name
+            or Path(name).suffix.lower() not in SUFFIXES
+        ):
             raise FlowleyError(
                 f"{index}: weight_map[{weight!r}]={name!r} must be the name of a weight file next to it"
             )

@@ -114,6 +114,22 @@ def test_a_film_instead_of_a_table_is_not_read(tmp_path):
         read_clip_table(tmp_path / "a.mp4")
 
 
+def test_utf_16_and_repeated_columns_are_refused(tmp_path):
+    """Some spreadsheets write UTF-16."""
+    path = _table(tmp_path, "")
+    path.write_text(HEADER + "a\tx.mp4\tc\ttrain\tl\n", encoding="utf-16")
+    with pytest.raises(FlowleyError, match=r"clips.tsv: is text in UTF-16; save it as UTF-8"):
+        read_clip_table(path)
+    with pytest.raises(FlowleyError, match=r"clips.tsv: has two columns video_path"):
+        read_clip_table(_table(tmp_path, "video_path\t" + HEADER + "y.mp4\ta\tx.mp4\tc\ttrain\tl\n"))
+
+
+def test_a_pipe_is_not_read_as_a_table(tmp_path):
+    os.mkfifo(tmp_path / "clips.tsv")
+    with pytest.raises(FlowleyError, match=r"clips.tsv: is a pipe or a device, not a clip table"):
+        read_clip_table(tmp_path / "clips.tsv")
+
+
 def test_captions_that_are_not_text_are_refused(tmp_path):
     (clip,) = read_clip_table(_table(tmp_path, HEADER + "a\tx.mp4\tc\ttrain\tl\n"))
     clip = dataclasses.replace(clip, caption="half \ud83d")

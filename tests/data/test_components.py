@@ -89,9 +89,11 @@ def test_decoded_sound_is_cut_to_the_requested_length():
     ("change", "message"),
     [
         ({"latent_std": np.array([1.0, 0.0, 1.0, 1.0], np.float32)}, "channel 1 is constant"),
-        ({"latent_std": np.array([1.0, 1.0, np.nan, 1.0], np.float32)}, "channel 2 is constant"),
+        ({"latent_std": np.array([1.0, 1.0, np.nan, 1.0], np.float32)}, "latent std has values"),
         ({"latent_mean": np.zeros(3, np.float32)}, r"must be \(4,\)"),
-        ({"seconds": 0.0}, "too short"),
+        ({"latent_std": np.full(4, np.inf, np.float32)}, "latent std has values that are not finite"),
+        ({"seconds": 0.0}, r"seconds=0\.0 must be above 0 and at most 3600"),
+        ({"seconds": 0.01}, "too short"),
     ],
 )
 def test_invalid_components_are_refused(change, message):
@@ -117,7 +119,11 @@ def _edit(tmp_path, edit):
         (lambda s: s["text_encoder"].pop("dim"), "missing keys \\['dim'\\]"),
         (lambda s: s.update(vocoder=3), "vocoder must be a JSON object"),
         (lambda s: s.update(seconds="long"), "wrong type"),
-        (lambda s: s.update(seconds=float("inf")), "wrong type"),
+        (lambda s: s.update(seconds=float("inf")), "seconds=inf must be a finite number"),
+        (lambda s: s["text_encoder"].update(dim=1.5), r"hashed_words\.dim=1\.5 must be an int"),
+        (lambda s: s["text_encoder"].update(dim=10**20), r"hashed_words\.dim=1\d+ must be at least 1 and at"),
+        (lambda s: s["video_encoder"].update(frame_size=33), r"pixels\.frame_size=33 must be even"),
+        (lambda s: s["vocoder"].update(iterations=True), r"griffin_lim\.iterations=True must be an int"),
         (lambda s: s.update(latent_mean=[np.nan] * 4), "latent mean has values that are not finite"),
         (lambda s: s["codec"].update(latent_dim=5), "expected 16k and 5"),
         (lambda s: s["codec"].update(file="../codec.npz"), "codec.file='../codec.npz' must be 'codec.npz'"),

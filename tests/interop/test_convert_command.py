@@ -13,6 +13,7 @@ import shell
         (("--bundle=a", "--to="), "--to='' must not be empty"),
         (("--bundle=a", "--to=README.md"), "README.md: must end in .safetensors"),
         (("--bundle=tests", "--to=a.safetensors"), "tests: holds no bundle (manifest.json)"),
+        (("--source=a\nb\x1b[2J.pth",), "a\\nb\\x1b[2J.pth: no such file or folder"),
         (("--source=no/such/file.pth",), "no/such/file.pth: no such file or folder"),
         (("--source=a.pth", "--expect=word"), "--expect"),
         ((), "give either --source"),

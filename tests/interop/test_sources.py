@@ -1,13 +1,17 @@
 """Published weights in files, in folders and on the Hugging Face hub."""
 
 import errno
+from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.numpy import save_file
 
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.sources import find_weights, read_settings
+from flowley_jax.interop.weight_files import read_arrays, write_arrays
 
 
 def _touch(folder, *names):
@@ -163,3 +167,20 @@ def test_missing_repository_is_named_in_the_error(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: _Hub(error=error))
     with pytest.raises(FlowleyError, match="no such repository on the hub"):
         find_weights("nobody/nothing")
+
+
+@pytest.mark.parametrize("name", ["A.SAFETENSORS", "a.PTH", "model.safetensors.INDEX.JSON"])
+def test_endings_in_capitals_are_known(tmp_path, name):
+    arrays = {"a": np.ones(3, np.float32)}
+    if name.endswith("JSON"):
+        save_file(arrays, tmp_path / "shard.SafeTensors")
+        (tmp_path / name).write_text('{"weight_map": {"a": "shard.SafeTensors"}}')
+    elif name.endswith("PTH"):
+        (tmp_path / name).write_bytes((Path(__file__).parent / "files/tensors.pth").read_bytes())
+    else:
+        write_arrays(tmp_path / name, arrays, {})
+    # The folder of an index has another weight file too.
+    source = tmp_path / name if name.endswith("JSON") else tmp_path
+    weights = find_weights(str(source))
+    assert weights.path == tmp_path / name and read_arrays(weights.path)[0]
+    assert [path.suffix.lower() for path in weights.files] != [".json"]

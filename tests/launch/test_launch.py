@@ -1,5 +1,6 @@
 """Launchers: commands, manifests and scripts, with fake clouds in place of real ones."""
 
+import contextlib
 import importlib
 import math
 import multiprocessing
@@ -21,7 +22,7 @@ import yaml
 
 from flowley_jax.cli import parse_flags
 from flowley_jax.errors import FlowleyError
-from launch import slurm
+from launch import gke, slurm
 from launch.commands import CommandError, run, show
 from launch.job import Job
 from launch.queued import STATUS, SliceRequest, setup_script, start_script, status_script
@@ -210,10 +211,22 @@ def test_failing_and_missing_commands_raise_errors():
         run(["bash", "-c", "sleep 600 & wait"], limit=0.2)
 
 
+@pytest.mark.parametrize("script", ["echo done", "echo done; sleep 600"])
+def test_program_that_stays_in_the_background_is_not_waited_for(tmp_path, script):
+    """It leaves the group of its command, and holds its outputs, as the master of shared ssh connections."""
+    daemon = f"setsid bash -c 'echo $$ > \"{tmp_path}/pid\"; sleep 600; :' &"
+    wait = f'while [ ! -s "{tmp_path}/pid" ]; do sleep 0.01; done'
+    try:
+        with pytest.raises(CommandError) if "600" in script else contextlib.nullcontext():
+            assert run(["bash", "-c", f"{daemon}\n{wait}\n{script}"], limit=2.0) == "done\n"
+    finally:
+        os.killpg(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
 def test_passwords_of_addresses_are_not_shown(capsys):
     with pytest.raises(CommandError, match=r"unable to access 'https://…@example\.org/a\.git'$"):
         run(["bash", "-c", "echo \"unable to access 'https://me:secret@example.org/a.git'\" >&2; exit 1"])
-    show(["git", "clone", "https://me:secret@example.org/a.git"])
+    show(["git", "clone", "https://me:se@cret@example.org/a.git"])
     assert capsys.readouterr().out == "git clone https://…@example.org/a.git\n"
 
 
@@ -319,6 +332,19 @@ def test_a_jobset_does_not_count_preemptions_as_failures():
     assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] >= 120
 
 
+def test_a_jobset_leaves_the_words_of_the_command_as_they_are():
+    """Kubernetes replaces $(NAME) in a command, and $$(NAME) by $(NAME)."""
+    job = Job(config="c.py", workdir="/data/$(HOME) $HOME")
+    manifest = gke.jobset(
+        job,
+        **{"name": "a", "slice_": find_slice("v5litepod-4"), "slices": 1, "image": "i", "bucket": "gs://b"},
+        **{"mount": "/data", "service_account": "default", "spot": False},
+    )
+    (replicated,) = manifest["spec"]["replicatedJobs"]
+    (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"][-1].endswith("'--workdir=/data/$$(HOME) $HOME'")
+
+
 def test_slurm_scripts_pass_shellcheck_and_requeue_after_75(tmp_path):
     result = _cli("launch.slurm", "--nodes=4", "--hours=1.5", "--setup=. venv/bin/activate", *COMMON)
     assert result.returncode == 0, result.stderr
@@ -396,6 +422,26 @@ def test_sky_tasks_restart_after_75_and_name_the_coordinator(tmp_path, accelerat
     assert len(calls) == 3
     cluster = "--coordinator=10.0.0.1:8476 --processes=2 --process=1"
     assert (cluster in calls[0]) == (nodes > 1)
+
+
+@pytest.mark.parametrize(("stored", "starts"), [(0, 5), (3, 8)])
+def test_sky_tasks_that_store_nothing_new_end(tmp_path, stored, starts):
+    """Run a training that stops at once, with a newer checkpoint in its first `stored` starts."""
+    workdir = tmp_path / "it's one"
+    (workdir / "checkpoints/20.orbax-checkpoint-tmp").mkdir(parents=True)
+    task = sky_task(
+        Job(config="c.py", workdir=str(workdir)),
+        **{"name": "a", "accelerators": "H100:8", "nodes": 1, "bucket": "gs://b", "mount": "/", "spot": True},
+    )
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python"
+    python.write_text(
+        "#!/bin/bash\necho >> calls\ncount=$(wc -l < calls)\n"
+        f'[ "$count" -gt {stored} ] || mkdir "it\'s one/checkpoints/$((count + 8))"\nexit 75\n'
+    )
+    python.chmod(0o755)
+    assert children.run(["bash", "-c", task["run"]], cwd=tmp_path, limit=60).returncode == 75
+    assert len((tmp_path / "calls").read_text()) == starts
 
 
 SRUN = 'printf "%s\\n" "$JAX_LOCAL_DEVICE_IDS" "$@" > "$(dirname "$0")/words"; exit "$CODE"'
@@ -543,9 +589,9 @@ def test_second_start_stops_the_training_of_the_first(tmp_path):
     (home / "flowley/venv/bin").mkdir(parents=True)
     (home / "flowley/code").mkdir()
     python = home / "flowley/venv/bin/python"
-    python.write_text("#!/bin/bash\ntrap 'echo stopped; exit 75' TERM\necho started\nread -r < $HOME/never\n")
+    # SIGTERM ends `sleep` too, so that it cannot come too early for `wait`.
+    python.write_text("#!/bin/bash\ntrap 'echo stopped; exit 75' TERM\necho started\nsleep 600 &\nwait\n")
     python.chmod(0o755)
-    os.mkfifo(home / "never")
     log = home / "flowley/log"
     log.touch()
     script = start_script(Job(config="c.py", workdir="/run"))

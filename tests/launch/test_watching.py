@@ -185,8 +185,9 @@ def test_machines_that_wait_for_one_another_are_started_again():
 
 
 def test_failure_of_the_input_ends_the_watch_with_the_log(caplog):
-    with pytest.raises(FlowleyError, match=r"failed with code 2; .*run-1:\nthe last line of the log"):
+    with pytest.raises(FlowleyError, match=r"failed with code 2, wrong input; see its log above"):
         _watch(("ACTIVE", ["running 5", "2 5", "running 5", "running 5"]))
+    assert "the end of the log on run-1:\nthe last line of the log" in caplog.text
     assert DELETION in caplog.text
 
 
