@@ -103,5 +103,8 @@ def _list_names(folder: Path) -> frozenset[str]:
 
 
 def _is_file(entry: os.DirEntry) -> bool:
-    """Return whether an entry is neither a folder nor a broken link."""
-    return not entry.is_dir() and (not entry.is_symlink() or os.path.exists(entry.path))
+    """Return whether an entry is neither a folder nor a link that leads nowhere or to itself."""
+    try:
+        return not entry.is_dir() and (not entry.is_symlink() or os.path.exists(entry.path))
+    except OSError:
+        return False

@@ -42,7 +42,7 @@ def settings_for_model(source: str, settings: RecordSettings, *, given: Set[str]
     ]
     if wrong:
         raise FlowleyError(
-            f"--codec-from {source}: contradicted by {', '.join(sorted(wrong))}; leave these settings out"
+            f"--codec-from {source}: {', '.join(sorted(wrong))} for this model; leave these settings out"
         )
     seconds = settings.seconds if "seconds" in given else model.seconds
     result = dataclasses.replace(settings, **needed, published="", seconds=seconds)

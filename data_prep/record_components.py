@@ -157,7 +157,7 @@ def load_model_components(folder: str) -> Components:
     if components_file(folder).is_file():
         return Components.load(folder)
     if not is_model(folder):
-        raise FlowleyError(f"{folder}: holds neither a run nor records")
+        raise FlowleyError(f"--codec-from {folder}: holds neither a run nor records")
     # It imports JAX, which processes that only read clips do not need.
     from flowley_jax.runs.workdir import load_components
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,4 +86,9 @@ def read_or_reject(path: str, read: Callable[[Path], T]) -> T | Rejection:
 
 def one_line(error: Exception) -> str:
     """Return an exception's message on one line, or its type if it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return plain_line(str(error)) or type(error).__name__
+
+
+def plain_line(text: str) -> str:
+    """Return text on one line, without control characters, which a terminal would obey."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())

@@ -10,6 +10,9 @@ from absl import flags
 from flowley_jax.common.files import check_new_file, write_text
 from flowley_jax.data.clip_table import SPLITS, TableClip
 
+# --help of a program shows this flag as its own.
+flags.disclaim_key_flags()
+
 
 def hash_fraction(name: str) -> float:
     """Return a number in [0, 1) that depends only on the name and is uniform over many names."""

@@ -103,6 +103,11 @@ def test_values_that_are_none_can_be_set():
         ({"model": {"dropout": 1.0}}, r"model\.dropout=1\.0 must be at least 0 and below 1"),
         ({"model": {"mask_floor": -1.0}}, r"model\.mask_floor=-1\.0"),
         ({"optim": {"schedule": "saw"}}, r"optim\.schedule='saw'"),
+        (
+            {"data": {"generate_sample_rate": 12345}},
+            "data.generate_sample_rate=12345 must be one of 16000, 44",
+        ),
+        ({"sample": {"guidance": -1.0}}, r"sample\.guidance=-1\.0 must be at least 0 and at most 100"),
         ({"optim": {"learning_rate": 0.0}}, r"optim\.learning_rate=0\.0 must be above 0"),
         ({"flow": {"time": {"kind": "late"}}}, r"flow\.time\.kind='late'"),
         ({"flow": {"loss": {"kind": "l3"}}}, r"flow\.loss\.kind='l3'"),

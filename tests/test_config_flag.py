@@ -109,6 +109,7 @@ def test_errors_within_a_configuration_file_are_one_line(tmp_path):
         ("return (", "{file}, line 3: SyntaxError: '(' was never closed"),
         ("return {}", "{file}: get_config must return a ConfigDict"),
         ("pass", "{file}: get_config must return a ConfigDict"),
+        ("import sys; sys.exit(3)", "{file}, line 3: SystemExit: 3"),
         ("return TrainConfig(steps=0)", "{file}, line 3: train.steps=0 must be at least 1"),
     ]:
         file.write_text(

@@ -132,7 +132,11 @@ def _run_checks(
 
 def _verdict(findings: Sequence[Finding]) -> str:
     counts = collections.Counter(finding.severity for finding in findings)
-    listed = ", ".join(f"{counts[severity]} {severity}" for severity in Severity if counts[severity])
+    listed = ", ".join(
+        f"{counts[severity]} {severity}{'s' if counts[severity] > 1 else ''}"
+        for severity in Severity
+        if counts[severity]
+    )
     return f"findings: {listed or 'none'}"
 
 

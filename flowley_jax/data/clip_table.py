@@ -4,6 +4,7 @@ import codecs
 import dataclasses
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,6 +134,8 @@ def parse_clip_table(path: str | os.PathLike) -> ParsedTable:
     header = text.split("\t")
     if "video_path" not in header:
         raise FlowleyError(f"{path}: no column video_path in its first line {text[:80]!r}")
+    if twice := [name for name in WRITTEN_COLUMNS if header.count(name) > 1]:
+        raise FlowleyError(f"{path}: has two columns {twice[0]}")
     rows = []
     for line, text in lines[1:]:
         parsed = _parse_row(line, header, text.split("\t"))
@@ -156,8 +159,12 @@ def read_table_lines(path: str | os.PathLike) -> tuple[list[tuple[int, str]], li
       FlowleyError: the file cannot be read or is empty.
     """
     try:
-        if (size := os.stat(path).st_size) > _MAX_TABLE_BYTES:
-            raise FlowleyError(f"{path}: is not a clip table; it has {size / 2**30:.1f} GiB")
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            # Tables are read more than once, which a pipe does not allow.
+            raise FlowleyError(f"{path}: is a pipe or a device, not a clip table")
+        if status.st_size > _MAX_TABLE_BYTES:
+            raise FlowleyError(f"{path}: is not a clip table; it has {status.st_size / 2**30:.1f} GiB")
         content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError as error:
         raise FlowleyError(f"{path}: no such clip table") from error
@@ -169,6 +176,8 @@ def read_table_lines(path: str | os.PathLike) -> tuple[list[tuple[int, str]], li
         raise FlowleyError(f"{path}: cannot be read as a table ({error.strerror or error})") from error
     if note := lfs_note(path):
         raise FlowleyError(f"{path}: is not a clip table; {note}")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FlowleyError(f"{path}: is text in UTF-16; save it as UTF-8")
     lines, faults = [], []
     for number, line in enumerate(re.split(rb"\r\n|\n|\r", content), start=1):
         try:

@@ -32,8 +32,7 @@ def _clips(draw):
     start = draw(st.integers(1, 20)) / 25
     frame, event = draw(st.integers(25, 40)), draw(st.integers(1000, 1600)) / 1000
     clip = FlashClip(
-        # .avi states no times of pictures, so only a codec that keeps their order fits.
-        video_codec="mpeg4" if suffix == ".avi" else "libx264",
+        video_codec="libx264",
         audio_codec=codec,
         seconds=4.0,
         flashes=(frame / 25,),
