@@ -1,8 +1,9 @@
 """Several processes that train one model: start-up, and collectives on the host."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar, cast
 
 import jax
@@ -15,6 +16,9 @@ from flowley_jax.errors import FlowleyError
 log = logging.getLogger(__name__)
 _DEVICE_OPTIONS = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
 _SHOWN_CHARACTERS = 200
+# What JAX's errors name when a collective does not reach another process: the libraries of collectives on
+# CPUs and GPUs, and the service that watches all processes.
+_UNREACHED = ("Gloo", "ncclRemoteError", "ncclSystemError", "coordination service", "heartbeat")
 _Result = TypeVar("_Result")
 
 
@@ -79,6 +83,25 @@ def _check_alone(environment: Mapping[str, str]) -> None:
             f"Open MPI started {count} processes without the address of the first one: add --coordinator "
             f'HOST:PORT --processes {count} --process "$OMPI_COMM_WORLD_RANK"'
         )
+
+
+@contextlib.contextmanager
+def name_lost_process() -> Iterator[None]:
+    """Turn the error of a collective that does not reach another process into one line that says so.
+
+    Raises:
+      FlowleyError: another process has ended, or cannot be reached.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())
+        if jax.process_count() == 1 or not any(name in reason for name in _UNREACHED):
+            raise
+        raise FlowleyError(
+            "another process of this run has ended or cannot be reached; its own output says why. Start all "
+            f"processes again: the run resumes from its newest checkpoint ({reason[:_SHOWN_CHARACTERS]})"
+        ) from error
 
 
 def is_first() -> bool:

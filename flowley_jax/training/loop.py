@@ -81,13 +81,15 @@ def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     another training, wait for that one to end.
 
     Raises:
-      FlowleyError: the records do not fit the model, or the folder belongs to another run or is in use.
+      FlowleyError: the records do not fit the model, or the folder belongs to another run or is in use; or
+        another process of the run has ended.
       NonFiniteLossError: `train.max_skipped` steps in a row had a non-finite loss or gradient.
     """
-    run = _checked_run(config, workdir)
-    with locked_workdir(workdir):
-        # Not in a variable of this frame, which would hold the weights to the end.
-        return _train(run, _claim_workdir(run))
+    with distributed.name_lost_process():
+        run = _checked_run(config, workdir)
+        with locked_workdir(workdir):
+            # Not in a variable of this frame, which would hold the weights to the end.
+            return _train(run, _claim_workdir(run))
 
 
 def _train(run: _Run, start: weights.Weights | None) -> Outcome:

@@ -1,0 +1,29 @@
+"""Errors of collectives between processes."""
+
+import jax
+import pytest
+
+from flowley_jax.common.distributed import name_lost_process
+from flowley_jax.errors import FlowleyError
+
+# As JAX raised it when the other one of two processes on CPUs was killed.
+LOST = (
+    "UNKNOWN: Gloo AllGather failed: [gloo/transport/tcp/pair.cc:547] Connection closed by peer"
+)
+
+
+def test_a_collective_that_fails_because_a_process_is_gone_says_so(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    message = r"^another process of this run has ended.*newest checkpoint \(UNKNOWN: Gloo AllGather failed"
+    with pytest.raises(FlowleyError, match=message), name_lost_process():
+        raise jax.errors.JaxRuntimeError(LOST)
+
+
+@pytest.mark.parametrize(
+    ("processes", "message"), [(1, LOST), (2, "RESOURCE_EXHAUSTED: Out of memory allocating 1024 bytes.")]
+)
+def test_other_errors_stay_as_they_are(monkeypatch, processes, message):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught, name_lost_process():
+        raise jax.errors.JaxRuntimeError(message)
+    assert str(caught.value) == message
