@@ -280,8 +280,8 @@ def test_the_input_is_never_replaced(sampler, clips):
 @pytest.mark.parametrize(
     ("name", "count", "message"),
     [
-        ("a.mp4", 2, "must be a folder"),
-        ("a.MP4", 2, "must be a folder"),
+        ("a.mp4", 2, "must name a folder"),
+        ("a.MP4", 2, "must name a folder"),
         ("a.mp3", 1, "extension must be one of"),
         ("a.mp3", 2, "extension must be one of"),
         ("a.WebM", 1, "extension must be one of"),

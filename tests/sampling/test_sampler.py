@@ -131,8 +131,9 @@ def test_a_solver_that_cannot_finish_is_an_error(sampler, monkeypatch):
         _waves(impossible, [_clip(sampler, "a")])
 
 
-def test_a_result_that_is_no_sound_is_an_error_that_names_the_clip(sampler):
-    wild = _settings(sampler, guidance=1e9)
+@pytest.mark.parametrize("scale", [1e9, np.nan])
+def test_a_result_that_is_no_sound_is_an_error_that_names_the_clip(sampler, scale):
+    wild = dataclasses.replace(sampler, variables=jax.tree.map(lambda leaf: scale * leaf, sampler.variables))
     with pytest.raises(FlowleyError, match=r"^loud: .*is no sound.*lower the guidance") as caught:
         _waves(wild, [_clip(sampler, "loud")])
     assert "\n" not in str(caught.value)
