@@ -33,6 +33,7 @@ from flowley_jax.common.files import remove_partials, sha256, write_text
 from flowley_jax.common.json_files import read_json_object
 from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.clip_table import SPLITS, TableClip, read_clip_table
+from flowley_jax.data.component_registry import ROLES
 from flowley_jax.data.components import COMPONENTS_FILE, Components
 from flowley_jax.data.record import (
     EXAMPLES_PER_FILE,
@@ -325,14 +326,22 @@ def _check_content(path: Path, checksum: Any) -> None:
 def _check_settings(out: Path, manifest: Mapping[str, Any], components: RecordComponents) -> None:
     if manifest["settings_identity"] == digest(components.identity):
         return
-    stored = manifest["settings"]
+    stored, now = map(_with_chosen, (manifest["settings"], dataclasses.asdict(components.settings)))
     changed = [
         f"{name} was {stored.get(name)!r}, is now {value!r}"
-        for name, value in dataclasses.asdict(components.settings).items()
+        for name, value in now.items()
         if stored.get(name) != value
     ]
     listed = "; ".join(changed) or "weights, or the version of a component, have changed"
     raise FlowleyError(f"{out}: has records with different settings ({listed}); choose another folder")
+
+
+def _with_chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the components that they choose by their default or by `published`."""
+    names = {field.name for field in dataclasses.fields(RecordSettings)}
+    typed = RecordSettings(**{name: value for name, value in settings.items() if name in names})
+    chosen = {role.removesuffix("_encoder"): typed.component(role) for role in ROLES}
+    return {**settings, **chosen, "published": ""}
 
 
 def _read_known_captions(

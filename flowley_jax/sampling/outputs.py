@@ -18,7 +18,7 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.media.formats import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from flowley_jax.media.inputs import MediaError
 from flowley_jax.media.picture import check_picture
-from flowley_jax.media.read import read_frames
+from flowley_jax.media.read import probe, read_frames
 from flowley_jax.media.write import mux_audio, write_audio
 from flowley_jax.sampling.inputs import InputClip
 from flowley_jax.sampling.made_files import staged
@@ -44,6 +44,8 @@ GROUP = 32
 _ABANDONED_SECONDS = 86_400.0
 # Suffixes that no folder has by intention.
 _OTHER_MEDIA = (*VIDEO_SUFFIXES, ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".gif")
+# Videos whose picture ends this long before the file are mentioned: they may be incomplete downloads.
+_NOTED_SECONDS = 0.5
 # What a clip can fail with while the program goes on; JAX reports memory that runs out with the last one.
 _CLIP_ERRORS = (FlowleyError, OSError, MemoryError, jax.errors.JaxRuntimeError)
 
@@ -247,6 +249,9 @@ def _encode(sampler: Sampler, clip: InputClip) -> EncodedClip:
     fps, size = sampler.components.video_fps, sampler.components.video_encoder.frame_size
     check_frames(clip.path, fps=fps, size=size)
     frames = read_frames(clip.path, fps=fps, size=size)
+    stated = probe(clip.path).duration
+    if stated - len(frames) / fps > _NOTED_SECONDS:
+        log.info("%s: its picture ends at %.2f s of %.2f s", clip.path, len(frames) / fps, stated)
     return sampler.encode(Clip(id=clip.id, frames=frames, prompt=clip.prompt))
 
 

@@ -7,9 +7,7 @@ from flowley_jax.common.distributed import name_lost_process
 from flowley_jax.errors import FlowleyError
 
 # As JAX raised it when the other one of two processes on CPUs was killed.
-LOST = (
-    "UNKNOWN: Gloo AllGather failed: [gloo/transport/tcp/pair.cc:547] Connection closed by peer"
-)
+LOST = "UNKNOWN: Gloo AllGather failed: [gloo/transport/tcp/pair.cc:547] Connection closed by peer"
 
 
 def test_a_collective_that_fails_because_a_process_is_gone_says_so(monkeypatch):

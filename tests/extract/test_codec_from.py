@@ -95,7 +95,7 @@ def test_records_for_a_run_have_its_latents_and_features(base, model_run, table,
     assert "2 of 2 clips have already been read" in capsys.readouterr().out
     assert _read_files(tmp_path / "features").items() <= written.items()
     assert Components.load(tmp_path / "own").latent_space != theirs.latent_space
-    with pytest.raises(FlowleyError, match="has records with different settings"):
+    with pytest.raises(FlowleyError, match=r"different settings \(codec was '[^;]*', is now 'pca'\); choose"):
         prepare_records(table, tmp_path / "records", own, shared)
 
 

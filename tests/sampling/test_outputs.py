@@ -152,6 +152,17 @@ def test_the_log_says_which_clips_have_no_prompt(sampler, clips, tmp_path, caplo
     assert "no prompt for 1 of 3 clips: their sound follows the picture only" in caplog.messages
 
 
+def test_the_log_says_that_the_picture_ends_before_the_file(sampler, tmp_path, caplog):
+    frames, sound = np.zeros((24, 64, 64, 3), np.uint8), np.zeros(32_000, np.float32)
+    write_video(tmp_path / "a.mp4", frames, 24.0, audio=sound, sample_rate=16_000)
+    write_video(tmp_path / "b.mp4", frames, 24.0, audio=sound[:16_000], sample_rate=16_000)
+    clips = [InputClip(id=name, path=tmp_path / f"{name}.mp4", prompt="") for name in "ab"]
+    with caplog.at_level(logging.INFO):
+        write_sounds(sampler, clips, tmp_path / "out", suffix=".wav")
+    (line,) = [line for line in caplog.messages if "its picture ends" in line]
+    assert line.startswith(f"{tmp_path}/a.mp4: its picture ends at 1.00 s of 2.0")
+
+
 def test_the_log_says_when_the_network_is_compiled(sampler, clips, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     sampler = dataclasses.replace(sampler)
