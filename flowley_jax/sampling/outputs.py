@@ -206,6 +206,7 @@ class _Run:
         """Yield the features of the clips that can be used."""
         for job in jobs:
             try:
+                _check_file(job.clip.path)
                 _check_picture(job, in_folder=self._log is not None)
                 yield _encode(self._sampler, job.clip)
             except _CLIP_ERRORS as error:
@@ -228,6 +229,12 @@ class _Run:
         self._results.failed.append(line)
         if self._says_failures_at_once:
             log.info("failed: %s", line)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a pipe or a device: it may never end, and a video is read more than once."""
+    if path.exists() and not path.is_file():
+        raise FlowleyError(f"{path}: is not a file, and a pipe or a device cannot be sampled")
 
 
 def _check_picture(job: Job, *, in_folder: bool) -> None:

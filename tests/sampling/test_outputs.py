@@ -235,6 +235,14 @@ def test_bad_clips_are_listed_and_the_others_are_sampled(sampler, clips, tmp_pat
     assert "has 100 tokens" in long
 
 
+def test_a_pipe_fails_alone_and_is_not_waited_for(sampler, clips, tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    pipe = InputClip(id="pipe", path=tmp_path / "pipe.mp4", prompt="")
+    results = write_sounds(sampler, [pipe, clips[0]], tmp_path / "out", suffix=".wav")
+    assert list(results.written) == ["a"]
+    assert results.failed == [f"{tmp_path}/pipe.mp4: is not a file, and a pipe or a device cannot be sampled"]
+
+
 def test_the_frames_of_one_clip_at_a_time_are_in_memory(sampler, clips, tmp_path, monkeypatch):
     class Frames(np.ndarray):
         """An array that can be referred to weakly."""
