@@ -70,11 +70,17 @@ def write_flash_clip(path: Path, clip: FlashClip, *, options: dict[str, str] | N
 
 
 def origin_of(path: Path, clip: FlashClip) -> float:
-    """Return the film time of a file's start, by the time stamps of the file and of its last picture."""
+    """Return the film time of a file's start, by the time stamps of the file and of its last picture.
+
+    In .mpg, by its first one: of the later ones, FFmpeg guesses some a picture too late.
+    """
     with av.open(f"file:{path}") as container:
         start = Fraction(container.start_time or 0, av.time_base)
         packets = container.demux(container.streams.video[0])
-        last = max(packet.pts * packet.time_base for packet in packets if packet.size)
+        times = [packet.pts * packet.time_base for packet in packets if packet.size]
+    if path.suffix == ".mpg":
+        return clip.video_start - float(min(times) - start)
+    last = max(times)
     return clip.video_start + (_count(clip) - 1) / clip.fps - float(last - start)
 
 

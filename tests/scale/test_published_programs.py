@@ -88,7 +88,8 @@ def test_records_are_extracted_and_trained_on(bundles, clips, tmp_path):
     # The posterior of a VAE has a deviation; that of the PCA codec has none.
     assert example["audio_std"].shape == (250, 20) and example["audio_std"].min() > 0
     sizes = [f"--config.model.{name}={value}" for name, value in SIZES.items()]
-    flags = (f"--config.data.records={records}", "--config.data.batch_size=2", "--config.train.steps=2")
+    flags = ("--config.data.generate=0", f"--config.data.records={records}")
+    flags += ("--config.data.batch_size=2", "--config.train.steps=2")
     result = shell.train(workdir, *sizes, *flags)
     assert result.returncode == 0, result.stderr
     assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
