@@ -34,7 +34,7 @@ class DamagedError(FlowleyError):
 
 
 class DamagedFiles:
-    """Damaged features of a pass, which goes on so that one pass finds all of them."""
+    """Damaged features of a pass, which continues so that it finds all of them."""
 
     def __init__(self):
         self._errors: list[DamagedError] = []

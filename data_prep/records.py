@@ -9,7 +9,6 @@ are listed in `OUT/rejected.tsv` with the reason.
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,37 +25,28 @@ from data_prep.keyed_clips import KeyedCaption, KeyedClip, key_clips
 from data_prep.progress import show_progress
 from data_prep.record_components import RecordComponents
 from data_prep.record_files import ShardTask, fit_codec, measure_latents, remove_notes, write_shards
+from data_prep.records_manifest import (
+    MANIFEST_FILE,
+    REJECTED_FILE,
+    REJECTED_HEADER,
+    check_settings,
+    is_complete,
+    read_manifest,
+)
 from data_prep.rejection import Reason, Rejection
 from data_prep.settings import RecordSettings
 from data_prep.storage import is_remote
 from flowley_jax.common.files import remove_partials, sha256, write_text
-from flowley_jax.common.json_files import read_json_object
 from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.clip_table import SPLITS, TableClip, read_clip_table
-from flowley_jax.data.component_registry import ROLES
 from flowley_jax.data.components import COMPONENTS_FILE, Components
 from flowley_jax.data.record import (
     EXAMPLES_PER_FILE,
     METADATA_FILES,
-    check_metadata,
     dataset_dir,
-    has_records,
 )
 from flowley_jax.errors import FlowleyError
 
-MANIFEST_FILE = "manifest.json"
-REJECTED_FILE = "rejected.tsv"
-_REJECTED_HEADER = "id\tvideo_path\treason\tdetail"
-# What a run replaces in its folder, besides the manifest.
-_REPLACED = (REJECTED_FILE, COMPONENTS_FILE, "codec.npz", str(dataset_dir("")))
-_MANIFEST_TYPES = {
-    "identity": str,
-    "settings_identity": str,
-    "settings": dict,
-    "examples": dict,
-    "rejected": dict,
-    "files": dict,
-}
 # A pass that finds damaged features makes them again.
 _MAX_DAMAGED_PASSES = 5
 _PACKAGES = ("flowley-jax", "jax", "numpy", "av", "soxr", "pillow", "apache-beam")
@@ -137,15 +127,15 @@ def _prepare(
     run: RunOptions,
     captions: Mapping[str, str | Path],
 ) -> dict[str, Any]:
-    previous = _read_manifest(out)
+    previous = read_manifest(out)
     if previous:
-        _check_settings(out, previous, components)
+        check_settings(out, previous, components)
     keyed = key_clips(table, clips.parent, _read_known_captions(captions, table), components)
     identity = digest([components.identity, sorted(clip.identity for clip in keyed)])
     store = _feature_store(out, run)
     if run.retry:
         _forget_rejections(keyed, store)
-    elif previous and previous["identity"] == identity and _is_complete(out, previous, verify=run.verify):
+    elif previous and previous["identity"] == identity and is_complete(out, previous, verify=run.verify):
         if run.strict and previous["rejected"]:
             _raise_unusable(clips, out, sum(previous["rejected"].values()))
         print(f"{out}: the records already exist: {_describe_counts(previous)}")
@@ -233,115 +223,6 @@ def _feature_store(out: Path, run: RunOptions) -> FeatureStore:
 
 def _raise_unusable(clips: Path, out: Path, rejected: int) -> NoReturn:
     raise FlowleyError(f"{clips}: {rejected} clips cannot be used; see {out / REJECTED_FILE}")
-
-
-def _read_manifest(out: Path) -> dict[str, Any] | None:
-    """Return the manifest of finished records; None if it is missing or damaged.
-
-    Raises:
-      FlowleyError: a run would replace files that another program wrote.
-    """
-    path = out / MANIFEST_FILE
-    if not _is_own_folder(out):
-        foreign = [name for name in (MANIFEST_FILE, *_REPLACED) if os.path.lexists(out / name)]
-        if foreign:
-            raise FlowleyError(
-                f"{out / foreign[0]}: data_prep.extract did not write it, and would replace it; choose "
-                "another folder"
-            )
-        return None
-    if not path.exists():
-        return None
-    try:
-        return _checked_manifest(path)
-    except FlowleyError as error:
-        print(f"{error}; the records are written again")
-        return None
-
-
-def _is_own_folder(out: Path) -> bool:
-    """Return whether this program wrote the records of a folder, or began to.
-
-    The manifest says so. It is missing while records are written, but `rejected.tsv` then is there.
-    """
-    try:
-        _checked_manifest(out / MANIFEST_FILE)
-        return True
-    except FlowleyError:
-        pass
-    try:
-        with open(out / REJECTED_FILE, "rb") as file:
-            return file.readline(1000).strip() == _REJECTED_HEADER.encode()
-    except OSError:
-        return False
-
-
-def _checked_manifest(path: Path) -> dict[str, Any]:
-    manifest = read_json_object(path)
-    for name, kind in _MANIFEST_TYPES.items():
-        if not isinstance(manifest.get(name), kind):
-            raise FlowleyError(f"{path}: {name} is missing or of the wrong type")
-    counts = [*manifest["examples"].values(), *manifest["rejected"].values()]
-    if not all(isinstance(count, int) for count in counts):
-        raise FlowleyError(f"{path}: examples and rejected must be counts")
-    if not all(isinstance(file, dict) for file in manifest["files"].values()):
-        raise FlowleyError(f"{path}: files must hold one object for each file")
-    return manifest
-
-
-def _is_complete(out: Path, manifest: Mapping[str, Any], *, verify: bool) -> bool:
-    """Return whether the files of the records are whole.
-
-    Args:
-      out: folder of the records.
-      manifest: what their sizes and checksums should be.
-      verify: also compare the checksums of the record files, which takes hours for terabytes.
-    """
-    if not has_records(out):
-        return False
-    try:
-        Components.load(out)
-        check_metadata(out)
-        for name, checksum in manifest.get("metadata", {}).items():
-            _check_content(dataset_dir(out) / name, checksum)
-        for name, file in manifest["files"].items():
-            path = dataset_dir(out) / name
-            size = path.stat().st_size if path.is_file() else None
-            # Manifests of earlier versions list no sizes.
-            if size is None or size != file.get("size", size):
-                raise FlowleyError(f"{path}: is missing, or its size has changed")
-            if verify:
-                _check_content(path, file.get("sha256"))
-    except FlowleyError as problem:
-        print(f"{problem}; the records are written again")
-        return False
-    return True
-
-
-def _check_content(path: Path, checksum: Any) -> None:
-    if sha256(path) != checksum:
-        raise FlowleyError(f"{path}: its content has changed")
-
-
-def _check_settings(out: Path, manifest: Mapping[str, Any], components: RecordComponents) -> None:
-    if manifest["settings_identity"] == digest(components.identity):
-        return
-    stored, now = map(_with_chosen, (manifest["settings"], dataclasses.asdict(components.settings)))
-    changed = [
-        f"{name} was {stored.get(name)!r}, is now {value!r}"
-        for name, value in now.items()
-        if stored.get(name) != value
-    ]
-    listed = "; ".join(changed) or "weights, or the version of a component, have changed"
-    raise FlowleyError(f"{out}: has records with different settings ({listed}); choose another folder")
-
-
-def _with_chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with the components that they choose by their default or by `published`."""
-    names = {field.name for field in dataclasses.fields(RecordSettings)}
-    typed = RecordSettings(**{name: value for name, value in settings.items() if name in names})
-    chosen = {role.removesuffix("_encoder"): typed.component(role) for role in ROLES}
-    return {**settings, **chosen, "published": ""}
 
 
 def _read_known_captions(
@@ -501,7 +382,7 @@ def _report_rejections(path: Path, clips: Sequence[KeyedClip], rejections: _Reje
         print("(--config.seconds sets the length of the clips; --config.pad_seconds pads shorter ones)")
     if rejections.captions:
         print(f"{len(rejections.captions)} captions from other sources cannot be used; see {path}")
-    lines = [_REJECTED_HEADER]
+    lines = [REJECTED_HEADER]
     for keyed in clips:
         clip, listed = keyed.table_clip, []
         if clip.id in rejections.clips:

@@ -1,6 +1,6 @@
 """Keep a training on a TPU slice until it is finished, whatever happens to the slice and to the connection.
 
-Each round reads the state of the slice anew and does the one thing that it calls for. A command that fails
+Each round reads the state of the slice again and does the one thing that it calls for. A command that fails
 therefore does no harm: the next round finds out what it did. What is repeated without success is counted,
 and ends the watch.
 """
@@ -96,7 +96,7 @@ def watch(
 
 @dataclasses.dataclass(kw_only=True)
 class _Watcher:
-    """What a watch knows.
+    """State of a watch.
 
     Attributes:
       state: state of the slice as far as known.

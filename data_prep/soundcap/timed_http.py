@@ -18,7 +18,7 @@ def timed_handlers() -> tuple[urllib.request.BaseHandler, ...]:
 
 
 class _TimedReader(io.RawIOBase):
-    """What a socket receives until its timeout has passed once in all."""
+    """Reader of a socket; the timeout holds for all reads together, not for each one."""
 
     def __init__(self, received: socket.socket):
         self._socket, self._raw = received, received.makefile("rb", buffering=0)

@@ -241,8 +241,8 @@ def timed_frames(
       container: the open file.
       stream: its video stream.
       path: path of the file, for messages.
-      until: do not decode what is shown from this time on. If the video goes on after it, the last picture is
-        yielded once more, with this time.
+      until: do not decode what is shown from this time on. If the video continues after it, the last picture
+        is yielded once more, with this time.
 
     Raises:
       MediaError: a picture is too large, or damaged.

@@ -101,7 +101,7 @@ def check_picture(path: Path, out_path: Path) -> None:
 
 
 class _Packets:
-    """What the packets of a picture tell about whether they can be copied.
+    """Facts about the packets of a picture that decide whether they can be copied.
 
     The edit list of a .mp4 or .mov file may hide pictures: one that was cut without encoding begins at a key
     frame before the cut, so that the pictures after the cut can be decoded.

@@ -230,7 +230,7 @@ def _channels(
     for frame in decoded(demuxed(container, stream, path), stream, path, start, needed=seconds):
         time = None if frame.pts is None else float(frame.pts * frame.time_base - start)
         if limit is not None and (end if time is None else time) >= limit:
-            # The sound goes on, so up to the limit there is silence at least.
+            # The sound continues, so up to the limit there is silence at least.
             yield limit, frame.sample_rate, np.zeros((1, 0), np.float32)
             return
         # A resampler takes frames of one kind only.

@@ -24,7 +24,7 @@ _UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 _SHOWN_CHARACTERS = 200
 # Waits before a read that failed for a passing reason is tried again.
 RETRY_SECONDS = (1.0, 4.0)
-# A part that is not there makes a checkpoint a damaged one.
+# A checkpoint with a missing part is damaged.
 _MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 # Codes of TensorStore and XLA for anything but wrong bytes.
 _SYSTEM_STATUS = (

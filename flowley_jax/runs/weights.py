@@ -179,7 +179,7 @@ def starting_weights(start: StartConfig, config: ModelConfig, components: Compon
     found, records = weights.latent_space, components.latent_space
     if start.any_codec and found != records:
         log.warning(
-            "start.weights=%s: for latents of %s; the records have those of %s, which must be learned anew",
+            "start.weights=%s: for latents of %s; the records have those of %s, which must be learned again",
             *(path, found or "an unknown codec", records),
         )
         weights.constants["latent_mean"].set_value(jnp.asarray(components.latent_mean))
@@ -188,7 +188,7 @@ def starting_weights(start: StartConfig, config: ModelConfig, components: Compon
         run = path if path.is_dir() else "RUN"
         hint = (
             f"prepare the clips with data_prep.extract --codec-from {run}, or let these weights learn the "
-            "latents anew with start.any_codec=True"
+            "latents again with start.any_codec=True"
         )
         check_latent_space(found, records, what=f"start.weights={path}", where="the records", hint=hint)
     return dataclasses.replace(weights, latent_space=records)

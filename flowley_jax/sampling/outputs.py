@@ -40,13 +40,13 @@ from flowley_jax.sampling.sampler import Clip, EncodedClip, Sampler, batches
 log = logging.getLogger(__name__)
 # Clips whose features are in memory at once.
 GROUP = 32
-# A temporary file beside the file `--out` is no longer written to if it has not changed for a day.
+# A temporary file next to the file `--out` is no longer written to if it has not changed for a day.
 _ABANDONED_SECONDS = 86_400.0
 # Suffixes that no folder has by intention.
 _OTHER_MEDIA = (*VIDEO_SUFFIXES, ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".gif")
 # Videos whose picture ends this long before the file are mentioned: they may be incomplete downloads.
 _NOTED_SECONDS = 0.5
-# What a clip can fail with while the program goes on; JAX reports memory that runs out with the last one.
+# Errors of one clip, after which the others are sampled; JAX reports memory that runs out with the last one.
 _CLIP_ERRORS = (FlowleyError, OSError, MemoryError, jax.errors.JaxRuntimeError)
 
 

@@ -30,7 +30,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to do.
+    """Clips by what is to be done with them.
 
     Attributes:
       todo: clips to sample.

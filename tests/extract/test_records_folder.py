@@ -10,10 +10,10 @@ import shell
 import unusable
 from apache_beam.options.pipeline_options import PipelineOptions
 
-import data_prep.records
 from data_prep.beam_runner import DEFAULT_OPTIONS, check_options
 from data_prep.record_files import ShardTask, _is_written
 from data_prep.records import RunOptions, prepare_records
+from data_prep.records_manifest import read_manifest
 from flowley_jax.common.files import partial_name
 from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.record import open_records
@@ -49,7 +49,7 @@ def test_a_manifest_cut_at_any_byte_is_no_obstacle(made, again):
     content = path.read_bytes()
     for length in (*range(0, len(content) - 1, 41), len(content) - 2):
         path.write_bytes(content[:length])
-        assert data_prep.records._read_manifest(out) is None
+        assert read_manifest(out) is None
     assert prepare() == made[3]
     assert path.read_bytes() == content
 

@@ -98,7 +98,7 @@ def test_training_from_weights_of_another_codec_is_refused(source, records, othe
 def test_weights_may_learn_another_codec_if_that_is_asked_for(source, other_records, caplog):
     theirs = Components.load(other_records)
     start = starting_weights(_start(source, any_codec=True), tiny.MODEL, theirs)
-    assert "must be learned anew" in caplog.text
+    assert "must be learned again" in caplog.text
     assert start.latent_space == theirs.latent_space
     # The statistics belong to the codec; the other weights stay.
     np.testing.assert_array_equal(start.constants["latent_mean"][...], theirs.latent_mean)
