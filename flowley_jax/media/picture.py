@@ -78,8 +78,7 @@ def add_picture(
         return _copied(source, stream, _add_copy(container, stream), path, packets.removed)
     else:
         raise FlowleyError(f"{out_path}: cannot hold {path}'s {codec} video; {', '.join(holders)} can")
-    log.info("%s: its picture is encoded in H.264 instead of copied, because %s", path, reason)
-    return _encoded(container, source, stream, path)
+    return _encoded(container, source, stream, path, reason)
 
 
 def check_picture(path: Path, out_path: Path) -> None:
@@ -236,7 +235,7 @@ def _packets(source, stream, path: Path) -> Iterator[av.Packet]:
         yield from demuxed(source, stream, path)
 
 
-def _encoded(container, source, stream, path: Path) -> Iterator[av.Packet]:
+def _encoded(container, source, stream, path: Path, reason: str) -> Iterator[av.Packet]:
     """Add a stream of H.264, and return an iterator of its packets."""
     video = container.add_stream("libx264", rate=frame_rate(stream) or 25)
     frames = _upright_frames(source, stream, path)
@@ -247,10 +246,12 @@ def _encoded(container, source, stream, path: Path) -> Iterator[av.Packet]:
     video.height, video.width = (max(2, length // 2 * 2) for length in first.shape[:2])
     video.pix_fmt, video.codec_context.time_base = "yuv420p", _CLOCK
     video.options = {"crf": _CRF, "preset": "veryfast"}
-    return _encode(video, itertools.chain([(time, first)], frames))
+    return _encode(video, itertools.chain([(time, first)], frames), path, reason)
 
 
-def _encode(video, frames) -> Iterator[av.Packet]:
+def _encode(video, frames, path: Path, reason: str) -> Iterator[av.Packet]:
+    # Here and not earlier: `check_picture` takes no packet.
+    log.info("%s: its picture is encoded in H.264 instead of copied, because %s", path, reason)
     latest = -1
     for time, image in frames:
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")

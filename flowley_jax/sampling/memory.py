@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.media.read import probe
 
 GIB = 2**30
 _MEMINFO = Path("/proc/meminfo")
@@ -33,18 +32,17 @@ def check_memory(needed: int, free: int | None, what: str) -> None:
         )
 
 
-def check_frames(path: Path, *, fps: float, size: int) -> None:
+def check_frame_memory(path: Path, *, frames: float, size: int) -> None:
     """Check that the frames of a video fit into the host's memory.
 
     Args:
       path: the video.
-      fps: frames per second that are read.
+      frames: number of frames that are read.
       size: height and width that they are resized to.
 
     Raises:
-      FlowleyError: they do not fit, or the file is not readable.
+      FlowleyError: they do not fit.
     """
-    frames = probe(path).duration * fps
     # The list of frames and the array of all are in memory together.
     needed = round(2 * frames * size * size * 3)
     check_memory(needed, free_host_memory(), f"{path}: reading {frames:,.0f} frames")

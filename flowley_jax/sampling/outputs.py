@@ -22,7 +22,7 @@ from flowley_jax.media.read import probe, read_frames
 from flowley_jax.media.write import mux_audio, write_audio
 from flowley_jax.sampling.inputs import InputClip
 from flowley_jax.sampling.made_files import staged
-from flowley_jax.sampling.memory import check_frames
+from flowley_jax.sampling.memory import check_frame_memory
 from flowley_jax.sampling.plan import (
     WRITTEN_SUFFIXES,
     Job,
@@ -254,9 +254,9 @@ def _check_picture(job: Job, *, in_folder: bool) -> None:
 def _encode(sampler: Sampler, clip: InputClip) -> EncodedClip:
     """Return the features of a clip. Its frames take much more memory, and are gone then."""
     fps, size = sampler.components.video_fps, sampler.components.video_encoder.frame_size
-    check_frames(clip.path, fps=fps, size=size)
-    frames = read_frames(clip.path, fps=fps, size=size)
     stated = probe(clip.path).duration
+    check_frame_memory(clip.path, frames=stated * fps, size=size)
+    frames = read_frames(clip.path, fps=fps, size=size)
     if stated - len(frames) / fps > _NOTED_SECONDS:
         log.info("%s: its picture ends at %.2f s of %.2f s", clip.path, len(frames) / fps, stated)
     return sampler.encode(Clip(id=clip.id, frames=frames, prompt=clip.prompt))
