@@ -27,11 +27,13 @@ class ClipFrames(PretrainedComponent):
       bundle: bundle of a CLIP image encoder, which is read on the first call.
       fps: frames per second of its input.
       dtype: compute type.
+      context: see `VideoEncoder`; every frame is encoded by itself.
     """
 
     name: ClassVar[str] = "clip"
     version: ClassVar[int | None] = 1
     format: ClassVar[str] = "clip"
+    context: ClassVar[int] = 0
 
     bundle: Bundle
     fps: Positive = 8.0

@@ -50,11 +50,13 @@ class PixelEncoder(HostComponent):
     Attributes:
       fps: frames per second of its input.
       frame_size: height and width of a frame in pixels.
+      context: see `VideoEncoder`; differences between frames need the neighbours.
       dim: width of a feature vector; a fixed random projection gives any width but the descriptor's own.
     """
 
     name: ClassVar[str] = "pixels"
     version: ClassVar[int | None] = 1
+    context: ClassVar[int] = 1
 
     fps: Annotated[float, Range(above=0, most=1000)] = 24.0
     frame_size: Annotated[int, Range(least=2 * _PROFILE_CELLS, most=4096)] = 96

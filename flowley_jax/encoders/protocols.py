@@ -1,7 +1,7 @@
 """Protocols of video encoders and text encoders."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,7 +25,10 @@ class VideoEncoder(Component, Protocol):
       dim: width of a feature vector.
       fps: frames per second of its input.
       frame_size: height and width of its input in pixels.
+      context: number of frames before and after a frame, where there are any, that its features depend on.
     """
+
+    context: ClassVar[int]
 
     @property
     def dim(self) -> int: ...

@@ -27,6 +27,10 @@ MAX_JUMP = 60.0
 MAX_PIXELS = 2**26
 # The most pictures that any codec decodes before one that is shown earlier.
 _MAX_REORDERED = 16
+# If a picture is nearer than this, decoding up to it is faster than a seek to the key frame before it.
+SEEK_SECONDS = 15.0
+# Some containers seek by decoding times, which are a little earlier than those of the pictures.
+_SEEK_MARGIN = 1
 # What decoders raise for a damaged packet; that of AAC has codes of its own.
 _DAMAGE = (av.error.InvalidDataError, av.error.UndefinedError)
 
@@ -169,6 +173,31 @@ def check_jump(path: Path, before: Fraction | float, after: Fraction | float) ->
         )
 
 
+def picture_end(stream, time: Fraction, frame: av.VideoFrame) -> Fraction:
+    """Return when a picture that is shown at `time` is over, in seconds from the file's start.
+
+    The last picture of a transport stream has no duration; it gets the usual one.
+    """
+    if frame.duration:
+        return time + frame.duration * stream.time_base
+    return time + 1 / (frame_rate(stream) or Fraction(25))
+
+
+def check_start(path: Path, start: float, over: Fraction) -> None:
+    """Check that a part starts before the picture is over.
+
+    Args:
+      path: the file, for the message.
+      start: start of the part, in seconds from the file's start.
+      over: end of the last picture.
+
+    Raises:
+      MediaError: it starts then or later.
+    """
+    if start and start >= over:
+        raise MediaError(f"{path}: its picture ends at {float(over):.2f} s, before the start at {start:g} s")
+
+
 def demuxed(container: av.container.InputContainer, streams: Any, path: Path) -> Iterator[av.Packet]:
     """Yield the packets of one stream or several, and end where the rest of the file cannot be read."""
     try:
@@ -229,7 +258,7 @@ def _end_of(stream) -> av.Packet:
 
 
 def timed_frames(
-    container, stream, path: Path, *, until: float | None = None
+    container, stream, path: Path, *, until: Fraction | float | None = None
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Decode a video stream, and yield each picture with its time in seconds from the file's start.
 
@@ -265,6 +294,40 @@ def timed_frames(
         yield time, frame
     if until is not None and packets.go_on and frame is not None and time < until:
         yield Fraction(until), frame
+
+
+def frames_from(
+    container, stream, time: Fraction | float, path: Path, *, until: Fraction | float | None = None
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Decode a video stream as `timed_frames` does, but from shortly before a time on.
+
+    Args:
+      container: the open file.
+      stream: its video stream.
+      time: seconds from the file's start. The first picture is shown then or earlier; only if the file has
+        none there, it is the stream's first one.
+      path: path of the file, for messages.
+      until: as for `timed_frames`.
+
+    Raises:
+      MediaError: a picture is too large, or damaged.
+    """
+    # Of an MPEG program stream, FFmpeg guesses most times from those before.
+    if time <= SEEK_SECONDS or container.format.name == "mpeg":
+        return timed_frames(container, stream, path, until=until)
+    start = file_start(container)
+    # Streams without an index may be entered where nothing can be decoded.
+    with contextlib.suppress(av.error.FFmpegError, MediaError):
+        container.seek(int((start + Fraction(time) - _SEEK_MARGIN) * av.time_base))
+        frames = timed_frames(container, stream, path, until=until)
+        for shown, frame in frames:
+            if shown > time or (frame.pts is None and frame.dts is None):
+                break
+            # Pictures before it may need others that were not read.
+            if frame.key_frame:
+                return itertools.chain([(shown, frame)], frames)
+    container.seek(int(start * av.time_base))
+    return timed_frames(container, stream, path, until=until)
 
 
 def has_decoding_times_only(container: av.container.InputContainer) -> bool:

@@ -17,13 +17,15 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.media.inputs import (
     MediaError,
     check_jump,
+    check_start,
     demuxed,
     file_start,
     frame_rate,
+    frames_from,
     has_decoding_times_only,
     open_input,
+    picture_end,
     read_errors,
-    timed_frames,
     video_stream,
 )
 
@@ -45,6 +47,9 @@ def add_picture(
     stream,
     path: Path,
     out_path: Path,
+    *,
+    start: float = 0.0,
+    end: float | None = None,
 ) -> Iterator[av.Packet]:
     """Add a stream for the picture of a video, and return an iterator of its packets.
 
@@ -54,13 +59,18 @@ def add_picture(
       stream: its video stream.
       path: path of the video, for messages.
       out_path: path of the new file, whose suffix is one of MUX_SUFFIXES in any case.
+      start, end: the part to take, in seconds from the file's start; None for the picture's end.
 
     Returns:
-      Packets with times that start at the file's start, in the time base of the container.
+      Packets with times that start at the file's start or at `start`, in the time base of the container.
 
     Raises:
-      FlowleyError: the container cannot hold the picture, but another one can.
+      FlowleyError: the container cannot hold the picture, but another one can; or the picture ends before
+        `start`.
     """
+    if start or end is not None:
+        part = start, end
+        return _encoded(container, source, stream, path, "only a part of it is taken", *part)
     suffix, codec = out_path.suffix.lower(), stream.codec.canonical_name
     holders = [] if codec in _ANIMATIONS else [other for other in _FORMATS if _holds(other, stream)]
     packets = _Packets(source, stream, path, hides_start=suffix != ".mkv")
@@ -81,22 +91,24 @@ def add_picture(
     return _encoded(container, source, stream, path, reason)
 
 
-def check_picture(path: Path, out_path: Path) -> None:
+def check_picture(path: Path, out_path: Path, *, start: float = 0.0, end: float | None = None) -> None:
     """Check that `mux_audio` can take the picture of a video into a file; nothing is written.
 
     Args:
       path: the video.
       out_path: the file, whose suffix is one of MUX_SUFFIXES in any case.
+      start, end: the part to take, as for `add_picture`.
 
     Raises:
-      FlowleyError: the video cannot be read, or the container cannot hold the picture.
+      FlowleyError: the video cannot be read, its picture ends before `start`, or the container cannot hold
+        the picture.
     """
     name = _FORMATS[out_path.suffix.lower()]
     with open_input(path) as source, av.open(io.BytesIO(), "w", format=name) as container:
         stream = video_stream(source)
         if stream is None:
             raise MediaError(f"{path}: has no video stream", "no_video")
-        add_picture(container, source, stream, path, out_path)
+        add_picture(container, source, stream, path, out_path, start=start, end=end)
 
 
 class _Packets:
@@ -235,10 +247,12 @@ def _packets(source, stream, path: Path) -> Iterator[av.Packet]:
         yield from demuxed(source, stream, path)
 
 
-def _encoded(container, source, stream, path: Path, reason: str) -> Iterator[av.Packet]:
+def _encoded(
+    container, source, stream, path: Path, reason: str, start: float = 0.0, end: float | None = None
+) -> Iterator[av.Packet]:
     """Add a stream of H.264, and return an iterator of its packets."""
     video = container.add_stream("libx264", rate=frame_rate(stream) or 25)
-    frames = _upright_frames(source, stream, path)
+    frames = _upright_frames(source, stream, path, Fraction(start), None if end is None else Fraction(end))
     time, first = next(frames, (Fraction(0), None))
     if first is None:
         raise MediaError(f"{path}: its video stream has no frame")
@@ -262,13 +276,29 @@ def _encode(video, frames, path: Path, reason: str) -> Iterator[av.Packet]:
     yield from video.encode(None)
 
 
-def _upright_frames(source, stream, path: Path) -> Iterator[tuple[Fraction, np.ndarray]]:
-    shown = Fraction(0)
+def _upright_frames(
+    source, stream, path: Path, start: Fraction, end: Fraction | None
+) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """Yield the pictures shown from `start` until `end`, each with the time after `start`."""
+    waiting, shown, step = None, Fraction(0), 1 / (frame_rate(stream) or Fraction(25))
     with read_errors(path):
-        for time, frame in timed_frames(source, stream, path):
-            check_jump(path, shown, time)
+        for time, frame in frames_from(source, stream, start, path, until=end):
+            if waiting or time > start:
+                check_jump(path, shown, time if end is None else min(time, end))
             if time < shown:
                 continue
-            shown = time
-            image = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-            yield time, np.ascontiguousarray(image)
+            if waiting and time > start:
+                yield max(Fraction(0), shown - start), _upright(waiting)
+            if end is not None and time >= end:
+                # The encoder ignores how long a picture stays, so one that stays until the end is repeated.
+                if waiting and end - max(shown, start) > 2 * step:
+                    yield end - step - start, _upright(waiting)
+                return
+            waiting, shown = frame, time
+        if waiting:
+            check_start(path, float(start), picture_end(stream, shown, waiting))
+            yield max(Fraction(0), shown - start), _upright(waiting)
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))

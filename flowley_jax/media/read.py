@@ -5,28 +5,31 @@ late is preceded by its first picture or by silence, and lost packets leave sile
 """
 
 import dataclasses
-import fractions
 import itertools
+import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
-import av.error
-import av.filter
 import numpy as np
 import soxr
 from PIL import Image
 
 from flowley_jax.media.inputs import (
+    SEEK_SECONDS,
     MediaError,
     audio_stream,
     check_jump,
     check_picture_size,
+    check_start,
     decoded,
     demuxed,
     file_start,
     frame_rate,
+    frames_from,
     open_input,
+    picture_end,
     required_stream,
     timed_frames,
     video_stream,
@@ -38,11 +41,11 @@ SILENT_PEAK = 1e-6
 NORMALISED_PEAK = 0.95
 # Sound to read past the end, so that the resampler's filter has all its input. The filter is much shorter.
 _RESAMPLER_MARGIN = 1.0
-# If the next frame is nearer than this, decoding up to it is faster than a seek to the key frame before it.
-_SEEK_SECONDS = 15.0
 # Limits of what is held in memory: bytes of the returned frames, and seconds of sound.
 _MAX_FRAME_BYTES = 8 * 2**30
 _MAX_SOUND_SECONDS = 4 * 3600.0
+# Starts of parts are rounded to fractions with denominators up to this one.
+_START_DENOMINATOR = 1_000_000
 _SAMPLE_RATES = (1_000, 768_000)
 # Full scale is 1; files of floats may hold more, but not as much as this.
 _MAX_SAMPLE = 1e6
@@ -108,21 +111,75 @@ def read_frames(
       MediaError: the file is missing, unreadable, or has no video stream or no frame; without `size`, its
         pictures have several sizes; or its frames need more memory than is allowed.
     """
-    path = Path(path)
-    limit = None if seconds is None else round(seconds * fps)
     frames: list[np.ndarray] = []
+    for image in _images(Path(path), fps=fps, size=size, start=0.0, end=seconds):
+        if (len(frames) + 1) * image.nbytes > _MAX_FRAME_BYTES:
+            raise MediaError(
+                f"{path}: its frames need more than {_MAX_FRAME_BYTES / 2**30:g} GiB of memory; "
+                "cut it into parts"
+            )
+        frames.append(image)
+    return np.stack(frames)
+
+
+def frame_blocks(
+    path: str | Path,
+    *,
+    fps: float,
+    size: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    block: int = 256,
+) -> Iterator[np.ndarray]:
+    """Yield the frames of `read_frames`, or a part of them, in blocks of which one is in memory at a time.
+
+    Frame n is the one shown at `start` + n / `fps`, so a start at a multiple of 1 / `fps` gives the frames
+    that `read_frames` gives from there on.
+
+    Args:
+      fps: frames per second.
+      size: as for `read_frames`.
+      start: beginning of the part, in seconds from the file's start.
+      end: end of the part; None for the picture's end, which is also the end of a part that is longer.
+      block: number of frames of every block but the last one, which may have fewer.
+
+    Yields:
+      uint8 (at most `block`, H, W, 3), RGB.
+
+    Raises:
+      MediaError: the file is missing, unreadable, or has no video stream or no frame; its picture ends before
+        `start`; or, without `size`, its pictures have several sizes.
+    """
+    images = _images(Path(path), fps=fps, size=size, start=start, end=end)
+    while frames := list(itertools.islice(images, block)):
+        yield np.stack(frames)
+
+
+def frame_count(path: str | Path, *, fps: float, start: float = 0.0, end: float | None = None) -> int:
+    """Return the number of frames that `frame_blocks` yields, as the file's header tells it.
+
+    No picture is decoded. A file that is damaged has fewer frames; so may one whose header states no length
+    of the picture, if its sound lasts longer.
+
+    Args:
+      fps, start, end: as for `frame_blocks`.
+
+    Raises:
+      MediaError: the file is missing, unreadable, or has no video stream; or its picture ends before `start`.
+    """
+    path = Path(path)
     with open_input(path) as container:
         stream = required_stream("video", container, path)
-        for frame, rotation in _at_rate(container, stream, fps, path, seconds):
-            image = np.rot90(frame.to_ndarray(format="rgb24"), rotation // 90)
-            image = _resized(image, size) if size else image
-            _check_frames(path, frames, image)
-            frames.append(image)
-            if limit is not None and len(frames) >= limit:
-                break
-    if not frames:
-        raise MediaError(f"{path}: its video stream has no frame", "unreadable")
-    return np.stack(frames)
+        over = Fraction(_duration(path, container))
+        if stream.duration:
+            ticks = (stream.start_time or 0) + stream.duration
+            exact = ticks * stream.time_base - file_start(container)
+            over = round(exact / stream.time_base) * stream.time_base
+    check_start(path, start, over)
+    rate = Fraction(fps).limit_denominator(1001)
+    begin = Fraction(start).limit_denominator(_START_DENOMINATOR)
+    frames = max(1, math.floor((over - begin) * rate + Fraction(1, 2)))
+    return frames if end is None else min(frames, max(1, round((end - start) * fps)))
 
 
 def read_frames_at(path: str | Path, shares: Sequence[float]) -> list[np.ndarray]:
@@ -258,90 +315,85 @@ def _check_rate(path: Path, rate: int) -> None:
         raise MediaError(f"{path}: has {rate} samples per second, expected {low:,} to {high:,}")
 
 
-def _check_frames(path: Path, frames: Sequence[np.ndarray], image: np.ndarray) -> None:
-    """Check that another frame fits those before it, and that all fit into memory."""
-    if frames and image.shape != frames[0].shape:
-        (height, width), (new_height, new_width) = frames[0].shape[:2], image.shape[:2]
+def _images(
+    path: Path, *, fps: float, size: int | None, start: float, end: float | None
+) -> Iterator[np.ndarray]:
+    """Yield at least one upright frame (H, W, 3); see `frame_blocks` for the arguments and errors."""
+    limit, shape = None if end is None else max(1, round((end - start) * fps)), None
+    with open_input(path) as container:
+        stream = required_stream("video", container, path)
+        for frame, rotation in itertools.islice(_at_rate(container, stream, fps, path, start, end), limit):
+            image = np.rot90(frame.to_ndarray(format="rgb24"), rotation // 90)
+            image = _resized(image, size) if size else image
+            _check_shape(path, shape or image.shape, image.shape)
+            shape = image.shape
+            yield image
+
+
+def _check_shape(path: Path, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    if before != after:
+        (height, width), (new_height, new_width) = before[:2], after[:2]
         raise MediaError(
             f"{path}: its picture changes from {width}×{height} to {new_width}×{new_height} pixels"
-        )
-    if (len(frames) + 1) * image.nbytes > _MAX_FRAME_BYTES:
-        raise MediaError(
-            f"{path}: its frames need more than {_MAX_FRAME_BYTES / 2**30:g} GiB of memory; cut it into parts"
         )
 
 
 def _at_rate(
-    container, stream, fps: float, path: Path, seconds: float | None
+    container, stream, fps: float, path: Path, start: float, end: float | None
 ) -> Iterator[tuple[av.VideoFrame, int]]:
     """Yield frames at a rate, each with the degrees counterclockwise that turn it upright.
 
-    The caller takes no frame after `seconds`, so a longer jump of the time stamps does no harm.
+    Like FFmpeg's `fps` filter, frame n is the last picture whose time, in frames, rounds to n or less; halves
+    are rounded up, and a late first picture is repeated. That filter has no exact start.
+
+    The caller takes no frame after `end`, so a longer jump of the time stamps does no harm.
     """
-    if stream.format is None:
-        # The header of a file that was cut short may lack the stream's parameters.
-        return
-    graph = av.filter.Graph()
-    source = graph.add_buffer(template=stream)
-    exact_fps = fractions.Fraction(fps).limit_denominator(1001)
-    # From the file's start on: a late picture is repeated, an early one cut.
-    rate = graph.add("fps", f"fps={exact_fps}:start_time=0")
-    sink = graph.add("buffersink")
-    source.link_to(rate)
-    rate.link_to(sink)
-    graph.configure()
-    rotation, shown = None, fractions.Fraction(0)
-    for time, frame in timed_frames(container, stream, path, until=seconds):
+    rate = Fraction(fps).limit_denominator(1001)
+    # Multiples of 1 / rate, which a float may miss.
+    begin = Fraction(start).limit_denominator(_START_DENOMINATOR)
+
+    def number(time: Fraction) -> int:
+        # The file's start is rounded to microseconds, which the stream's clock takes back.
+        exact = round(time / stream.time_base) * stream.time_base
+        return math.floor((exact - begin) * rate + Fraction(1, 2))
+
+    count, picture, shown, over = 0, None, Fraction(0), Fraction(0)
+    # The header of a file that was cut short may lack the stream's parameters.
+    frames = frames_from(container, stream, begin, path, until=end) if stream.format else iter(())
+    for time, frame in frames:
         check_picture_size(path, frame.width, frame.height)
-        check_jump(path, shown, time if seconds is None else min(time, seconds))
+        if picture or time > begin:
+            check_jump(path, shown, time if end is None else min(time, end))
         if time < shown:
             # An overlap: the pictures before it are kept.
             continue
-        rotation, shown = frame.rotation, time
-        frame.pts = round(time / stream.time_base)
-        # Otherwise the last picture of a transport stream would have no duration, and be left out.
-        frame.duration = frame.duration or round(1 / ((frame_rate(stream) or 25) * stream.time_base))
-        source.push(frame)
-        yield from ((out, rotation) for out in _pull(sink))
-    if rotation is not None:
-        source.push(None)
-        yield from ((out, rotation) for out in _pull(sink))
+        while picture and count < number(time):
+            yield picture
+            count += 1
+        picture, shown = (frame, frame.rotation), time
+        over = picture_end(stream, time, frame)
+    if picture:
+        check_start(path, start, over)
+    # A part that begins in the last half of a frame has that frame.
+    least = 1 if start else 0
+    while picture and count < max(least, number(over)):
+        yield picture
+        count += 1
+    if not count:
+        raise MediaError(f"{path}: its video stream has no frame", "unreadable")
 
 
 def _frames_from(container, stream, times: Sequence[float], path: Path) -> Iterator[av.VideoFrame]:
     """Yield the first frame at or after each of several ascending times in seconds from the file's start."""
     frames, reached = timed_frames(container, stream, path), 0.0
     for time in times:
-        if time - reached > _SEEK_SECONDS:
-            frames = _frames_before(container, stream, time, path)
+        if time - reached > SEEK_SECONDS:
+            frames = frames_from(container, stream, time, path)
         frame = next((frame for shown, frame in frames if shown >= time), None)
         if frame is None:
             return
         yield frame
         reached = time
-
-
-def _frames_before(
-    container, stream, time: float, path: Path
-) -> Iterator[tuple[fractions.Fraction, av.VideoFrame]]:
-    """Seek, and return timed frames that begin no later than `time`."""
-    start = file_start(container)
-    for target in (start + fractions.Fraction(time), start):
-        container.seek(int(target * av.time_base))
-        frames = timed_frames(container, stream, path)
-        first = next(frames, None)
-        # Streams without an index may be entered after the key frame.
-        if first and (first[0] <= time or target == start):
-            return itertools.chain([first], frames)
-    return iter(())
-
-
-def _pull(sink) -> Iterator[av.VideoFrame]:
-    while True:
-        try:
-            yield sink.pull()
-        except (av.error.BlockingIOError, av.error.EOFError):
-            return
 
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:

@@ -14,12 +14,11 @@ import soundfile
 
 from flowley_jax.common.files import atomic_write
 from flowley_jax.errors import FlowleyError
+from flowley_jax.media.aac import audio_frames, encode_below_ceiling
 from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES, has_suffix
 from flowley_jax.media.inputs import ffmpeg_name, open_input, required_stream
+from flowley_jax.media.level import limited_blocks
 from flowley_jax.media.picture import add_picture
-
-# Samples of one AAC frame.
-AAC_FRAME = 1024
 
 
 def write_video(
@@ -38,7 +37,7 @@ def write_video(
       path: file to write: .mp4, .mkv or .mov.
       frames: uint8 (T, H, W, 3) RGB with even H and W.
       fps: frames per second.
-      audio: float32 (N,) or (N, C) in [-1, 1]; None for a silent video.
+      audio: float32 (N,) or (N, C) in [-1, 1], written at its own level; None for a silent video.
       sample_rate: sample rate of `audio` in Hz.
       crf, preset: x264's quality and speed.
 
@@ -57,25 +56,35 @@ def write_video(
             sound.options = {"aac_coder": "fast"}
         packets = [_picture_packets(video, frames)]
         if sound is not None and audio is not None:
-            packets.append(_sound_packets(sound, audio))
+            packets.append(_exact_sound_packets(sound, audio))
         _mux(container, *packets)
 
 
-def mux_audio(video_path: str | Path, audio: np.ndarray, sample_rate: int, out_path: str | Path) -> None:
+def mux_audio(
+    video_path: str | Path,
+    audio: np.ndarray,
+    sample_rate: int,
+    out_path: str | Path,
+    *,
+    start: float = 0.0,
+    end: float | None = None,
+) -> None:
     """Copy a video without re-encoding its picture, with `audio` in place of its own sound.
 
-    The sound starts at the start of the file. `out_path` may be `video_path`. Pictures that no container with
-    sound can hold, such as those of a .gif, are encoded in H.264, and the log says so.
+    The sound starts at the start of the file, or of the part. `out_path` may be `video_path`. A part of a
+    picture, and pictures that no container with sound can hold, such as those of a .gif, are encoded in
+    H.264, and the log says so.
 
     Args:
       video_path: video to copy the picture of.
-      audio: float32 (N,) or (N, C) in [-1, 1].
+      audio: float32 (N,) or (N, C); its true peak is limited to -1 dB.
       sample_rate: sample rate of `audio` in Hz.
       out_path: file to write: .mp4, .mkv or .mov.
+      start, end: the part of the video to take, in seconds from its start; None for the picture's end.
 
     Raises:
-      FlowleyError: the video cannot be read, its codec does not fit into the new container, or the new file
-        cannot be written. The message names the file.
+      FlowleyError: the video cannot be read, its picture ends before `start`, its codec does not fit into the
+        new container, or the new file cannot be written. The message names the file.
     """
     video_path, out_path = Path(video_path), Path(out_path)
     _check_suffix(out_path, MUX_SUFFIXES)
@@ -86,7 +95,7 @@ def mux_audio(video_path: str | Path, audio: np.ndarray, sample_rate: int, out_p
             _refusals(video_path, out_path),
             _container(partial) as container,
         ):
-            picture = add_picture(container, source, stream, video_path, out_path)
+            picture = add_picture(container, source, stream, video_path, out_path, start=start, end=end)
             sound = _audio_stream(container, audio, sample_rate, out_path)
             _mux(container, picture, _sound_packets(sound, audio))
 
@@ -111,14 +120,19 @@ def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
 
     Args:
       path: file to write.
-      audio: float (N,) or (N, C); clipped to [-1, 1].
+      audio: float (N,) or (N, C); its true peak is limited to -1 dB.
       sample_rate: Hz.
 
     Raises:
       FlowleyError: the suffix is neither .wav nor .flac, or the file cannot be written.
     """
-    with _writing(Path(path), AUDIO_SUFFIXES) as partial:
-        soundfile.write(partial, np.clip(audio, -1.0, 1.0), sample_rate, subtype="PCM_16")
+    channels = 1 if audio.ndim == 1 else audio.shape[1]
+    with (
+        _writing(Path(path), AUDIO_SUFFIXES) as partial,
+        soundfile.SoundFile(partial, "w", sample_rate, channels, "PCM_16") as file,
+    ):
+        for block in limited_blocks(audio, sample_rate):
+            file.write(block)
 
 
 def _writing(path: Path, suffixes: tuple[str, ...]) -> contextlib.AbstractContextManager[Path]:
@@ -162,14 +176,21 @@ def _picture_packets(stream, frames: np.ndarray) -> Iterator[av.Packet]:
     yield from stream.encode(None)
 
 
-def _sound_packets(stream, audio: np.ndarray) -> Iterator[av.Packet]:
-    planes = np.clip(np.atleast_2d(audio.T), -1.0, 1.0).astype(np.float32)
-    for start in range(0, planes.shape[1], AAC_FRAME):
-        chunk = np.ascontiguousarray(planes[:, start : start + AAC_FRAME])
-        frame = av.AudioFrame.from_ndarray(chunk, format="fltp", layout=stream.layout.name)
-        frame.sample_rate, frame.pts = stream.rate, start
+def _exact_sound_packets(stream, audio: np.ndarray) -> Iterator[av.Packet]:
+    """Encode a sound at its own level, cut at full scale."""
+    for frame in audio_frames([np.clip(audio, -1.0, 1.0)], stream.rate, stream.layout.name):
         yield from stream.encode(frame)
     yield from stream.encode(None)
+
+
+def _sound_packets(stream, audio: np.ndarray) -> Iterator[av.Packet]:
+    """Encode a sound with the true peak of written sounds.
+
+    The encoder of the stream itself is not used, because it could encode the sound only once.
+    """
+    for packet in encode_below_ceiling(audio, stream.rate, stream.layout.name):
+        packet.stream = stream
+        yield packet
 
 
 def _required(sample_rate: int | None) -> int:

@@ -22,6 +22,7 @@ from flowley_jax.common.files import name_errors, write_text
 from flowley_jax.common.jsonl import append_json, read_jsonl
 from flowley_jax.config import TrainConfig
 from flowley_jax.errors import FlowleyError
+from flowley_jax.media.level import limit_true_peak
 from flowley_jax.training.flops import StepRate
 from flowley_jax.training.timing import Timing
 
@@ -140,8 +141,9 @@ class MetricWriter:
         self._board.write(step, *(summary.scalar(name, value) for name, value in values.items()))
 
     def sound(self, step: int, name: str, wave: np.ndarray, sample_rate: int) -> None:
-        """Write a mono wave (N,) in [-1, 1]."""
-        self._board.write(step, summary.audio(name, np.clip(wave, -1.0, 1.0)[:, None], sample_rate))
+        """Write a mono wave (N,), with its true peak limited as in files."""
+        limited = limit_true_peak(wave, sample_rate)
+        self._board.write(step, summary.audio(name, limited[:, None], sample_rate))
 
     def picture(self, step: int, name: str, mel: np.ndarray) -> None:
         """Write a log-mel spectrogram (frames, bins) as a grey picture with the low bins at the bottom."""
