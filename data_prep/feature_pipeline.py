@@ -17,6 +17,7 @@ from data_prep.record_components import RecordComponents
 from data_prep.rejection import Reason, Rejection, one_line
 from data_prep.settings import OptionalStream, RecordSettings
 from data_prep.worker_pool import WorkerPool
+from flowley_jax.audio.level_bounds import level_maxima
 from flowley_jax.errors import FlowleyError
 
 # Items that a worker takes at a time: enough to fill the encoders' batches.
@@ -188,7 +189,10 @@ def _encode_audio(
         # A codec that is fitted to clips encodes these later.
         return [{"log_mel": log_mel} for log_mel in log_mels]
     mean, std = codec.encode_log_mel(_pad_group(np.stack(log_mels)))
-    return [{"audio_mean": mean[row], "audio_std": std[row]} for row in range(len(log_mels))]
+    return [
+        {"audio_mean": mean[row], "audio_std": std[row], "log_mel_max": level_maxima(log_mel, codec.mel)}
+        for row, log_mel in enumerate(log_mels)
+    ]
 
 
 def _encode_video(clip: DecodedClip, components: RecordComponents) -> dict[str, np.ndarray]:

@@ -15,6 +15,8 @@ from data_prep.feature_store import DamagedError, DamagedFiles, FeatureStore
 from data_prep.keyed_clips import KeyedCaption, KeyedClip
 from data_prep.progress import progress_bar
 from data_prep.record_components import RecordComponents
+from flowley_jax.audio.level_bounds import level_maxima
+from flowley_jax.audio.mel import MelConfig
 from flowley_jax.audio.protocols import AudioCodec
 from flowley_jax.common.files import name_errors, sha256, write_text
 from flowley_jax.common.json_files import read_json_object
@@ -45,9 +47,10 @@ def measure_latents(
     *,
     source: str,
 ) -> Components:
-    """Return the components of the records, with the statistics of the latents.
+    """Return the components of the records, with the statistics of the training clips.
 
-    They are the mean and deviation of latents drawn from the posteriors of all training clips.
+    They are the mean and deviation of latents drawn from the posteriors, and `level_maxima`. The
+    latter are None if features of an earlier version lack them.
 
     Args:
       codec: the codec of the records.
@@ -57,11 +60,15 @@ def measure_latents(
       source: name of the clip table.
     """
     count, total, squares = 0, np.zeros(codec.latent_dim), np.zeros(codec.latent_dim)
+    highest: np.ndarray | None = np.full(codec.mel.bins + 1, -np.inf, np.float32)
     for features in _read_features(training, store, "measuring the latents"):
         mean, std = (x.astype(np.float64) for x in posterior(codec, features))
         count += len(mean)
         total += mean.sum(axis=0)
         squares += (np.square(mean) + np.square(std)).sum(axis=0)
+        clip_highest = _log_mel_max(features, codec.mel)
+        both_known = highest is not None and clip_highest is not None
+        highest = np.maximum(highest, clip_highest) if both_known else None
     mean = total / count
     return Components(
         seconds=components.settings.seconds,
@@ -71,6 +78,7 @@ def measure_latents(
         vocoder=components.vocoder_for(codec),
         latent_mean=mean.astype(np.float32),
         latent_std=np.sqrt(np.maximum(squares / count - mean**2, 0.0)).astype(np.float32),
+        log_mel_max=highest,
         source=source,
     )
 
@@ -86,6 +94,13 @@ def posterior(codec: AudioCodec | None, features: Mapping[str, np.ndarray]) -> t
         mean, std = codec.encode_log_mel(features["log_mel"][None])
         return mean[0], std[0]
     return features["audio_mean"], features["audio_std"]
+
+
+def _log_mel_max(features: Mapping[str, np.ndarray], mel: MelConfig) -> np.ndarray | None:
+    """Return `level_maxima` of a clip; features of earlier versions may lack them."""
+    if "log_mel" in features:
+        return level_maxima(features["log_mel"], mel)
+    return features.get("log_mel_max")
 
 
 def _read_features(

@@ -187,6 +187,8 @@ def _write_records(
     store = _feature_store(out, run)
     codec = fit_codec(training, components, store)
     fitted = measure_latents(codec, training, components, store, source=clips.name)
+    if fitted.log_mel_max is None:
+        print("(features of an earlier version lack the highest log-mel values: sounds will not be bounded)")
     dtype = components.settings.feature_dtype
     dims = dataclasses.replace(fitted.dims, feature_dtype=dtype, more_captions=sources)
     # An interrupted run of the same clips finds its finished files here.

@@ -7,12 +7,15 @@ from typing import Annotated, ClassVar
 import librosa
 import numpy as np
 
+from flowley_jax.audio.chunks import in_windows
 from flowley_jax.audio.mel import MelConfig, from_log, mel_basis
 from flowley_jax.audio.protocols import check_log_mels
 from flowley_jax.common.component import HostComponent
 from flowley_jax.common.ranges import Range
 from flowley_jax.common.typed import check_values
 
+# Frames that each window adds to a long sound.
+STRIDE = 2048
 _MOMENTUM = 0.99
 _SEED = 0
 _TINY = 1e-12
@@ -39,8 +42,16 @@ class GriffinLimVocoder(HostComponent):
     def sample_rate(self) -> int:
         return self.mel.sample_rate
 
+    @property
+    def context(self) -> int:
+        """Frames on each side that a sample depends on: frames overlap in each iteration and at the end."""
+        return (self.iterations + 1) * (self.mel.n_fft // self.mel.hop)
+
     def __call__(self, log_mels: np.ndarray) -> np.ndarray:
-        """Turn log-mel frames (B, frames, bins) into aligned waves (B, frames·hop) float32 within [-1, 1].
+        """Turn log-mel frames (B, frames, bins) into aligned waves (B, frames·hop) float32.
+
+        The level is the frames' own, so samples may lie outside [-1, 1]. Long inputs run in windows, so that
+        memory does not grow with the sound.
 
         Raises:
           FlowleyError: the frames have a different number of bins from the front end's.
@@ -49,6 +60,17 @@ class GriffinLimVocoder(HostComponent):
         return np.stack([self._wave(log_mel) for log_mel in log_mels])
 
     def _wave(self, log_mel: np.ndarray) -> np.ndarray:
+        length = STRIDE + 2 * self.context
+
+        def of_frames(indices: np.ndarray) -> np.ndarray:
+            phases = _SEED if len(log_mel) <= length else _PhasesOfFrames(indices[0])
+            return self._wave_of(log_mel[indices[0]], phases)[None]
+
+        # The windows are of indices, because the initial phases depend on them.
+        indices = np.arange(len(log_mel))[None]
+        return in_windows(of_frames, indices, window=length, context=self.context, rate=self.mel.hop)[0]
+
+    def _wave_of(self, log_mel: np.ndarray, phases: "int | _PhasesOfFrames") -> np.ndarray:
         magnitude = magnitude_from_mel(from_log(log_mel.astype(np.float32), self.mel), self.mel)
         # Frame 0 starts `pad` samples before the wave (see mel.py): hence uncentred framing and the cut.
         padded = librosa.griffinlim(
@@ -58,11 +80,28 @@ class GriffinLimVocoder(HostComponent):
             n_fft=self.mel.n_fft,
             center=False,
             momentum=_MOMENTUM,
-            random_state=_SEED,
+            random_state=phases,
         )
-        wave = padded[self.mel.pad : self.mel.pad + len(log_mel) * self.mel.hop]
-        # A wave that would clip is scaled as a whole, because clipping is audible as clicks.
-        return (wave / max(1.0, float(np.abs(wave).max(initial=0.0)))).astype(np.float32)
+        return padded[self.mel.pad : self.mel.pad + len(log_mel) * self.mel.hop].astype(np.float32)
+
+
+class _PhasesOfFrames(np.random.RandomState):
+    """Random state that draws the same initial phases for a frame in every window that holds it."""
+
+    def __init__(self, indices: np.ndarray):
+        """Create the state.
+
+        Args:
+          indices: consecutive frames of a window, counted from the start of the sound.
+        """
+        super().__init__(_SEED)
+        self._start, self._end = int(indices[0]), int(indices[-1]) + 1
+
+    def random(self, size: tuple[int, int]) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return uniform numbers in [0, 1) for the bins and frames of the window, (bins, frames)."""
+        first, last = self._start // STRIDE, (self._end - 1) // STRIDE
+        blocks = [np.random.RandomState(_SEED + i).random((size[0], STRIDE)) for i in range(first, last + 1)]
+        return np.concatenate(blocks, axis=1)[:, self._start - first * STRIDE : self._end - first * STRIDE]
 
 
 def magnitude_from_mel(mel: np.ndarray, config: MelConfig, *, iterations: int = 8) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from flowley_jax.audio.latent_space import LatentSpace
+from flowley_jax.audio.level_bounds import bound_bins, bound_levels
 from flowley_jax.audio.mel import MelConfig
 from flowley_jax.audio.protocols import AudioCodec, Vocoder, latents_for
 from flowley_jax.common.component import Component, check_keys, settings_to_json
@@ -51,6 +52,8 @@ class Components:
       seconds: length of a clip.
       video_encoder, text_encoder, codec, vocoder: see their protocols.
       latent_mean, latent_std: mean and deviation per channel over the training split, (C,) float32.
+      log_mel_max: `level_maxima` of the training split, (bins + 1,) float32, which bound the level of decoded
+        sounds; None if it is not known, as in data sets of earlier versions.
       source: origin of the data set.
     """
 
@@ -61,6 +64,7 @@ class Components:
     vocoder: Vocoder
     latent_mean: np.ndarray
     latent_std: np.ndarray
+    log_mel_max: np.ndarray | None = None
     source: str = ""
 
     def __post_init__(self):
@@ -72,6 +76,7 @@ class Components:
         for name, values in {"mean": self.latent_mean, "std": self.latent_std}.items():
             if not np.isfinite(values).all():
                 raise FlowleyError(f"the latent {name} has values that are not finite")
+        self._check_log_mel_max()
         constant = np.flatnonzero(~(self.latent_std >= _MIN_LATENT_STD))
         if constant.size:
             raise FlowleyError(
@@ -88,9 +93,21 @@ class Components:
                 f"{self.codec.sample_rate} Hz; they must have the same sample rate"
             )
 
+    def _check_log_mel_max(self) -> None:
+        values = (self.codec.mel.bins + 1,)
+        if self.log_mel_max is None:
+            return
+        if self.log_mel_max.shape != values:
+            raise FlowleyError(f"log-mel maximum {self.log_mel_max.shape} must be {values}")
+        if not np.isfinite(self.log_mel_max).all():
+            raise FlowleyError("the log-mel maximum has values that are not finite")
+
     @functools.cached_property
     def identity(self) -> str:
-        """SHA-256 of everything that these components compute, wherever their files are."""
+        """SHA-256 of everything that the latents mean to these components, wherever their files are.
+
+        The bound of decoded sounds is left out, since runs of earlier versions lack it.
+        """
         roles = {role: self.identity_of(role) for role in ROLES}
         content = [self.seconds, roles, self.latent_mean.tolist(), self.latent_std.tolist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -180,8 +197,19 @@ class Components:
         """Encode waves (B, samples) to the mean and deviation of raw latents, each (B, Ta, C) float32."""
         return self.codec.encode(waves)
 
+    def decode_latents(self, latents: np.ndarray) -> np.ndarray:
+        """Decode raw latents (B, Ta, C) to log-mel frames (B, 2·Ta, bins) float32, with bounded bins."""
+        log_mels = self.codec.decode(latents)
+        return log_mels if self.log_mel_max is None else bound_bins(log_mels, self.log_mel_max)
+
+    def vocode(self, log_mels: np.ndarray) -> np.ndarray:
+        """Turn the log-mel frames of whole sounds, (B, frames, bins), into waves (B, N) of bounded level."""
+        if self.log_mel_max is not None:
+            log_mels = bound_levels(log_mels, self.log_mel_max, self.codec.mel)
+        return self.vocoder(log_mels)
+
     def decode_audio(self, latents: np.ndarray, *, seconds: float | None = None) -> np.ndarray:
-        """Decode raw latents to waves.
+        """Decode raw latents of whole sounds to waves, by `decode_latents` and `vocode`.
 
         Args:
           latents: latents (B, Ta, C) without standardisation.
@@ -190,7 +218,7 @@ class Components:
         Returns:
           Waves (B, samples) float32.
         """
-        waves = self.vocoder(self.codec.decode(latents))
+        waves = self.vocode(self.decode_latents(latents))
         return waves if seconds is None else waves[:, : round(seconds * self.sample_rate)]
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -226,6 +254,7 @@ class Components:
             raise FlowleyError(f"{path}: {error}") from error
 
     def _to_json(self, folder: Path) -> dict[str, Any]:
+        bound = {} if self.log_mel_max is None else {"log_mel_max": self.log_mel_max.tolist()}
         return {
             "version": _VERSION,
             "source": self.source,
@@ -236,6 +265,7 @@ class Components:
             "vocoder": self.vocoder.to_json(folder),
             "latent_mean": self.latent_mean.tolist(),
             "latent_std": self.latent_std.tolist(),
+            **bound,
         }
 
     @classmethod
@@ -244,7 +274,8 @@ class Components:
         if version != _VERSION:
             raise FlowleyError(f"has version {version!r}, expected {_VERSION}")
         fields = {field.name for field in dataclasses.fields(cls)}
-        check_keys(stored, {"version", *fields}, "the file")
+        # Files of earlier versions lack the bound.
+        check_keys({"log_mel_max": None, **stored}, {"version", *fields}, "the file")
         try:
             codec: AudioCodec = _component_from_json(stored, "codec", folder)
             return cls(
@@ -253,14 +284,19 @@ class Components:
                 text_encoder=_component_from_json(stored, "text_encoder", folder),
                 codec=codec,
                 vocoder=_component_from_json(stored, "vocoder", folder, mel=codec.mel),
-                latent_mean=np.asarray(stored["latent_mean"], np.float32),
-                latent_std=np.asarray(stored["latent_std"], np.float32),
+                latent_mean=_floats(stored["latent_mean"]),
+                latent_std=_floats(stored["latent_std"]),
+                log_mel_max=_floats(stored["log_mel_max"]) if "log_mel_max" in stored else None,
                 source=str(stored["source"]),
             )
         except FlowleyError:
             raise
         except (TypeError, ValueError, OverflowError) as error:
             raise FlowleyError(f"a value has the wrong type ({error})") from error
+
+
+def _floats(values: Any) -> np.ndarray:
+    return np.asarray(values, np.float32)
 
 
 def _component_from_json(

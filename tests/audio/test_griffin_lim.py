@@ -1,8 +1,10 @@
 """Griffin–Lim: exact length and alignment, determinism, and the mel spectrogram of the result."""
 
+import librosa
 import numpy as np
 import pytest
 
+from flowley_jax.audio import griffin_lim
 from flowley_jax.audio.griffin_lim import GriffinLimVocoder, magnitude_from_mel
 from flowley_jax.audio.mel import MEL_16K, MEL_44K, from_log, log_mel, mel_basis
 from flowley_jax.audio.protocols import Vocoder
@@ -65,6 +67,50 @@ def test_magnitudes_are_non_negative_and_better_than_the_clipped_inverse():
 
     assert error(8) < 0.6 * error(0)
     assert error(8) < 0.05
+
+
+def test_a_loud_sound_keeps_its_level():
+    frames = log_mel(0.2 * _impact(MEL_16K, 3000), MEL_16K)
+    vocoder = GriffinLimVocoder(mel=MEL_16K)
+    louder = vocoder(frames[None] + 1)[0]
+    assert np.abs(louder).max() > 1.2
+    np.testing.assert_allclose(louder, 10 * vocoder(frames[None])[0], rtol=1e-3, atol=1e-3)
+
+
+def test_windows_give_the_sound_of_the_whole(monkeypatch):
+    """The frames of one long sound in windows, and in a single window that holds all of them."""
+    rng = np.random.default_rng(0)
+    wave = 0.3 * rng.standard_normal(700 * MEL_16K.hop) * np.abs(np.sin(np.arange(700 * MEL_16K.hop) / 9000))
+    frames = log_mel(wave.astype(np.float32), MEL_16K)
+    vocoder = GriffinLimVocoder(mel=MEL_16K, iterations=4)
+    monkeypatch.setattr(griffin_lim, "STRIDE", 128)
+    lengths = []
+    of_frames = GriffinLimVocoder._wave_of
+    monkeypatch.setattr(
+        GriffinLimVocoder,
+        "_wave_of",
+        lambda self, part, phases: lengths.append(len(part)) or of_frames(self, part, phases),
+    )
+    windows = vocoder(frames[None])[0]
+    assert len(lengths) > 4 and set(lengths) == {128 + 2 * vocoder.context}
+    whole = of_frames(vocoder, frames, griffin_lim._PhasesOfFrames(np.arange(700)))
+    np.testing.assert_allclose(windows, whole, atol=1e-4)
+
+
+def test_phases_belong_to_frames():
+    whole = griffin_lim._PhasesOfFrames(np.arange(5000)).random((3, 5000))
+    assert whole.shape == (3, 5000) and 0.49 < whole.mean() < 0.51 and len(np.unique(whole)) == 15_000
+    for start, end in [(0, 10), (2040, 2056), (1000, 4999), (4096, 4097)]:
+        part = griffin_lim._PhasesOfFrames(np.arange(start, end)).random((3, end - start))
+        np.testing.assert_array_equal(part, whole[:, start:end])
+
+
+def test_sounds_of_one_window_have_the_phases_of_one_seed():
+    frames = log_mel(0.2 * _impact(MEL_16K, 3000), MEL_16K)
+    magnitude = magnitude_from_mel(from_log(frames, MEL_16K), MEL_16K)
+    arguments = {"n_iter": 16, "hop_length": 256, "n_fft": 1024, "center": False, "random_state": 0}
+    expected = librosa.griffinlim(magnitude.T, **arguments)[384 : 384 + 256 * len(frames)]
+    np.testing.assert_array_equal(GriffinLimVocoder(mel=MEL_16K)(frames[None])[0], expected)
 
 
 def test_wrong_number_of_bins_is_refused():

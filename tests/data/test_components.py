@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flowley_jax.audio.griffin_lim import GriffinLimVocoder
+from flowley_jax.audio.level_bounds import level_maxima
 from flowley_jax.audio.mel import MEL_16K
 from flowley_jax.audio.pca import PcaCodec
 from flowley_jax.audio.protocols import AudioCodec, Vocoder, samples_for
@@ -85,6 +86,37 @@ def test_decoded_sound_is_cut_to_the_requested_length():
     assert _components().decode_audio(latents, seconds=1.0).shape == (2, 16_000)
 
 
+def test_decoded_log_mels_stay_within_the_training_split(monkeypatch):
+    """Only what is louder than the training sounds is changed."""
+    rng = np.random.default_rng(2)
+    heard = []
+    monkeypatch.setattr(GriffinLimVocoder, "__call__", lambda self, mels: heard.append(mels) or mels[..., 0])
+    mels = rng.standard_normal((3, 64, 80)).astype(np.float32) - 3.0
+    maxima = level_maxima(mels, MEL_16K)
+    components = _components(log_mel_max=maxima)
+    latents, _ = components.codec.encode_log_mel(mels)
+    decoded = components.codec.decode(latents)
+    np.testing.assert_array_equal(components.decode_latents(latents), np.minimum(decoded, maxima[:-1]))
+    # A codec that loses something is quieter than what it encodes.
+    components.decode_audio(np.concatenate([latents, 9 * latents[:1]]))
+    np.testing.assert_array_equal(heard[0][:3], np.minimum(decoded, maxima[:-1]))
+    reached = level_maxima(heard[0], MEL_16K)
+    assert (reached <= maxima + 1e-6).all()
+    dataclasses.replace(components, log_mel_max=None).decode_audio(latents)
+    np.testing.assert_array_equal(heard[1], decoded)
+
+
+def test_the_bound_is_stored_and_is_no_part_of_the_identity(tmp_path):
+    components = _components(log_mel_max=np.linspace(-2, 1 / 3, 81, dtype=np.float32))
+    components.save(tmp_path)
+    loaded = Components.load(tmp_path)
+    np.testing.assert_array_equal(loaded.log_mel_max, components.log_mel_max)
+    assert loaded.log_mel_max.dtype == np.float32
+    assert loaded.identity == _components().identity and not loaded.differences(_components())
+    _edit(tmp_path, lambda stored: stored.pop("log_mel_max"))
+    assert Components.load(tmp_path).log_mel_max is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -92,6 +124,8 @@ def test_decoded_sound_is_cut_to_the_requested_length():
         ({"latent_std": np.array([1.0, 1.0, np.nan, 1.0], np.float32)}, "latent std has values"),
         ({"latent_mean": np.zeros(3, np.float32)}, r"must be \(4,\)"),
         ({"latent_std": np.full(4, np.inf, np.float32)}, "latent std has values that are not finite"),
+        ({"log_mel_max": np.zeros(80, np.float32)}, r"log-mel maximum \(80,\) must be \(81,\)"),
+        ({"log_mel_max": np.full(81, -np.inf, np.float32)}, "log-mel maximum has values that are not finite"),
         ({"seconds": 0.0}, r"seconds=0\.0 must be above 0 and at most 3600"),
         ({"seconds": 0.01}, "too short"),
     ],
@@ -125,6 +159,8 @@ def _edit(tmp_path, edit):
         (lambda s: s["video_encoder"].update(frame_size=33), r"pixels\.frame_size=33 must be even"),
         (lambda s: s["vocoder"].update(iterations=True), r"griffin_lim\.iterations=True must be an int"),
         (lambda s: s.update(latent_mean=[np.nan] * 4), "latent mean has values that are not finite"),
+        (lambda s: s.update(log_mel_max=["loud"] * 80), "wrong type"),
+        (lambda s: s.update(log_mel_max=None), r"log-mel maximum \(\) must be"),
         (lambda s: s["codec"].update(latent_dim=5), "expected 16k and 5"),
         (lambda s: s["codec"].update(file="../codec.npz"), "codec.file='../codec.npz' must be 'codec.npz'"),
     ],

@@ -29,6 +29,7 @@ from data_prep.record_components import RecordComponents
 from data_prep.records import RunOptions, prepare_records
 from data_prep.settings import RecordSettings
 from data_prep.worker_pool import Worker, WorkerPool
+from flowley_jax.audio.level_bounds import level_maxima
 from flowley_jax.audio.mel import MEL_16K, log_mel
 from flowley_jax.audio.protocols import samples_for
 from flowley_jax.common.locks import lock_folder
@@ -90,6 +91,7 @@ def test_statistics_and_codec_come_from_the_training_split(clips, prepared):
     waves = [read_audio(clips[0] / f"c{i}.mp4", sample_rate=16_000)[:16_384] for i in range(3)]
     mels = np.stack([log_mel(wave, MEL_16K) for wave in waves])
     np.testing.assert_allclose(components.codec.mean, mels.reshape(-1, 160).mean(0), atol=1e-4)
+    np.testing.assert_array_equal(components.log_mel_max, level_maxima(mels, MEL_16K))
 
 
 def test_every_unusable_clip_is_listed_with_its_reason(clips, prepared):

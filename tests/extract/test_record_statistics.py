@@ -1,0 +1,69 @@
+"""The highest log-mel values of the training clips, for all codecs and for features of earlier versions."""
+
+import types
+
+import numpy as np
+import pytest
+import unusable
+
+from data_prep.feature_pipeline import _encode_audio
+from data_prep.feature_store import FeatureStore
+from data_prep.record_components import RecordComponents
+from data_prep.record_files import measure_latents
+from flowley_jax.audio.mel import MEL_16K
+from flowley_jax.audio.pca import PcaCodec
+
+KEYS = ("aa1", "bb2", "cc3")
+
+
+class PublishedCodec(PcaCodec):
+    """A codec that encodes clips as they are read, as published ones do."""
+
+    needs_fitting = False
+
+
+def _codec(codec_type):
+    components, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((160, 4)))
+    return codec_type(mel=MEL_16K, mean=np.zeros(160, np.float32), components=components.astype(np.float32))
+
+
+@pytest.fixture
+def log_mels():
+    rng = np.random.default_rng(1)
+    return [rng.standard_normal((64, 80)).astype(np.float32) for _ in KEYS]
+
+
+def _measure(codec, features, folder):
+    """Return the components of clips with these features."""
+    store = FeatureStore(str(folder))
+    for key, stored in zip(KEYS, features, strict=True):
+        store.write("media", key, stored)
+    clips = [types.SimpleNamespace(media_key=key) for key in KEYS]
+    return measure_latents(codec, clips, RecordComponents(unusable.SETTINGS), store, source="clips.tsv")
+
+
+def _features(codec, log_mels):
+    return _encode_audio(
+        log_mels, types.SimpleNamespace(reading_codec=None if codec.needs_fitting else codec)
+    )
+
+
+@pytest.mark.parametrize("codec_type", [PcaCodec, PublishedCodec])
+def test_the_highest_values_are_those_of_the_sounds(codec_type, log_mels, tmp_path):
+    codec = _codec(codec_type)
+    components = _measure(codec, _features(codec, log_mels), tmp_path)
+    np.testing.assert_array_equal(components.log_mel_max[:-1], np.max(log_mels, axis=(0, 1)))
+    levels = np.log10((10.0 ** np.stack(log_mels, dtype=np.float64)).sum(axis=-1))
+    assert components.log_mel_max[-1] == pytest.approx(levels.max(), abs=1e-6)
+    assert components.log_mel_max.dtype == np.float32
+    latents, _ = codec.encode_log_mel(np.stack(log_mels))
+    np.testing.assert_allclose(components.latent_mean, latents.mean(axis=(0, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize("lacking", [[0], [2], [0, 1, 2]])
+def test_features_of_earlier_versions_leave_them_unknown(log_mels, tmp_path, lacking):
+    codec = _codec(PublishedCodec)
+    features = _features(codec, log_mels)
+    for index in lacking:
+        del features[index]["log_mel_max"]
+    assert _measure(codec, features, tmp_path).log_mel_max is None
