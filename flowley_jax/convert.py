@@ -5,6 +5,7 @@ name of a repository on the Hugging Face hub. The names of the weights show whic
 written to DIR/flowley, DIR/clip, DIR/t5, DIR/audio_vae or DIR/bigvgan.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -23,6 +24,11 @@ _TO = flags.DEFINE_string(
     "to", None, "File for the weights of --bundle: .safetensors, or with PyTorch .pth, .pt, .bin or .ckpt."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the file --to if it exists.")
+_LEVEL_FROM = flags.DEFINE_string(
+    "level_from",
+    None,
+    "Folder of records or of a run, whose log_mel_max bounds the sounds of the audio VAE from now on.",
+)
 _EXPECT = flags.DEFINE_enum(
     "expect",
     None,
@@ -33,24 +39,56 @@ _EXPECT = flags.DEFINE_enum(
 
 def main() -> int:
     """Run the command line. Without --out, describe the sources."""
-    from flowley_jax.interop.convert import convert, inspect, write_back
+    from flowley_jax.interop.convert import inspect, write_back
 
     sources = _SOURCE.value or []
-    for flag in (_OUT, _BUNDLE, _TO):
+    for flag in (_OUT, _BUNDLE, _TO, _LEVEL_FROM):
         if flag.value == "":
-            raise FlowleyError(f"--{flag.name}='' must not be empty")
+            raise FlowleyError(f"--{flag.name.replace('_', '-')}='' must not be empty")
+    if _LEVEL_FROM.value and not _OUT.value:
+        raise FlowleyError("--level-from needs --out, the folder of the audio VAE's bundle")
     if _BUNDLE.value and _TO.value and not sources and not _OUT.value:
         write_back(Path(_BUNDLE.value), Path(_TO.value), overwrite=_OVERWRITE.value)
         print(_TO.value)
         return 0
     if not sources or _BUNDLE.value or _TO.value:
         raise FlowleyError("give either --source (with --out to convert it), or --bundle and --to")
-    for source in sources:
-        if _OUT.value:
-            print(convert(source, Path(_OUT.value), expect=_EXPECT.value).folder)
-        else:
+    if _OUT.value:
+        _convert_all(sources, Path(_OUT.value))
+    else:
+        for source in sources:
             print(inspect(source, expect=_EXPECT.value))
     return 0
+
+
+def _convert_all(sources: Sequence[str], out: Path) -> None:
+    from flowley_jax.interop.convert import convert
+
+    level = _log_mel_max(Path(_LEVEL_FROM.value)) if _LEVEL_FROM.value else None
+    formats = set()
+    for source in sources:
+        bundle = convert(source, out, expect=_EXPECT.value, log_mel_max=level)
+        formats.add(bundle.format)
+        print(bundle.folder)
+    if level and "audio_vae" not in formats:
+        raise FlowleyError("--level-from belongs to the audio VAE, and no --source is one")
+
+
+def _log_mel_max(folder: Path) -> tuple[float, ...]:
+    """Return the highest log-mel value per bin in the training split of records or of a run."""
+    from flowley_jax.data.components import Components, components_file
+    from flowley_jax.runs.workdir import CONFIG, load_components
+
+    is_records = components_file(folder).is_file()
+    if not is_records and not (folder / CONFIG).is_file():
+        raise FlowleyError(f"--level-from {folder}: holds neither records nor a run")
+    components = Components.load(folder) if is_records else load_components(folder)
+    if components.log_mel_max is None:
+        raise FlowleyError(
+            f"--level-from {folder}: an earlier version made it, without log_mel_max; run data_prep.extract "
+            "again, and name the records"
+        )
+    return tuple(components.log_mel_max.tolist())
 
 
 if __name__ == "__main__":

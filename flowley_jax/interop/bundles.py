@@ -2,8 +2,10 @@
 
 `weights.safetensors` holds every weight under its published name and in its published type, so that it can
 be written back without loss. `manifest.json` holds the model's format and sizes, and the names and SHA-256
-of the files that the bundle was made from. A tokenizer's files are copied as they are, so that these SHA-256
-are theirs too. All files are checked against the manifest before they are used.
+of the files that the bundle was made from. The network's also holds the length of the clips that it was
+trained on, and the audio VAE's may hold the level that bounds its sounds. A tokenizer's files are copied as
+they are, so that these SHA-256 are theirs too. All files are checked against the manifest before they are
+used.
 """
 
 import dataclasses
@@ -20,17 +22,21 @@ from flax import nnx
 
 from flowley_jax.common.files import name_errors, partial_name, sha256, write_text
 from flowley_jax.common.json_files import read_json_object
-from flowley_jax.common.ranges import Range
+from flowley_jax.common.ranges import SECONDS, Range
 from flowley_jax.common.typed import typed_from
 from flowley_jax.errors import FlowleyError, shown
 from flowley_jax.interop.registry import FORMATS, ModelFormat
+from flowley_jax.interop.trained_length import trained_length
 from flowley_jax.interop.weight_files import ENTRY, read_arrays, read_notes, write_arrays
+from flowley_jax.model import ModelConfig
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 # Any one of these is a whole tokenizer.
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
+# Beginning of the notes that this package writes.
+OWN_NOTES = "flowley_jax."
 _VERSION = 1
 _Size = Annotated[int, Range(least=0, most=2**63)]
 _SEARCH_VARIABLE = "FLOWLEY_BUNDLES"
@@ -62,6 +68,8 @@ class _Manifest:
     within: str
     sha256: str
     parameters: _Size
+    seconds: Annotated[float, SECONDS] | None = None
+    log_mel_max: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +84,10 @@ class Bundle:
       entry: entry of the published checkpoint that held the weights; empty if they were at the top level.
       sha256: SHA-256 of `weights.safetensors`.
       parameters: number of scalar weights.
+      seconds: length of the clips that Flowley's network was trained on; None for other models, and in
+        bundles of earlier versions.
+      log_mel_max: `level_maxima` of a training set, which bound the sounds of an audio VAE;
+        None if it is not known.
     """
 
     folder: Path
@@ -85,6 +97,15 @@ class Bundle:
     entry: str
     sha256: str
     parameters: int
+    seconds: float | None = None
+    log_mel_max: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        if self.log_mel_max is not None and len(self.log_mel_max) != self.config.bins + 1:
+            raise FlowleyError(
+                f"log_mel_max has {len(self.log_mel_max)} values, and {FORMATS[self.format].title} with its "
+                f"{self.config.bins} bins needs {self.config.bins + 1}"
+            )
 
     @classmethod
     def open(cls, folder: str | Path) -> "Bundle":
@@ -127,6 +148,8 @@ class Bundle:
                 entry=manifest.within,
                 sha256=manifest.sha256,
                 parameters=manifest.parameters,
+                seconds=manifest.seconds,
+                log_mel_max=manifest.log_mel_max,
             )
         except FlowleyError as error:
             raise FlowleyError(f"is damaged ({error})") from error
@@ -136,6 +159,7 @@ class Bundle:
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest with the absolute folder, which `from_json` reads."""
+        optional = {"seconds": self.seconds, "log_mel_max": self.log_mel_max}
         return {
             "version": _VERSION,
             "folder": str(self.folder.resolve()),
@@ -145,6 +169,7 @@ class Bundle:
             "within": self.entry,
             "sha256": self.sha256,
             "parameters": self.parameters,
+            **{key: value for key, value in optional.items() if value is not None},
         }
 
     def locate(self) -> Path:
@@ -253,6 +278,7 @@ def write_bundle(
     notes: Mapping[str, str],
     *,
     tokenizer: Sequence[Path] = (),
+    log_mel_max: tuple[float, ...] | None = None,
 ) -> Bundle:
     """Write a bundle. The caller must have locked the folder above it.
 
@@ -267,6 +293,7 @@ def write_bundle(
       sources: files that the bundle is made from.
       notes: notes of the published file. Those of this package are kept, such as the codec of the latents.
       tokenizer: files of the tokenizer, which are among the sources.
+      log_mel_max: level of an audio VAE; see `Bundle`.
 
     Raises:
       FlowleyError: the weights do not fit together, a file cannot be written, or the folder has a file of
@@ -274,7 +301,10 @@ def write_bundle(
     """
     config = model_format.config_of(arrays, settings)
     model_format.model_of(arrays, config)
-    kept = {key: value for key, value in notes.items() if key.startswith("flowley_jax.")}
+    seconds = None
+    if isinstance(config, ModelConfig):
+        seconds = trained_length(notes, settings, video_fps=config.video_fps)
+    kept = {key: value for key, value in notes.items() if key.startswith(OWN_NOTES)}
     # Where a link to a folder on another disk leads, so that files can be moved.
     new = folder.resolve().with_name(partial_name())
     try:
@@ -292,6 +322,8 @@ def write_bundle(
             entry=notes.get(ENTRY, ""),
             sha256=sha256(new / WEIGHTS_FILE),
             parameters=sum(int(np.size(array)) for array in arrays.values()),
+            seconds=seconds,
+            log_mel_max=log_mel_max,
         )
         stored = bundle.to_json()
         del stored["folder"]

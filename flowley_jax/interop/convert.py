@@ -10,9 +10,10 @@ import numpy as np
 from flowley_jax.common.files import atomic_write, check_new_file, is_partial, name_errors
 from flowley_jax.common.locks import lock_folder
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.bundles import Bundle, SourceFile, write_bundle
+from flowley_jax.interop.bundles import OWN_NOTES, Bundle, SourceFile, write_bundle
 from flowley_jax.interop.registry import FORMATS, check_format, describe, identify
 from flowley_jax.interop.sources import check_tokenizer_files, find_weights, read_settings
+from flowley_jax.interop.trained_length import noted_length
 from flowley_jax.interop.weight_files import SUFFIXES, is_pickled, read_arrays, write_arrays
 
 log = logging.getLogger(__name__)
@@ -20,23 +21,28 @@ log = logging.getLogger(__name__)
 _LOCK_SECONDS = 3600.0
 
 
-def convert(source: str, out: Path, *, expect: str | None = None) -> Bundle:
+def convert(
+    source: str, out: Path, *, expect: str | None = None, log_mel_max: tuple[float, ...] | None = None
+) -> Bundle:
     """Convert a published model to a bundle in a sub-folder of `out` that is named after its format.
 
-    An existing bundle that was made from the same files is kept. Other processes that write to `out` are
-    waited for.
+    An existing bundle that was made from the same files is kept, and so is its `log_mel_max`. Other processes
+    that write to `out` are waited for.
 
     Args:
       source: file, folder, or repository on the Hugging Face hub.
       out: folder of the bundles.
       expect: name of the format that the model must have.
+      log_mel_max: `level_maxima` of a training set, for the bundle of an audio VAE; other
+        models do not use it.
 
     Returns:
       The bundle.
 
     Raises:
       FlowleyError: the source cannot be read, has an unknown or unexpected format, or lacks weights or
-        settings; or the sub-folder holds a bundle of different weights.
+        settings; `log_mel_max` has another number of bins; or the sub-folder holds a bundle of different
+        weights.
     """
     weights = find_weights(source)
     arrays, notes = read_arrays(weights.path)
@@ -60,7 +66,14 @@ def convert(source: str, out: Path, *, expect: str | None = None) -> Bundle:
             raise FlowleyError(
                 f"{folder}: was made from other weights ({names}); remove it, or choose a different --out"
             )
-        if existing and existing.sources == weight_sources + other_sources and _is_whole(existing):
+        level = log_mel_max if model_format.name == "audio_vae" else None
+        if level is None and existing and existing.log_mel_max is not None:
+            log.info("%s: keeps the log_mel_max that an earlier --level-from gave it", folder)
+            level = existing.log_mel_max
+        is_current = existing is not None and (
+            existing.sources == weight_sources + other_sources and existing.log_mel_max == level
+        )
+        if existing and is_current and _is_whole(existing):
             log.info("%s was already made from the same files", folder)
             return existing
         try:
@@ -72,15 +85,11 @@ def convert(source: str, out: Path, *, expect: str | None = None) -> Bundle:
                 weight_sources + other_sources,
                 notes,
                 tokenizer=tokenizer,
+                log_mel_max=level,
             )
         except FlowleyError as error:
             raise FlowleyError(f"{weights.path}: {error}") from error
-    if model_format.name == "t5" and not tokenizer:
-        log.warning(
-            "%s: no tokenizer next to the weights; put tokenizer.json and tokenizer_config.json there and "
-            "run this again",
-            weights.path,
-        )
+    _warn_of_gaps(weights.path, bundle, notes)
     log.info("%s: %s with %s parameters", folder, model_format.title, f"{bundle.parameters:,}")
     return bundle
 
@@ -131,6 +140,23 @@ def write_back(folder: Path, path: Path, *, overwrite: bool = False) -> None:
         write_arrays(path, arrays, bundle.notes())
 
 
+def _warn_of_gaps(path: Path, bundle: Bundle, notes: Mapping[str, str]) -> None:
+    """Warn if a bundle lacks a tokenizer, or if the file of a run does not name the length of its clips."""
+    if bundle.format == "t5" and not bundle.tokenizer:
+        log.warning(
+            "%s: no tokenizer next to the weights; put tokenizer.json and tokenizer_config.json there and "
+            "run this again",
+            path,
+        )
+    is_export = any(key.startswith(OWN_NOTES) for key in notes)
+    if bundle.format == "flowley" and is_export and noted_length(notes) is None:
+        log.warning(
+            "%s: does not say how long the network's training clips were; %g s are assumed, as for the "
+            "published weights (python -m flowley_jax.ema writes such files with their length)",
+            *(path, bundle.seconds),
+        )
+
+
 def _existing_bundle(folder: Path) -> Bundle | None:
     """Return the bundle in a folder, whose files may be damaged; None if it has no valid manifest."""
     try:
@@ -140,6 +166,9 @@ def _existing_bundle(folder: Path) -> Bundle | None:
 
 
 def _is_whole(bundle: Bundle) -> bool:
+    if bundle.format == "flowley" and bundle.seconds is None:
+        log.info("making it again: %s does not say how long the network's training clips were", bundle.folder)
+        return False
     try:
         bundle.check()
         if bundle.tokenizer:

@@ -1,6 +1,7 @@
 """The weights that a run offers, the weights that a run starts from, and LoRA adapters in files.
 
-The notes of a file that is written here name the latent space of its weights and a SHA-256 of its arrays.
+The notes of a file that is written here name the latent space of its weights, the length of the clips that
+they were trained on, and a SHA-256 of its arrays.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from flowley_jax.data.component_registry import Role
 from flowley_jax.data.components import Components, components_file
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop import flowley_from_torch, flowley_to_torch
+from flowley_jax.interop.trained_length import length_note, noted_length
 from flowley_jax.interop.weight_files import read_arrays, write_arrays
 from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.flowley import Constant, abstract_model, merge_model
@@ -46,6 +48,7 @@ class Weights:
       parameters, constants: nnx.State of nnx.Param and of Constant.
       step: step of the snapshot that they come from; 0 for a file.
       latent_space: space of the latents that they were trained on; None if their file names none.
+      seconds: length of the clips that they were trained on; None if their file names none.
       adapters: LoRA adapters that the parameters already contain; empty without LoRA.
       base_sha256: `sha256` of the weights that the adapters were trained on.
     """
@@ -55,6 +58,7 @@ class Weights:
     constants: Any
     step: int = 0
     latent_space: LatentSpace | None = None
+    seconds: float | None = None
     adapters: lora.Adapters = dataclasses.field(default_factory=dict)
     base_sha256: str = ""
 
@@ -77,7 +81,8 @@ def averaged_weights(workdir: Path, *, sigma_rel: float) -> Weights:
         another run's.
     """
     config = read_config(workdir)
-    latent_space = latent_space_of(workdir)
+    components = _components_of(workdir)
+    latent_space = components.latent_space if components else None
     base, base_sha256 = None, ""
     _, like, constants = abstract_model(config.model)
     if config.lora.rank:
@@ -100,6 +105,7 @@ def averaged_weights(workdir: Path, *, sigma_rel: float) -> Weights:
             constants=snapshots.constants(constants),
             step=snapshots.last_step,
             latent_space=latent_space,
+            seconds=components.seconds if components else None,
         )
     if base is None:
         return weights
@@ -117,8 +123,13 @@ def latent_space_of(workdir: Path) -> LatentSpace | None:
     Raises:
       FlowleyError: its components are damaged or another run's.
     """
+    components = _components_of(workdir)
+    return components.latent_space if components else None
+
+
+def _components_of(workdir: Path) -> Components | None:
     if components_file(components_folder(workdir)).exists():
-        return load_components(workdir).latent_space
+        return load_components(workdir)
     log.warning("%s: its components are missing, so nothing says which codec its weights are for", workdir)
     return None
 
@@ -138,6 +149,7 @@ def read_weights(path: Path, config: ModelConfig) -> Weights:
     _check_content(path, arrays, notes)
     try:
         model = flowley_from_torch(arrays, config)
+        seconds = noted_length(notes)
     except FlowleyError as error:
         raise FlowleyError(f"{path}: {error}") from error
     if model.config != config:
@@ -148,6 +160,7 @@ def read_weights(path: Path, config: ModelConfig) -> Weights:
         parameters=parameters,
         constants=constants,
         latent_space=LatentSpace.from_notes(notes),
+        seconds=seconds,
     )
 
 
@@ -176,6 +189,11 @@ def starting_weights(start: StartConfig, config: ModelConfig, components: Compon
         if lines:
             raise FlowleyError(f"{path}: another network; {summary(lines, 'arrays')}")
         _warn_of_other_encoders(path, components)
+    if weights.seconds is not None and weights.seconds != components.seconds:
+        log.warning(
+            "start.weights=%s: was trained on clips of %g s; those of the records have %g s",
+            *(path, weights.seconds, components.seconds),
+        )
     found, records = weights.latent_space, components.latent_space
     if start.any_codec and found != records:
         log.warning(
@@ -258,7 +276,8 @@ def _notes_of(arrays: Mapping[str, np.ndarray], latent_space: LatentSpace | None
 def write_weights(path: Path, weights: Weights, notes: Mapping[str, str]) -> None:
     """Write all weights under the published names, for `read_weights` and for PyTorch users."""
     arrays = flowley_to_torch(weights.model)
-    write_arrays(path, arrays, {**notes, **_notes_of(arrays, weights.latent_space)})
+    own = {**_notes_of(arrays, weights.latent_space), **length_note(weights.seconds)}
+    write_arrays(path, arrays, {**notes, **own})
 
 
 def write_adapters(path: Path, weights: Weights, config: LoraConfig) -> None:

@@ -16,11 +16,10 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import MANIFEST_FILE, WEIGHTS_FILE, Bundle
 from flowley_jax.interop.pretrained import Dtype
 from flowley_jax.interop.registry import FORMATS
+from flowley_jax.interop.trained_length import PUBLISHED_SECONDS
 from flowley_jax.model import ModelConfig
 from flowley_jax.model.flowley import Constant
 from flowley_jax.sampling.sampler import Sampler
-
-SECONDS = 8.0
 
 
 def load_published(
@@ -65,8 +64,10 @@ def _components(bundles: Mapping[str, Bundle], dtype: Dtype, source: str) -> Com
         return entry.load()(bundle=bundles[entry.bundle_format], dtype=dtype, **settings)
 
     codec = component("codec")
+    seconds, log_mel_max = bundles["flowley"].seconds, bundles["audio_vae"].log_mel_max
     return Components(
-        seconds=SECONDS,
+        # Bundles of earlier versions do not state it.
+        seconds=PUBLISHED_SECONDS if seconds is None else seconds,
         video_encoder=component("video_encoder", fps=bundles["flowley"].config.video_fps),
         text_encoder=component("text_encoder"),
         codec=codec,
@@ -74,6 +75,7 @@ def _components(bundles: Mapping[str, Bundle], dtype: Dtype, source: str) -> Com
         # Placeholders: the network file has the statistics, but is read only after the sizes are checked.
         latent_mean=np.zeros(codec.latent_dim, np.float32),
         latent_std=np.ones(codec.latent_dim, np.float32),
+        log_mel_max=None if log_mel_max is None else np.asarray(log_mel_max, np.float32),
         source=source,
     )
 

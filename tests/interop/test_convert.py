@@ -19,6 +19,7 @@ from flowley_jax.interop.convert import convert, inspect, write_back
 from flowley_jax.interop.weight_files import read_arrays
 from flowley_jax.model import ModelConfig
 
+LEVEL = tuple(np.linspace(-4.5, 1.0, 81, dtype=np.float32).tolist())
 FILES = {"flowley": "a_shared", "audio_vae": "g_vae16k", "bigvgan": "h_bigvgan16k"}
 
 
@@ -97,6 +98,81 @@ def test_sizes_of_the_network_are_inferred_from_its_weights(source, tmp_path):
     )
     for name in (*inferred, "mlp_width"):
         assert getattr(config, name) == getattr(expected, name), name
+
+
+def _manifest(bundle):
+    return json.loads((bundle.folder / MANIFEST_FILE).read_text())
+
+
+@pytest.mark.parametrize(
+    ("notes", "frames", "expected"),
+    [({}, None, 8.0), ({}, 40, 5.0), ({"flowley_jax.seconds": "4.096"}, 40, 4.096)],
+)
+def test_manifest_of_the_network_has_the_length_of_its_clips(tmp_path, notes, frames, expected):
+    arrays = {name: np.asarray(a, order="C") for name, a in golden_data.state_dict("a_shared").items()}
+    save_file(arrays, tmp_path / "flowley.safetensors", notes)
+    if frames:
+        settings = {**golden_data.settings("a_shared")["model"], "visual_seq_len": frames, "video_fps": 8.0}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+    bundle = convert(str(tmp_path / "flowley.safetensors"), tmp_path / "bundles")
+    assert bundle.seconds == _manifest(bundle)["seconds"] == expected
+    assert Bundle.open(bundle.folder) == bundle
+    write_back(bundle.folder, tmp_path / "back.safetensors")
+    assert read_arrays(tmp_path / "back.safetensors")[1] == notes
+
+
+def test_bundle_of_an_earlier_version_gets_its_length(source, tmp_path):
+    path = source("flowley")
+    bundle = convert(path, tmp_path / "bundles")
+    manifest = _manifest(bundle)
+    del manifest["seconds"]
+    (bundle.folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    assert Bundle.open(bundle.folder).seconds is None
+    assert convert(path, tmp_path / "bundles").seconds == 8.0
+    assert Bundle.open(bundle.folder).seconds == 8.0
+
+
+def test_file_of_a_run_that_does_not_name_its_length_is_one_warning(tmp_path, caplog):
+    arrays = {name: np.asarray(a, order="C") for name, a in golden_data.state_dict("a_shared").items()}
+    save_file(arrays, tmp_path / "flowley.safetensors", {"flowley_jax.codec": "0" * 64})
+    with caplog.at_level("WARNING", logger="flowley_jax"):
+        convert(str(tmp_path / "flowley.safetensors"), tmp_path / "bundles")
+    (record,) = caplog.records
+    assert "8 s are assumed" in record.getMessage() and "flowley.safetensors" in record.getMessage()
+
+
+def test_level_is_kept_until_another_one_is_given(source, tmp_path, caplog):
+    path, out = source("audio_vae"), tmp_path / "bundles"
+    assert "log_mel_max" not in _manifest(convert(path, out))
+    bundle = convert(path, out, log_mel_max=LEVEL)
+    assert bundle.log_mel_max == Bundle.open(bundle.folder).log_mel_max == LEVEL
+    with caplog.at_level("INFO", logger="flowley_jax"):
+        assert convert(path, out).log_mel_max == LEVEL
+    assert "keeps the log_mel_max that an earlier --level-from gave it" in caplog.text
+    (bundle.folder / WEIGHTS_FILE).write_bytes(b"damaged")
+    assert convert(path, out).log_mel_max == Bundle.open(bundle.folder).log_mel_max == LEVEL
+    other = tuple(-value for value in LEVEL)
+    assert convert(path, out, log_mel_max=other).log_mel_max == other
+    assert Bundle.open(bundle.folder).sha256 == bundle.sha256
+
+
+def test_level_of_other_bins_is_refused_and_the_bundle_stays(source, tmp_path):
+    path, out = source("audio_vae"), tmp_path / "bundles"
+    bundle = convert(path, out, log_mel_max=LEVEL)
+    with pytest.raises(
+        FlowleyError, match=r"log_mel_max has 80 values, and the audio VAE with its 80 bins needs 81"
+    ):
+        convert(path, out, log_mel_max=LEVEL[1:])
+    assert Bundle.open(bundle.folder) == bundle
+    manifest = _manifest(bundle)
+    (bundle.folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"log_mel_max": [0.0]}))
+    with pytest.raises(FlowleyError, match=r"manifest\.json: is damaged \(log_mel_max has 1 values"):
+        Bundle.open(bundle.folder)
+
+
+def test_models_other_than_the_codec_have_no_level(source, tmp_path):
+    bundle = convert(source("bigvgan"), tmp_path / "bundles", log_mel_max=LEVEL)
+    assert bundle.log_mel_max is None and "log_mel_max" not in _manifest(bundle)
 
 
 def test_existing_bundle_is_kept_unless_it_is_damaged(source, tmp_path):

@@ -17,7 +17,7 @@ from flowley_jax.config import LoraConfig, StartConfig
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop import flowley_to_torch
-from flowley_jax.interop.weight_files import read_arrays
+from flowley_jax.interop.weight_files import read_arrays, write_arrays
 from flowley_jax.model import Flowley
 from flowley_jax.runs import lora
 from flowley_jax.runs.snapshots import EmaSnapshots
@@ -136,6 +136,32 @@ def test_weights_are_written_and_read_under_the_published_names(source, records,
     again = starting_weights(config.start, config.model, Components.load(records))
     _assert_equal(again.parameters, found.parameters)
     _assert_equal(again.constants, found.constants)
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_starting_from_weights_of_another_length_names_both(records, source, tmp_path, caplog, kind):
+    found = averaged_weights(source, sigma_rel=0.05)
+    components = Components.load(records)
+    assert found.seconds == components.seconds
+    path = source if kind == "run" else tmp_path / "w.safetensors"
+    if kind == "file":
+        write_weights(path, found, {})
+        assert read_weights(path, tiny.MODEL).seconds == components.seconds
+    starting_weights(StartConfig(weights=str(path)), tiny.MODEL, components)
+    assert "was trained on clips of" not in caplog.text
+    longer = dataclasses.replace(components, seconds=2.0)
+    starting_weights(StartConfig(weights=str(path)), tiny.MODEL, longer)
+    assert f"{path}: was trained on clips of 0.8 s; those of the records have 2 s" in caplog.text
+
+
+def test_a_damaged_length_is_refused_with_the_files_name(source, tmp_path):
+    write_weights(tmp_path / "w.safetensors", averaged_weights(source, sigma_rel=0.05), {})
+    arrays, notes = read_arrays(tmp_path / "w.safetensors")
+    write_arrays(tmp_path / "w.safetensors", arrays, {**notes, "flowley_jax.seconds": "-1"})
+    with pytest.raises(
+        FlowleyError, match=r"w\.safetensors: its note flowley_jax\.seconds=-1 must be above 0"
+    ):
+        read_weights(tmp_path / "w.safetensors", tiny.MODEL)
 
 
 def test_half_precision_files_are_read(tmp_path):

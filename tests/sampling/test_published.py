@@ -15,7 +15,10 @@ from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.interop.bundles import Bundle
 from flowley_jax.interop.convert import convert, write_back
 from flowley_jax.interop.weight_files import read_arrays, read_notes, write_arrays
-from flowley_jax.sampling.dry_run import dry_run, format_reports
+from flowley_jax.media.write import write_video
+from flowley_jax.sampling.dry_run import dry_run
+from flowley_jax.sampling.estimate_text import format_estimate
+from flowley_jax.sampling.inputs import InputClip
 from flowley_jax.sampling.published import load_published
 
 SETTINGS = SampleConfig(solver=SolverConfig(steps=2), guidance=2.0)
@@ -82,21 +85,53 @@ def test_video_features_have_unit_length(sampler):
     )
 
 
+def _change_manifest(bundles, folder, name, **values):
+    """Link the bundles into a folder, and change values of one's manifest; None removes a value."""
+    for path in bundles.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    for path in (bundles / name).iterdir():
+        (folder / name / path.name).symlink_to(path)
+    manifest = {**json.loads((bundles / name / "manifest.json").read_text()), **values}
+    (folder / name / "manifest.json").unlink()
+    stored = {key: value for key, value in manifest.items() if value is not None}
+    (folder / name / "manifest.json").write_text(json.dumps(stored))
+
+
+@pytest.mark.parametrize(("seconds", "lengths"), [(4.0, (125, 32, 77)), (None, (250, 64, 77))])
+def test_trained_length_is_the_bundles(bundles, tmp_path, seconds, lengths):
+    _change_manifest(bundles, tmp_path, "flowley", seconds=seconds)
+    assert load_published(tmp_path).components.lengths == lengths
+
+
+def test_decoded_log_mels_are_bounded_by_the_codecs_level(bundles, sampler, tmp_path):
+    assert sampler.components.log_mel_max is None
+    level = np.full(81, -2.0)
+    _change_manifest(bundles, tmp_path, "audio_vae", log_mel_max=level.tolist())
+    np.testing.assert_array_equal(load_published(tmp_path).components.log_mel_max, np.float32(level))
+
+
 @pytest.mark.scale
-def test_dry_run_reports_stages_files_shapes_and_memory(sampler, bundles):
-    reports = dry_run(sampler, frames=64, clips=2)
-    assert [report.stage for report in reports] == [
+def test_dry_run_estimates_the_stages_of_all_bundles(sampler, bundles, tmp_path):
+    write_video(tmp_path / "a.mp4", _frames(64), 8.0)
+    clip = InputClip(id="a", path=tmp_path / "a.mp4", prompt="rain")
+    estimate, failed = dry_run(sampler, [clip], num_samples=2)
+    assert estimate is not None and failed == []
+    reading, *stages = estimate.stages
+    assert reading.stage == "frames"
+    assert [report.stage for report in stages] == [
         "video features",
         "text features",
         "latents",
         "log-mel frames",
         "waves",
     ]
-    assert all(str(bundles) in report.location and report.memory.weights > 0 for report in reports)
-    text = format_reports(reports)
-    assert "frames (64, 32, 32, 3) to (64, 24)" in text
-    assert "waves (2, 128000) at 16000 Hz" in text
-    assert text.splitlines()[-1].startswith("memory per device at most")
+    for report in stages:
+        assert str(bundles) in report.component and report.memory.weights > 0 and report.seconds
+    text = format_estimate(estimate)
+    assert "windows:      2 of 8.00 s; batches: 1" in text
+    assert "evaluations:  2 of the network per window (2 steps of euler, guidance 2)" in text
 
 
 def test_missing_bundles_are_named_with_the_command_that_makes_them(bundles, tmp_path):
