@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from flowley_jax.config import ExperimentConfig, MeshConfig
-from flowley_jax.flow.sampler import sample_latents
+from flowley_jax.flow.sampler import SamplingProgram, sample_latents, whole_clips
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.model import Flowley
 from flowley_jax.model.flowley import Constant
@@ -52,13 +52,10 @@ def prepare(
         sample_latents(
             graphdef,
             tuple(variables),
-            keys,
-            video,
-            text,
-            text_len,
-            audio_length=length,
-            guidance=guidance,
-            solver=solver,
+            whole_clips(keys, video, text, text_len, audio_length=length),
+            program=SamplingProgram(
+                video_length=video.shape[1], guidance=float(guidance), solver=solver, at_once=len(video)
+            ),
         )
     )
 

@@ -33,7 +33,7 @@ from flowley_jax.common.files import write_text
 from flowley_jax.common.number_flags import define_int
 from flowley_jax.common.ranges import Range
 from flowley_jax.encoders.t5_text import normalised_states
-from flowley_jax.flow.sampler import sample_latents
+from flowley_jax.flow.sampler import SamplingProgram, sample_latents, whole_clips
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.flowley import Constant
@@ -229,13 +229,10 @@ def _flow(config: ModelConfig, clips: int, latents: int) -> Task:
             sample_latents(
                 graphdef,
                 tuple(variables),
-                keys,
-                video,
-                text,
-                text_len,
-                audio_length=latents,
-                guidance=GUIDANCE,
-                solver=SolverConfig(steps=STEPS),
+                whole_clips(keys, video, text, text_len, audio_length=latents),
+                program=SamplingProgram(
+                    video_length=FRAMES, guidance=GUIDANCE, solver=SolverConfig(steps=STEPS), at_once=clips
+                ),
             )
         )
 

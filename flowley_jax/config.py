@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from flowley_jax.common.ranges import (
     GUIDANCES,
+    LOUDNESSES,
+    OVERLAPS,
     PROCESSES,
     SECONDS,
     SEEDS,
@@ -259,11 +261,19 @@ class SampleConfig:
     Attributes:
       guidance: classifier-free guidance scale; below 1, samples use only the conditional velocity.
       sigma_rel: EMA length of the weights to sample with.
+      negative_prompt: text of the empty branch, from which guidance leads away; "" for the empty text.
+      window: seconds of a window, in which videos are processed; None for the length of the training clips.
+      overlap: least share of a window that overlaps with the next one.
+      loudness: integrated loudness of written sounds in LUFS (ITU-R BS.1770); None for the model's own level.
     """
 
     solver: SolverConfig = SolverConfig()
     guidance: Annotated[float, GUIDANCES] = 7.5
     sigma_rel: Annotated[float, SIGMA_RELS] = 0.05
+    negative_prompt: str = ""
+    window: Annotated[float, SECONDS] | None = None
+    overlap: Annotated[float, OVERLAPS] = 0.25
+    loudness: Annotated[float, LOUDNESSES] | None = None
 
     def __post_init__(self):
         check_values(self, "sample")

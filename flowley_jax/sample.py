@@ -1,5 +1,6 @@
 """Sample sound for clips: python -m flowley_jax.sample --workdir DIR --video a.mp4 --prompt "…" --out b.mp4
 
+Without --video, --prompt and --seconds make a sound from text.
 Instead of --workdir, --published takes a folder of bundles from python -m flowley_jax.convert.
 """
 
@@ -12,8 +13,18 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from flowley_jax.cli import USER_ERROR, run_main
+from flowley_jax.common.compilation_cache import define_compilation_cache, use_compilation_cache
 from flowley_jax.common.number_flags import define_float, define_int
-from flowley_jax.common.ranges import GUIDANCES, SEEDS, SIGMA_RELS, Range
+from flowley_jax.common.ranges import (
+    GUIDANCES,
+    LOUDNESSES,
+    OVERLAPS,
+    SECONDS,
+    SEEDS,
+    SIGMA_RELS,
+    TIMES,
+    Range,
+)
 from flowley_jax.errors import FlowleyError
 
 if TYPE_CHECKING:
@@ -27,7 +38,9 @@ _PUBLISHED = flags.DEFINE_string(
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type of published weights.")
 _VIDEO = flags.DEFINE_string(
-    "video", None, "A video, a folder of videos, or a clip table (.tsv).", required=True
+    "video",
+    None,
+    "A video, a folder of videos, or a clip table (.tsv); without it, --prompt and --seconds make a sound.",
 )
 _PROMPT = flags.DEFINE_string(
     "prompt",
@@ -35,6 +48,21 @@ _PROMPT = flags.DEFINE_string(
     "Text that describes the sound of every clip; by default a table's captions, or the text of a .txt file "
     "of the video's name.",
 )
+_NEGATIVE_PROMPT = flags.DEFINE_string(
+    "negative_prompt",
+    None,
+    "Text that guidance leads away from, for every clip; by default a table's, or the configuration's.",
+)
+_SECONDS = define_float(
+    "seconds",
+    None,
+    "Length of a sound from text, or the most that is taken of each video.",
+    SECONDS,
+)
+_START = define_float(
+    "start", 0.0, "Second of each video at which the part to take begins; its times start at 0.", TIMES
+)
+_END = define_float("end", None, "Second of each video at which the part to take ends.", TIMES)
 _SOUNDCAP = flags.DEFINE_string(
     "soundcap", None, "Model that captions each clip first: a folder or hub name (docs/soundcap.md)."
 )
@@ -54,7 +82,7 @@ _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace the file --out if it exists. In a folder, samples.jsonl decides."
 )
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Print the stages with their files, shapes and memory; sample nothing."
+    "dry_run", False, "Estimate the time and memory of each stage for these clips; write nothing."
 )
 _KIND = flags.DEFINE_enum(
     "kind", "mp4", ["mp4", "mkv", "mov", "wav", "flac"], "Format of the files in a folder."
@@ -63,7 +91,7 @@ _SPLIT = flags.DEFINE_string("split", None, "Rows of a clip table to take; by de
 _SEED = define_int(
     "seed",
     0,
-    "Random seed. The same seed and clip id give the same sound; with a fixed-step solver, in any batch.",
+    "Random seed. The same seed and clip id give the same sound in any batch, up to rounding.",
     SEEDS,
 )
 _NUM_SAMPLES = define_int("num_samples", 1, "Sounds per clip.", Range(least=1, most=1000))
@@ -80,6 +108,19 @@ _GUIDANCE = define_float(
     "Classifier-free guidance scale; values below 1 disable guidance.",
     GUIDANCES,
 )
+_WINDOW = define_float(
+    "window",
+    None,
+    "Seconds of a window, in which videos are processed; by default the trained length.",
+    SECONDS,
+)
+_OVERLAP = define_float("overlap", None, "Share of a window that overlaps with the next one.", OVERLAPS)
+_LOUDNESS = define_float(
+    "loudness",
+    None,
+    "Integrated loudness of the sounds in LUFS, such as -23; by default the level is the model's.",
+    LOUDNESSES,
+)
 _ADAPTER = flags.DEFINE_string("adapter", None, "File of LoRA adapters to add to the weights.")
 _ADAPTER_FACTOR = define_float(
     "adapter_factor",
@@ -90,17 +131,17 @@ _ADAPTER_FACTOR = define_float(
 _SIGMA_REL = define_float(
     "sigma_rel", None, "Relative EMA length of the weights, such as 0.05 (docs/training.md).", SIGMA_RELS
 )
+_COMPILATION_CACHE = define_compilation_cache()
 
 
 def main() -> int:
     """Run the command line; return 0, or 2 if a clip failed (the others are written)."""
-    from flowley_jax.sampling.inputs import find_inputs
     from flowley_jax.sampling.outputs import check_out, write_sounds
 
     _check_flags()
+    use_compilation_cache(_COMPILATION_CACHE.value)
     out, uncaptioned = Path(_OUT.value or "."), []
-    prompt = "" if _SOUNDCAP.value else _PROMPT.value
-    clips = find_inputs(Path(_VIDEO.value), prompt=prompt, split=_SPLIT.value, out=out)
+    clips = _inputs(out)
     if not _DRY_RUN.value:
         check_out(out, clips, num_samples=_NUM_SAMPLES.value, overwrite=_OVERWRITE.value)
         if _SOUNDCAP.value:
@@ -108,8 +149,7 @@ def main() -> int:
             clips, uncaptioned = _captioned(clips, out)
     sampler = _published_sampler(_PUBLISHED.value) if _PUBLISHED.value else _run_sampler(_WORKDIR.value or "")
     if _DRY_RUN.value:
-        _print_dry_run(sampler, clips)
-        return 0
+        return _print_dry_run(sampler, clips)
     results = write_sounds(
         sampler,
         clips,
@@ -130,6 +170,10 @@ def main() -> int:
 def _check_flags() -> None:
     if bool(_WORKDIR.value) == bool(_PUBLISHED.value):
         raise FlowleyError("give either --workdir or --published")
+    if not _VIDEO.value and (_SOUNDCAP.value or _SPLIT.value):
+        raise FlowleyError("--soundcap and --split need --video")
+    if _SOUNDCAP.value and (_START.value or _END.value is not None):
+        raise FlowleyError("--soundcap captions whole videos; it does not go with --start and --end")
     if _SOUNDCAP.value and _PROMPT.value is not None:
         raise FlowleyError("give either --prompt or --soundcap")
     if (_SOUNDCAP_ADAPTER.value or _SOUNDCAP_SERVER.value) and not _SOUNDCAP.value:
@@ -164,6 +208,26 @@ def _check_flags_of_out() -> None:
             f"--overwrite belongs to a file; in the folder --out {_OUT.value}, samples.jsonl says which "
             "files may be replaced"
         )
+
+
+def _inputs(out: Path) -> "list[InputClip]":
+    from flowley_jax.sampling.inputs import Choices, find_inputs, text_input
+    from flowley_jax.sampling.plan import is_file
+
+    choices = Choices(
+        prompt="" if _SOUNDCAP.value else _PROMPT.value,
+        negative_prompt=_NEGATIVE_PROMPT.value,
+        seed=_SEED.value if _SEED.present else None,
+        start=_START.value,
+        end=_END.value,
+        seconds=_SECONDS.value,
+    )
+    if _VIDEO.value:
+        return find_inputs(Path(_VIDEO.value), choices=choices, split=_SPLIT.value, out=out)
+    clip = text_input(choices, clip_id=out.stem if is_file(out) else None)
+    if _OUT.value and not is_file(out) and _KIND.value not in ("wav", "flac"):
+        raise FlowleyError(f"--out {out}: a sound from text has no picture; add --kind wav")
+    return [clip]
 
 
 def _run_sampler(workdir: str) -> "Sampler":
@@ -206,22 +270,37 @@ def _captioned(clips: "list[InputClip]", out: Path) -> "tuple[list[InputClip], l
         return with_captions(clips, model, None if is_file(out) else out / "soundcap")
 
 
-def _print_dry_run(sampler: "Sampler", clips: "list[InputClip]") -> None:
-    from flowley_jax.media.read import probe
-    from flowley_jax.sampling.dry_run import dry_run, format_reports
+def _print_dry_run(sampler: "Sampler", clips: "list[InputClip]") -> int:
+    """Print what sampling would take; return 0, or 2 if a clip cannot be used."""
+    from flowley_jax.sampling.dry_run import dry_run
+    from flowley_jax.sampling.estimate_text import format_estimate
 
-    seconds = probe(clips[0].path).duration
-    frames = max(1, round(seconds * sampler.components.video_fps))
-    print(f"clips: {len(clips)}, sounds per clip: {_NUM_SAMPLES.value}")
-    print(f"stages for a clip of {seconds:.2f} s ({clips[0].path}):")
-    print(format_reports(dry_run(sampler, frames=frames, clips=_NUM_SAMPLES.value)))
+    estimate, failed = dry_run(
+        sampler,
+        clips,
+        Path(_OUT.value) if _OUT.value else None,
+        suffix=f".{_KIND.value}",
+        seed=_SEED.value,
+        num_samples=_NUM_SAMPLES.value,
+    )
+    if estimate:
+        print(format_estimate(estimate))
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    return USER_ERROR if failed else 0
 
 
 def _settings(default: "SampleConfig") -> "SampleConfig":
     """Return the settings, overridden by the flags that are set."""
     solver = {"name": _SOLVER.value, "steps": _STEPS.value}
     solver = {key: value for key, value in solver.items() if value is not None}
-    changes = {"guidance": _GUIDANCE.value, "sigma_rel": _SIGMA_REL.value}
+    changes = {
+        "window": _WINDOW.value,
+        "overlap": _OVERLAP.value,
+        "loudness": _LOUDNESS.value,
+        "guidance": _GUIDANCE.value,
+        "sigma_rel": _SIGMA_REL.value,
+    }
     changes = {key: value for key, value in changes.items() if value is not None}
     return dataclasses.replace(default, solver=dataclasses.replace(default.solver, **solver), **changes)
 

@@ -31,8 +31,8 @@ MODEL = ModelConfig(
     single_depth=2,
     video_fps=FPS,
 )
-
-
+# Latents and frames of a clip of `write_records`.
+AUDIO, VIDEO = 25, 10
 LORA = LoraConfig(rank=3, alpha=6.0)
 
 
@@ -45,7 +45,7 @@ def write_records(folder: Path, *, count: int = 10) -> Path:
     """Write records of `count` training clips of 0.8 seconds: 25 latents, 10 frames."""
     write_generated_records(
         folder,
-        audio_length=25,
+        audio_length=AUDIO,
         audio_dim=MODEL.audio_dim,
         video_fps=FPS,
         video_dim=MODEL.video_dim,

@@ -22,7 +22,7 @@ def with_captions(
     """Caption clips, and return the captioned ones with their caption as the prompt.
 
     Args:
-      clips: clips to caption; their own prompts are ignored.
+      clips: videos to caption; their own prompts are ignored.
       model: model that writes the captions from the picture.
       folder: where captions are kept and reused; None keeps none.
 
@@ -37,6 +37,7 @@ def with_captions(
     rows = [
         TableClip(id=clip.id, video_path=clip.path, source=str(clip.path), caption="", split="", label="")
         for clip in good
+        if clip.path
     ]
     with tempfile.TemporaryDirectory() as temporary:
         result = caption_clips(
@@ -50,7 +51,7 @@ def with_captions(
         if clip.fault or clip.id in result.captions
     ]
     failed = [
-        f"{clip.path}: no caption ({result.rejected[clip.id].detail})"
+        f"{clip.name}: no caption ({result.rejected[clip.id].detail})"
         for clip in good
         if clip.id in result.rejected
     ]

@@ -1,5 +1,6 @@
 """Compile guided sampling for a device that this machine does not have, and estimate its cost on it."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from flowley_jax.aot.estimate import Estimate, seconds_at, timed_compile
 from flowley_jax.aot.topologies import topology_devices
 from flowley_jax.common.devices import MESH_AXES
 from flowley_jax.config import ExperimentConfig
-from flowley_jax.flow.sampler import latents_program
+from flowley_jax.flow.sampler import SamplingProgram, latents_program, whole_clips
 from flowley_jax.model.flowley import abstract_model
 from flowley_jax.training.flops import configured_lengths, velocity_flops
 
@@ -37,9 +38,12 @@ def compile_sampling(config: ExperimentConfig, topology: str, *, clips: int, mfu
         lowered = latents_program.lower(
             graphdef,
             *arguments,
-            audio_length=lengths[0],
-            guidance=config.sample.guidance,
-            solver=config.sample.solver,
+            program=SamplingProgram(
+                video_length=lengths[1],
+                guidance=float(config.sample.guidance),
+                solver=config.sample.solver,
+                at_once=clips,
+            ),
         )
         compiled, compile_seconds = timed_compile(lowered, topology)
     memory = compiled.memory_analysis()
@@ -72,14 +76,15 @@ def _one_device_mesh(device: Any) -> Mesh:
 
 def _abstract_arguments(config: ExperimentConfig, clips: int, sharding: NamedSharding) -> tuple[Any, Any]:
     graphdef, parameters, constants = abstract_model(config.model)
-    _, video, text = configured_lengths(config)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips))
-    features = (
+    audio, video, text = configured_lengths(config)
+    batch = jax.eval_shape(
+        functools.partial(whole_clips, audio_length=audio),
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips)),
         jax.ShapeDtypeStruct((clips, video, config.model.video_dim), jnp.float32),
         jax.ShapeDtypeStruct((clips, text, config.model.text_dim), jnp.float32),
         jax.ShapeDtypeStruct((clips,), jnp.int32),
     )
-    arguments = ((parameters, constants), keys, *features)
+    arguments = ((parameters, constants), batch)
     return graphdef, jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arguments
     )

@@ -62,12 +62,18 @@ Share = Annotated[float, Range(least=0, most=1)]
 SIGMA_RELS = Range(above=0, below=0.288)
 # Scales of classifier-free guidance.
 GUIDANCES = Range(least=0, most=100)
+# Shares of a window that overlaps with the next one.
+OVERLAPS = Range(least=0, most=0.9)
+# Integrated loudness of a sound in LUFS; below, the meter hears silence.
+LOUDNESSES = Range(least=-70, most=0)
 # Keys of JAX and NumPy have 32 bits of a seed.
 SEEDS = Range(least=0, most=2**32 - 1)
 # Widths of features, and tokens of a caption.
 SIZES = Range(least=1, most=2**20)
 # An hour of video is the longest that anything here reads or generates.
 SECONDS = Range(above=0, most=3600)
+# Instants of a video, in seconds from its start; no film lasts longer than a day.
+TIMES = Range(least=0, most=86_400)
 # Waiting times of the operating system overflow long after this day.
 TIME_LIMITS = Range(least=0.1, most=86_400)
 PROCESSES = Range(least=1, most=1024)

@@ -1,4 +1,7 @@
-"""The clip table: a TSV with the columns video_path, text_description, split, label and, optionally, id."""
+"""The clip table: a TSV with the columns video_path, text_description, split, label and, optionally, id.
+
+For sampling, it may also have the columns of SAMPLING_COLUMNS; data preparation ignores them.
+"""
 
 import codecs
 import dataclasses
@@ -6,7 +9,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowley_jax.common.files import lfs_note, write_text
@@ -17,6 +20,7 @@ COLUMNS = ("video_path", "text_description", "split", "label")
 # Far more than the longest table, and less than a film that was given by mistake.
 _MAX_TABLE_BYTES = 2**30
 WRITTEN_COLUMNS = ("id", *COLUMNS)
+SAMPLING_COLUMNS = ("negative_prompt", "seed", "seconds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +31,11 @@ class TableClip:
       id: unique name of the clip; the stem of its file if the table has no id.
       video_path: path of the video; a relative path in the table is resolved against the table's folder, and
         a name may be in another Unicode form than on the disk.
-      source: `video_path` as text, or an address (gs://…), which only `data_prep.extract` can read.
+      source: `video_path` as text, or an address (gs://…), which only `data_prep.extract` can read; empty for
+        a row without a video.
       caption, split, label: the other columns.
+      line: line number in the file, from 1; 0 for a clip that was not read from a table.
+      sampling: text of the columns of SAMPLING_COLUMNS that are not empty.
     """
 
     id: str
@@ -37,6 +44,8 @@ class TableClip:
     caption: str
     split: str
     label: str
+    line: int = dataclasses.field(default=0, compare=False)
+    sampling: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +57,7 @@ class TableRow:
       id: unique name of the clip.
       path: path or address of the video; empty in tables that do not state paths.
       caption, split, label: the other columns; empty if the table does not have them.
+      sampling: text of the columns of SAMPLING_COLUMNS that are not empty.
     """
 
     line: int
@@ -56,6 +66,7 @@ class TableRow:
     caption: str = ""
     split: str = ""
     label: str = ""
+    sampling: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,19 +94,22 @@ class ParsedTable:
     faults: Sequence[TableFault]
 
 
-def read_clip_table(path: str | os.PathLike, *, columns: Sequence[str] = COLUMNS) -> list[TableClip]:
+def read_clip_table(
+    path: str | os.PathLike, *, columns: Sequence[str] = COLUMNS, needs_videos: bool = True
+) -> list[TableClip]:
     """Return the rows of a clip table, in order.
 
     Args:
       path: the table.
       columns: columns that the table must have; fields without a column are empty.
+      needs_videos: whether every row must name a video.
 
     Raises:
       FlowleyError: the table is missing, empty or lacks a column, or a row has an unknown split, an empty
         path or a repeated id. The message names the file and, for a row, the line.
     """
     path = Path(path)
-    table = parse_clip_table(path)
+    table = parse_clip_table(path, needs_videos=needs_videos)
     missing = [column for column in columns if column not in table.header]
     if missing:
         raise FlowleyError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
@@ -123,8 +137,8 @@ def _check_ids(path: Path, rows: Sequence[TableRow]) -> None:
         seen[unicodedata.normalize("NFC", row.id)] = row.id
 
 
-def parse_clip_table(path: str | os.PathLike) -> ParsedTable:
-    """Return the rows of a clip table and its faults.
+def parse_clip_table(path: str | os.PathLike, *, needs_videos: bool = True) -> ParsedTable:
+    """Return the rows of a clip table and its faults; see `read_clip_table` for the arguments.
 
     Raises:
       FlowleyError: the file cannot be read, is empty or has no column `video_path`.
@@ -134,11 +148,11 @@ def parse_clip_table(path: str | os.PathLike) -> ParsedTable:
     header = text.split("\t")
     if "video_path" not in header:
         raise FlowleyError(f"{path}: no column video_path in its first line {text[:80]!r}")
-    if twice := [name for name in WRITTEN_COLUMNS if header.count(name) > 1]:
+    if twice := [name for name in (*WRITTEN_COLUMNS, *SAMPLING_COLUMNS) if header.count(name) > 1]:
         raise FlowleyError(f"{path}: has two columns {twice[0]}")
     rows = []
     for line, text in lines[1:]:
-        parsed = _parse_row(line, header, text.split("\t"))
+        parsed = _parse_row(line, header, text.split("\t"), needs_videos)
         if isinstance(parsed, TableFault):
             faults.append(parsed)
         else:
@@ -254,15 +268,19 @@ def _names_by_form(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _parse_row(line: int, header: Sequence[str], cells: Sequence[str]) -> TableRow | TableFault:
+def _parse_row(
+    line: int, header: Sequence[str], cells: Sequence[str], needs_video: bool
+) -> TableRow | TableFault:
     if len(cells) != len(header):
         return TableFault(line, f"has {len(cells)} fields; the header has {len(header)}")
     row = dict(zip(header, cells, strict=True))
-    if not row["video_path"]:
+    if needs_video and not row["video_path"]:
         return TableFault(line, "empty video_path")
     if "\0" in row["video_path"]:
         return TableFault(line, f"video_path {row['video_path']!r} must be usable as a file name")
     clip_id = row.get("id") or Path(row["video_path"]).stem
+    if not clip_id:
+        return TableFault(line, "has neither a video_path nor an id")
     if fault := id_fault(clip_id):
         return TableFault(line, fault)
     return TableRow(
@@ -272,11 +290,12 @@ def _parse_row(line: int, header: Sequence[str], cells: Sequence[str]) -> TableR
         caption=row.get("text_description", ""),
         split=row.get("split", ""),
         label=row.get("label", ""),
+        sampling={name: row[name] for name in SAMPLING_COLUMNS if row.get(name)},
     )
 
 
 def _clip(row: TableRow, folder: Path, forms: NameForms) -> TableClip:
-    if "://" in row.path:
+    if not row.path or "://" in row.path:
         path, source = folder / row.path, row.path
     else:
         path = folder / row.path
@@ -291,6 +310,8 @@ def _clip(row: TableRow, folder: Path, forms: NameForms) -> TableClip:
         caption=row.caption,
         split=row.split,
         label=row.label,
+        line=row.line,
+        sampling=row.sampling,
     )
 
 

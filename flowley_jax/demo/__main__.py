@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from flowley_jax.cli import run_main
+from flowley_jax.common.compilation_cache import define_compilation_cache, use_compilation_cache
 from flowley_jax.common.number_flags import define_int
 from flowley_jax.common.ranges import PROCESSES, Range
 from flowley_jax.config_flag import experiment_flag
@@ -18,6 +19,7 @@ _TEST_CLIPS = define_int(
     "test_clips", 64, "Held-out clips to sample sound for and to score.", Range(least=2, most=100_000)
 )
 _WORKERS = define_int("workers", 2, "Processes that generate and read clips.", PROCESSES)
+_COMPILATION_CACHE = define_compilation_cache()
 
 
 def main() -> int:
@@ -25,6 +27,7 @@ def main() -> int:
     from data_prep.impacts.generate import ClipSetConfig
     from flowley_jax.demo.stages import run_demonstration
 
+    use_compilation_cache(_COMPILATION_CACHE.value)
     clip_set = ClipSetConfig(train=_TRAIN_CLIPS.value, test=_TEST_CLIPS.value)
     out = Path(_OUT.value)
     figures = run_demonstration(_CONFIG.value, clip_set, out, workers=_WORKERS.value)

@@ -44,7 +44,7 @@ def score_held_out(
     Raises:
       FlowleyError: no clip could be sampled and scored.
     """
-    inputs = find_inputs(clips / "clips.tsv", prompt=None, split=split)
+    inputs = find_inputs(clips / "clips.tsv", split=split)
     results = write_sounds(sampler, inputs, out, seed=seed)
     if not results.written:
         raise FlowleyError(f"{clips}: no clip of the split {split} could be sampled: {results.failed[0]}")

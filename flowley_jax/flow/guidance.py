@@ -37,11 +37,13 @@ def guided_velocity(
     t: Float[Array, ""],
     *,
     scale: float,
+    negative_text: Float[Array, "B Tt W"] | None = None,
+    negative_len: Int[Array, " B"] | None = None,
 ) -> Float[Array, "B Ta C"]:
     """Return s·v(condition) + (1 − s)·v(empty), with both branches in one batched call.
 
-    Below s = 1 only the conditional branch runs. Both branches keep the condition's text_len, which decides
-    the tokens that the joint attention reads.
+    Below s = 1 only the conditional branch runs. Without a negative text, both branches keep the condition's
+    text_len, which decides the tokens that the joint attention reads.
 
     Args:
       model: the velocity network.
@@ -49,6 +51,8 @@ def guided_velocity(
       video, text, text_len: conditions.
       t: time, one for the whole batch.
       scale: guidance scale s.
+      negative_text, negative_len: text of the empty branch, from which guidance leads away; by default the
+        empty text.
     """
     times = jnp.full((latent.shape[0],), t, jnp.float32)
     if scale < 1.0:
@@ -57,8 +61,8 @@ def guided_velocity(
     both = model(
         jnp.concatenate([latent, latent]),
         jnp.concatenate([video, empty_video]),
-        jnp.concatenate([text, empty_text]),
-        jnp.concatenate([text_len, text_len]),
+        jnp.concatenate([text, empty_text if negative_text is None else negative_text]),
+        jnp.concatenate([text_len, text_len if negative_len is None else negative_len]),
         jnp.concatenate([times, times]),
     )
     conditional, empty = jnp.split(both, 2)

@@ -1,89 +1,181 @@
-"""Sample latents from conditions: the jitted program that sampling and training previews share."""
+"""Sample latents from conditions: the programs that sampling and training previews share.
 
+A batch consists of windows (see `flowley_jax.flow.windows`). The windows of one sound follow each other, and
+share the latents where they overlap; sounds of different lengths fit into one batch. The programs depend on
+the number of windows that a batch has room for, and not on the lengths of its sounds.
+"""
+
+import dataclasses
 import functools
 import hashlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from flowley_jax.common.devices import BATCH_AXES
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow.guidance import guided_velocity
-from flowley_jax.flow.solver import Solution, SolverConfig, initial_noise, solve_flow
+from flowley_jax.flow.solver import (
+    ADAPTIVE,
+    Solution,
+    SolverConfig,
+    initial_noise,
+    solve_flow,
+    solver_step,
+    time_grid,
+)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "audio_length", "guidance", "solver"))
+class WindowBatch(NamedTuple):
+    """Windows to sample, with their conditions; all arrays have room for W windows.
+
+    Attributes:
+      keys: (W,) random keys; each gives the noise of Ta latents.
+      latent_starts: (W,) first of the window's latents, among the W·Ta latents of the batch.
+      weights: (W, Ta) weight of the window's velocity at its latents; 0 for a window that is not used.
+      frame_starts: (W,) first row of the window's frames in `video`.
+      conditions: (W,) row of the window's text.
+      video: (R, video_dim) features of the frames of all clips.
+      text: (K, Tt, text_dim) features.
+      text_len: (K,) numbers of valid tokens.
+      negative_text, negative_len: texts of the empty branch; None for the empty text.
+      count: number of windows in use, which come first.
+      latents: number of latents in use.
+    """
+
+    keys: jax.Array
+    latent_starts: Int[Array, " W"]
+    weights: Float[Array, "W Ta"]
+    frame_starts: Int[Array, " W"]
+    conditions: Int[Array, " W"]
+    video: Float[Array, "R V"]
+    text: Float[Array, "K Tt D"]
+    text_len: Int[Array, " K"]
+    negative_text: Float[Array, "K Tt D"] | None
+    negative_len: Int[Array, " K"] | None
+    count: Int[Array, ""]
+    latents: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingProgram:
+    """Everything but shapes that a program depends on.
+
+    Attributes:
+      video_length: frames Tv of a window.
+      guidance: guidance scale s.
+      solver: settings of the ODE solver.
+      at_once: windows that the network computes at once, which divides the W of every batch.
+      mesh: devices over which these windows are divided, along its axis "data"; None for one device.
+    """
+
+    video_length: int
+    guidance: float
+    solver: SolverConfig
+    at_once: int
+    mesh: Mesh | None = None
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "program"))
 def latents_program(
+    graphdef: nnx.GraphDef, variables: tuple[Any, ...], batch: WindowBatch, *, program: SamplingProgram
+) -> Solution:
+    """Run the whole flow of `sample_latents`; dry runs compile it without running it."""
+    velocity = _blended_velocity(graphdef, variables, batch, program)
+    noise = _noise(graphdef, variables, batch)
+    share = batch.latents / (noise.shape[0] * noise.shape[1])
+    solution = solve_flow(velocity, noise, program.solver, share_in_use=share)
+    return solution._replace(latent=_destandardised(graphdef, variables, solution.latent))
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "program"), donate_argnames="x")
+def step_program(
     graphdef: nnx.GraphDef,
     variables: tuple[Any, ...],
-    keys: jax.Array,
-    video: Float[Array, "B Tv V"],
-    text: Float[Array, "B Tt W"],
-    text_len: Int[Array, " B"],
+    batch: WindowBatch,
+    x: Float[Array, "W Ta C"],
+    t0: Float[Array, ""],
+    t1: Float[Array, ""],
     *,
-    audio_length: int,
-    guidance: float,
-    solver: SolverConfig,
-) -> Solution:
-    """Run the jitted part of `sample_latents`; dry runs compile it without running it."""
-    model = nnx.merge(graphdef, *variables)
-
-    def velocity(t: Float[Array, ""], x: Float[Array, "B Ta C"]) -> Float[Array, "B Ta C"]:
-        return guided_velocity(model, x, video, text, text_len, t, scale=guidance)
-
-    noise = initial_noise(keys, (audio_length, model.config.audio_dim))
-    solution = solve_flow(velocity, noise, solver)
-    return solution._replace(latent=model.destandardise(solution.latent))
+    program: SamplingProgram,
+) -> Float[Array, "W Ta C"]:
+    """Run one solver step of `sample_latents`."""
+    velocity = _blended_velocity(graphdef, variables, batch, program)
+    return solver_step(velocity, x, t0, t1, program.solver)
 
 
 def sample_latents(
     graphdef: nnx.GraphDef,
     variables: tuple[Any, ...],
-    keys: jax.Array,
-    video: Float[Array, "B Tv V"],
-    text: Float[Array, "B Tt W"],
-    text_len: Int[Array, " B"],
+    batch: WindowBatch,
     *,
-    audio_length: int,
-    guidance: float,
-    solver: SolverConfig,
+    program: SamplingProgram,
+    progress: Callable[[int], None] | None = None,
 ) -> Solution:
     """Sample latents on the codec's scale.
 
     Args:
       graphdef, variables: the model, split into its definition, parameters and constants.
-      keys: (B,) random keys, one for each item.
-      video: (B, Tv, video_dim) features.
-      text: (B, Tt, text_dim) features.
-      text_len: (B,) numbers of valid text tokens.
-      audio_length: number of latents Ta.
-      guidance: guidance scale s.
-      solver: settings of the ODE solver.
+      batch: windows to sample.
+      program: settings of the sampling.
+      progress: called with the number of each solver step that is done. A fixed-step solver then runs step by
+        step, and can be interrupted; an adaptive one runs as a whole.
 
     Returns:
-      The solution, with latents (B, Ta, audio_dim) and the number of velocity evaluations.
+      The solution, with latents (W, Ta, audio_dim) and the number of velocity evaluations.
 
     Raises:
       FlowleyError: an adaptive solver ran out of steps.
     """
-    solution = latents_program(
-        graphdef,
-        variables,
-        keys,
-        video,
-        text,
-        text_len,
-        audio_length=audio_length,
-        guidance=float(guidance),
-        solver=solver,
-    )
+    solver = program.solver
+    if progress is not None and solver.name not in ADAPTIVE:
+        return _sample_in_steps(graphdef, variables, batch, program, progress)
+    solution = latents_program(graphdef, variables, batch, program=program)
     if not bool(solution.succeeded):
         raise FlowleyError(
             f"the solver {solver.name} did not reach t = 1 with rtol={solver.rtol}, atol={solver.atol}: "
             "loosen the tolerances or use a fixed-step solver"
         )
     return solution
+
+
+def whole_clips(
+    keys: jax.Array,
+    video: Float[Array, "B Tv V"],
+    text: Float[Array, "B Tt D"],
+    text_len: Int[Array, " B"],
+    *,
+    audio_length: int,
+) -> WindowBatch:
+    """Return the batch of clips that are one window each.
+
+    Args:
+      keys: (B,) random keys.
+      video, text, text_len: conditions of each clip.
+      audio_length: latents Ta of each clip.
+    """
+    clips, frames = video.shape[:2]
+    index = jnp.arange(clips, dtype=jnp.int32)
+    return WindowBatch(
+        keys=keys,
+        latent_starts=audio_length * index,
+        weights=jnp.ones((clips, audio_length), jnp.float32),
+        frame_starts=frames * index,
+        conditions=index,
+        video=video.reshape(clips * frames, -1),
+        text=text,
+        text_len=text_len,
+        negative_text=None,
+        negative_len=None,
+        count=jnp.asarray(clips, jnp.int32),
+        latents=jnp.asarray(clips * audio_length, jnp.int32),
+    )
 
 
 def item_key(seed: int, item_id: str, sample: int = 0) -> jax.Array:
@@ -97,3 +189,129 @@ def item_key(seed: int, item_id: str, sample: int = 0) -> jax.Array:
     digest = hashlib.sha256(item_id.encode()).digest()
     key = jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
     return jax.random.fold_in(key, sample)
+
+
+def window_keys(key: jax.Array, count: int) -> jax.Array:
+    """Return the keys (count,) of the noise of an item's first, second, … Ta latents.
+
+    The noise of a latent depends on its position, and not on the length of the item.
+    """
+    return jnp.stack([key, *(jax.random.fold_in(key, index) for index in range(1, count))])
+
+
+def _sample_in_steps(
+    graphdef: nnx.GraphDef,
+    variables: tuple[Any, ...],
+    batch: WindowBatch,
+    program: SamplingProgram,
+    progress: Callable[[int], None],
+) -> Solution:
+    solver = program.solver
+    times = np.asarray(time_grid(solver))
+    x = _noise(graphdef, variables, batch)
+    for step in range(solver.steps):
+        x = step_program(graphdef, variables, batch, x, times[step], times[step + 1], program=program)
+        # Otherwise all steps would be dispatched at once, and the progress would be theirs.
+        jax.block_until_ready(x)
+        progress(step + 1)
+    return Solution(
+        latent=_destandardised(graphdef, variables, x),
+        evaluations=jnp.asarray(solver.evaluations),
+        succeeded=jnp.asarray(True),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _noise(graphdef: nnx.GraphDef, variables: tuple[Any, ...], batch: WindowBatch) -> Float[Array, "W Ta C"]:
+    model = nnx.merge(graphdef, *variables)
+    return initial_noise(batch.keys, (batch.weights.shape[1], model.config.audio_dim))
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _destandardised(graphdef: nnx.GraphDef, variables: tuple[Any, ...], x: Array) -> Array:
+    return nnx.merge(graphdef, *variables).destandardise(x)
+
+
+def _blended_velocity(
+    graphdef: nnx.GraphDef, variables: tuple[Any, ...], batch: WindowBatch, program: SamplingProgram
+) -> Callable[[Array, Array], Array]:
+    """Return the function that computes the velocity of all latents (W, Ta, C) from their windows."""
+    room, audio_length = batch.weights.shape
+    at_once = program.at_once
+    if room % at_once:
+        raise ValueError(f"room for {room} windows must be a multiple of at_once={at_once}")
+    windows_velocity = _divided(
+        functools.partial(_windows_velocity, graphdef, program.guidance), program.mesh
+    )
+
+    def velocity(t: Array, x: Array) -> Array:
+        latents = x.reshape(room * audio_length, -1)
+
+        def add_windows(group: Array, total: Array) -> Array:
+            rows = group * at_once + jnp.arange(at_once)
+            starts, conditions = batch.latent_starts[rows], batch.conditions[rows]
+            pieces = windows_velocity(
+                variables,
+                t,
+                latents[starts[:, None] + jnp.arange(audio_length)[None]],
+                batch.video[batch.frame_starts[rows][:, None] + jnp.arange(program.video_length)[None]],
+                *(
+                    None if array is None else array[conditions]
+                    for array in (batch.text, batch.text_len, batch.negative_text, batch.negative_len)
+                ),
+            )
+            pieces = batch.weights[rows][:, :, None] * pieces
+            # One after the other: a scatter would add in any order, so that repeats would differ.
+            for start, piece in zip(starts, pieces, strict=True):
+                current = jax.lax.dynamic_slice_in_dim(total, start, audio_length)
+                total = jax.lax.dynamic_update_slice_in_dim(total, current + piece, start, 0)
+            return total
+
+        groups = (batch.count + at_once - 1) // at_once
+        return jax.lax.fori_loop(0, groups, add_windows, jnp.zeros_like(latents)).reshape(x.shape)
+
+    return velocity
+
+
+def _windows_velocity(
+    graphdef: nnx.GraphDef,
+    guidance: float,
+    variables: tuple[Any, ...],
+    t: Array,
+    latent: Array,
+    video: Array,
+    text: Array,
+    text_len: Array,
+    negative_text: Array | None,
+    negative_len: Array | None,
+) -> Array:
+    model = nnx.merge(graphdef, *variables)
+    return guided_velocity(
+        model,
+        latent,
+        video,
+        text,
+        text_len,
+        t,
+        scale=guidance,
+        negative_text=negative_text,
+        negative_len=negative_len,
+    )
+
+
+def _divided(function: Callable[..., Array], mesh: Mesh | None) -> Callable[..., Array]:
+    """Return a function of variables, time and arrays of windows that divides the windows among devices."""
+    if mesh is None:
+        return function
+    whole, rows = PartitionSpec(), PartitionSpec(BATCH_AXES[0])
+
+    def divided(variables: Any, t: Array, *arrays: Array | None) -> Array:
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(whole, whole, *(rows for _ in arrays)),
+            out_specs=rows,
+            check_vma=False,
+        )(variables, t, *arrays)
+
+    return divided

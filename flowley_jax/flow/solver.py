@@ -8,6 +8,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix
 from jaxtyping import Array, Bool, Float, Int
 
 from flowley_jax.common.ranges import Positive, Range
@@ -22,8 +23,6 @@ MAX_ADAPTIVE_STEPS = 4096
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SolverConfig:
     """Settings of the ODE solver.
-
-    With an adaptive solver the step size is common to the batch, so a sample depends on its batch.
 
     Attributes:
       name: solver; tsit5 and dopri5 adapt their steps to the tolerances, the others take `steps` equal steps.
@@ -53,6 +52,11 @@ class SolverConfig:
                 "number of steps known in advance"
             )
         return self.steps * _EVALUATIONS_PER_STEP[self.name]
+
+    @property
+    def least_evaluations(self) -> int:
+        """Number of velocity evaluations per solve, or for an adaptive solver, that of its first step."""
+        return 1 + _EVALUATIONS_PER_STEP[self.name] if self.name in ADAPTIVE else self.evaluations
 
 
 class Solution(NamedTuple):
@@ -85,6 +89,20 @@ class _ThreeEighths(diffrax.AbstractERK):
         return 4
 
 
+class _Steps(diffrax.StepTo):
+    """Steps to given times, without Diffrax's checks of them.
+
+    The checks are host callbacks, and JAX keeps no program with callbacks in its compilation cache.
+    """
+
+    def wrap(self, direction: Any) -> "_Steps":
+        return type(self)(ts=self.ts * direction)
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, *_: Any) -> tuple[Any, int]:
+        del terms, t0, t1, y0
+        return self.ts[1], 2
+
+
 _SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "euler": diffrax.Euler,
     "heun": diffrax.Heun,
@@ -96,35 +114,47 @@ _SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
 _EVALUATIONS_PER_STEP = {"euler": 1, "heun": 2, "midpoint": 2, "rk4": 4, "tsit5": 6, "dopri5": 6}
 
 
+def time_grid(config: SolverConfig) -> Float[Array, " times"]:
+    """Return the times between which a fixed-step solver makes its steps, from 0 to 1."""
+    return jnp.linspace(0.0, 1.0, config.steps + 1)
+
+
 @jax.named_scope("solver")
 def solve_flow(
     velocity: Callable[[Float[Array, ""], Float[Array, "B Ta C"]], Float[Array, "B Ta C"]],
     noise: Float[Array, "B Ta C"],
     config: SolverConfig,
+    *,
+    share_in_use: Float[Array, ""] | float = 1.0,
 ) -> Solution:
     """Integrate dx/dt = velocity(t, x) from the noise at t = 0 to t = 1, in float32.
 
     An adaptive solver that runs out of steps does not raise, because that would need a host callback: check
     `Solution.succeeded`.
+
+    Args:
+      velocity: function of t and x.
+      noise: x at t = 0.
+      config: settings.
+      share_in_use: share of x whose velocity is not zero. The error of an adaptive solver is the mean over
+        this share.
     """
     adaptive = config.name in ADAPTIVE
 
-    def evaluate(t: Any, x: Array, args: Any) -> Array:
-        del args
-        with jax.named_scope("evaluation"):
-            return velocity(jnp.asarray(t), x)
+    def norm(error: Array) -> Array:
+        return optimistix.rms_norm(error) / jnp.sqrt(share_in_use)
 
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(evaluate),
+        _term(velocity),
         _SOLVERS[config.name](),
         t0=0.0,
         t1=1.0,
         dt0=1.0 / config.steps if adaptive else None,
         y0=noise.astype(jnp.float32),
         stepsize_controller=(
-            diffrax.PIDController(rtol=config.rtol, atol=config.atol)
+            diffrax.PIDController(rtol=config.rtol, atol=config.atol, norm=norm)
             if adaptive
-            else diffrax.StepTo(ts=jnp.linspace(0.0, 1.0, config.steps + 1))
+            else _Steps(ts=time_grid(config))
         ),
         max_steps=MAX_ADAPTIVE_STEPS if adaptive else config.steps,
         throw=False,
@@ -135,6 +165,30 @@ def solve_flow(
     evaluations = solution.stats["num_steps"] * _EVALUATIONS_PER_STEP[config.name] + int(adaptive)
     succeeded = solution.result == diffrax.RESULTS.successful
     return Solution(solution.ys[-1], jnp.asarray(evaluations), jnp.asarray(succeeded))
+
+
+@jax.named_scope("solver")
+def solver_step(
+    velocity: Callable[[Float[Array, ""], Float[Array, "B Ta C"]], Float[Array, "B Ta C"]],
+    x: Float[Array, "B Ta C"],
+    t0: Float[Array, ""],
+    t1: Float[Array, ""],
+    config: SolverConfig,
+) -> Float[Array, "B Ta C"]:
+    """Return x at t1, given x at t0, by one step of a fixed-step solver; see `solve_flow`."""
+    term, solver = _term(velocity), _SOLVERS[config.name]()
+    state = solver.init(term, t0, t1, x, None)
+    stepped, *_ = solver.step(term, t0, t1, x, None, state, made_jump=False)
+    return stepped
+
+
+def _term(velocity: Callable[[Array, Array], Array]) -> diffrax.ODETerm:
+    def evaluate(t: Any, x: Array, args: Any) -> Array:
+        del args
+        with jax.named_scope("evaluation"):
+            return velocity(jnp.asarray(t), x)
+
+    return diffrax.ODETerm(evaluate)
 
 
 def initial_noise(keys: jax.Array, shape: tuple[int, int]) -> Float[Array, "B Ta C"]:

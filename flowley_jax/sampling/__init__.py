@@ -1,5 +1,6 @@
 """Sample sound for silent video and a prompt with a trained model."""
 
-from flowley_jax.sampling.sampler import Clip, EncodedClip, Sampler
+from flowley_jax.sampling.clips import Clip, EncodedClip
+from flowley_jax.sampling.sampler import Sampler
 
 __all__ = ["Clip", "EncodedClip", "Sampler"]

@@ -32,22 +32,6 @@ def check_memory(needed: int, free: int | None, what: str) -> None:
         )
 
 
-def check_frame_memory(path: Path, *, frames: float, size: int) -> None:
-    """Check that the frames of a video fit into the host's memory.
-
-    Args:
-      path: the video.
-      frames: number of frames that are read.
-      size: height and width that they are resized to.
-
-    Raises:
-      FlowleyError: they do not fit.
-    """
-    # The list of frames and the array of all are in memory together.
-    needed = round(2 * frames * size * size * 3)
-    check_memory(needed, free_host_memory(), f"{path}: reading {frames:,.0f} frames")
-
-
 def free_device_memory() -> int | None:
     """Return the bytes that programs can still take on a device, or None if it does not say."""
     device = jax.local_devices()[0]

@@ -8,21 +8,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from flowley_jax.common.durations import format_duration
 from flowley_jax.common.files import check_new_file, name_errors, remove_partials
 from flowley_jax.common.locks import lock_folder
 from flowley_jax.errors import FlowleyError
-from flowley_jax.media.formats import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES, VIDEO_SUFFIXES, has_suffix
 from flowley_jax.media.inputs import MediaError
+from flowley_jax.media.level import to_loudness
 from flowley_jax.media.picture import check_picture
-from flowley_jax.media.read import probe, read_frames
+from flowley_jax.media.read import frame_blocks, probe
 from flowley_jax.media.write import mux_audio, write_audio
+from flowley_jax.sampling.batches import Gathered, Track
+from flowley_jax.sampling.clips import Clip, EncodedClip
+from flowley_jax.sampling.failures import CLIP_ERRORS, check_file, failure_line
 from flowley_jax.sampling.inputs import InputClip
 from flowley_jax.sampling.made_files import staged
-from flowley_jax.sampling.memory import check_frame_memory
 from flowley_jax.sampling.plan import (
     WRITTEN_SUFFIXES,
     Job,
@@ -35,19 +37,15 @@ from flowley_jax.sampling.plan import (
     target_paths,
 )
 from flowley_jax.sampling.sample_log import SampleLog
-from flowley_jax.sampling.sampler import Clip, EncodedClip, Sampler, batches
+from flowley_jax.sampling.sampler import GROUP, Sampler
 
 log = logging.getLogger(__name__)
-# Clips whose features are in memory at once.
-GROUP = 32
 # A temporary file next to the file `--out` is no longer written to if it has not changed for a day.
 _ABANDONED_SECONDS = 86_400.0
 # Suffixes that no folder has by intention.
 _OTHER_MEDIA = (*VIDEO_SUFFIXES, ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".gif")
 # Videos whose picture ends this long before the file are mentioned: they may be incomplete downloads.
 _NOTED_SECONDS = 0.5
-# Errors of one clip, after which the others are sampled; JAX reports memory that runs out with the last one.
-_CLIP_ERRORS = (FlowleyError, OSError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +73,8 @@ def check_out(
       overwrite: whether the file may exist.
 
     Raises:
-      FlowleyError: `out` is neither, is an input or, without `overwrite`, an existing file; or its folder
-        cannot be created or written to, or another process samples to it.
+      FlowleyError: `out` is neither, is an input, a video for a sound from text or, without `overwrite`, an
+        existing file; or its folder cannot be created or written to, or another process samples to it.
     """
     many = len(clips) > 1
     if many and is_file(out):
@@ -85,6 +83,10 @@ def check_out(
         raise FlowleyError(f"--out {out}: the extension must be one of {', '.join(WRITTEN_SUFFIXES)}")
     if is_file(out):
         paths = target_paths(out, clips[0].id, "", num_samples)
+        if clips[0].path is None and has_suffix(out, MUX_SUFFIXES):
+            raise FlowleyError(
+                f"--out {out}: a sound from text has no picture; the extension must be .wav or .flac"
+            )
         if replaces_input(paths, input_ids(clips)):
             raise FlowleyError(f"--out {out}: would replace the input video; choose another name")
         for path in paths:
@@ -123,11 +125,11 @@ def write_sounds(
 
     Args:
       sampler: the model.
-      clips: videos with their prompts.
+      clips: videos, parts of videos or texts, with their prompts.
       out: a file for one clip, or a folder.
-      suffix: .mp4, .mkv or .mov for the video with its sound, without re-encoding the picture; .wav or .flac
-        for the sound only.
-      seed: seed of the random draws.
+      suffix: .mp4, .mkv or .mov for the video with its sound, without re-encoding the picture unless a part
+        is taken; .wav or .flac for the sound only.
+      seed: seed of the random draws of the clips that have none of their own.
       num_samples: number of sounds per clip.
       overwrite: whether the file `out` may be replaced.
 
@@ -173,6 +175,7 @@ class _Run:
         todo, started, written, full_scale = self._plan.todo, time.monotonic(), 0, 0
         for job, waves in self._sounds():
             try:
+                waves = self._levelled(waves)
                 _write(job, waves, self._sampler.components.sample_rate, self._log)
                 if self._log:
                     self._log.add(job.request)
@@ -186,44 +189,57 @@ class _Run:
             log.info("%d/%d %s, %s left", written, len(todo), job.paths[0], format_duration(left))
         if full_scale:
             log.info(
-                "%d of %d sounds reach full scale: louder peaks were turned down or clipped",
+                "%d of %d sounds reach full scale: their loudest peaks were turned down",
                 full_scale,
                 written * self._num_samples,
             )
         return self._results
+
+    def _levelled(self, waves: np.ndarray) -> np.ndarray:
+        """Return waves (num_samples, N) at the loudness of the settings."""
+        loudness = self._sampler.settings.loudness
+        if loudness is None:
+            return waves
+        rate = self._sampler.components.sample_rate
+        return np.stack([to_loudness(wave, rate, loudness) for wave in waves])
 
     def _sounds(self) -> Iterator[tuple[Job, np.ndarray]]:
         """Yield jobs with their waves (num_samples, N)."""
         todo = self._plan.todo
         for start in range(0, len(todo), GROUP):
             group = {job.clip.id: job for job in todo[start : start + GROUP]}
-            encoded = list(self._encoded(list(group.values())))
-            for batch in batches(encoded, self._sampler.batch_size(self._num_samples)):
-                for clip, waves in self._sampled(batch, group):
-                    yield group[clip.id], waves
+            encoded, gathered = list(self._encoded(list(group.values()))), Gathered(self._num_samples)
+            for batch in self._sampler.batches(encoded, self._num_samples):
+                for track, wave in self._sampled(batch, group):
+                    if (waves := gathered.add(track, wave)) is not None:
+                        yield group[track.clip.id], waves
 
     def _encoded(self, jobs: Sequence[Job]) -> Iterator[EncodedClip]:
         """Yield the features of the clips that can be used."""
         for job in jobs:
             try:
-                _check_file(job.clip.path)
-                _check_picture(job, in_folder=self._log is not None)
+                if job.clip.path:
+                    check_file(job.clip.path)
+                    _check_picture(job.clip, job.clip.path, job.paths[0], in_folder=self._log is not None)
                 yield _encode(self._sampler, job.clip)
-            except _CLIP_ERRORS as error:
-                self._add_failure(_line(job.clip.path, error))
+            except CLIP_ERRORS as error:
+                self._add_failure(failure_line(job.clip.name, error))
 
     def _sampled(
-        self, batch: Sequence[EncodedClip], jobs: Mapping[str, Job]
-    ) -> list[tuple[EncodedClip, np.ndarray]]:
-        """Return the clips of a batch with their waves; if the batch fails, they are sampled one by one."""
+        self, batch: Sequence[Track[EncodedClip]], jobs: Mapping[str, Job]
+    ) -> list[tuple[Track[EncodedClip], np.ndarray]]:
+        """Return the sounds of a batch with their waves; if the batch fails, they are sampled one by one."""
         try:
-            return list(self._sampler.sounds(batch, seed=self._seed, num_samples=self._num_samples))
-        except _CLIP_ERRORS as error:
+            return self._sampler.sample(batch, seed=self._seed)
+        except CLIP_ERRORS as error:
             if len(batch) == 1:
-                self._add_failure(_line(jobs[batch[0].id].clip.path, error))
+                line = failure_line(jobs[batch[0].clip.id].clip.name, error)
+                # Several sounds of a clip mostly fail alike.
+                if line not in self._results.failed:
+                    self._add_failure(line)
                 return []
-        log.info("a batch of %d clips failed; sampling them one by one", len(batch))
-        return [sound for clip in batch for sound in self._sampled([clip], jobs)]
+        log.info("a batch of %d sounds failed; sampling them one by one", len(batch))
+        return [sound for track in batch for sound in self._sampled([track], jobs)]
 
     def _add_failure(self, line: str) -> None:
         self._results.failed.append(line)
@@ -231,19 +247,12 @@ class _Run:
             log.info("failed: %s", line)
 
 
-def _check_file(path: Path) -> None:
-    """Refuse a pipe or a device: it may never end, and a video is read more than once."""
-    if path.exists() and not path.is_file():
-        raise FlowleyError(f"{path}: is not a file, and a pipe or a device cannot be sampled")
-
-
-def _check_picture(job: Job, *, in_folder: bool) -> None:
+def _check_picture(clip: InputClip, video: Path, out: Path, *, in_folder: bool) -> None:
     """Check before the sampling, which takes long, that the new file can hold the picture."""
-    out = job.paths[0]
-    if out.suffix.lower() in AUDIO_SUFFIXES:
+    if has_suffix(out, AUDIO_SUFFIXES):
         return
     try:
-        check_picture(job.clip.path, out)
+        check_picture(video, out, start=clip.start, end=clip.end)
     except MediaError:
         raise
     except FlowleyError as error:
@@ -252,37 +261,34 @@ def _check_picture(job: Job, *, in_folder: bool) -> None:
 
 
 def _encode(sampler: Sampler, clip: InputClip) -> EncodedClip:
-    """Return the features of a clip. Its frames take much more memory, and are gone then."""
+    """Return the features of a clip. Its frames take much more memory, and few are held at a time."""
     fps, size = sampler.components.video_fps, sampler.components.video_encoder.frame_size
+    options = {"id": clip.id, "prompt": clip.prompt, "negative_prompt": clip.negative_prompt}
+    options["seed"] = clip.seed
+    if clip.path is None:
+        return sampler.encode(Clip(seconds=clip.end, **options))
     stated = probe(clip.path).duration
-    check_frame_memory(clip.path, frames=stated * fps, size=size)
-    frames = read_frames(clip.path, fps=fps, size=size)
-    if stated - len(frames) / fps > _NOTED_SECONDS:
-        log.info("%s: its picture ends at %.2f s of %.2f s", clip.path, len(frames) / fps, stated)
-    return sampler.encode(Clip(id=clip.id, frames=frames, prompt=clip.prompt))
+    frames = frame_blocks(clip.path, fps=fps, size=size, start=clip.start, end=clip.end)
+    encoded = sampler.encode(Clip(frames=frames, **options))
+    end = clip.start + encoded.seconds
+    expected = stated if clip.end is None else min(stated, clip.end)
+    if expected - end > _NOTED_SECONDS:
+        log.info("%s: its picture ends at %.2f s of %.2f s", clip.path, end, stated)
+    return encoded
 
 
 def _write(job: Job, waves: np.ndarray, sample_rate: int, sample_log: SampleLog | None) -> None:
     """Write the waves (num_samples, N) of one clip; the files get their names when all are complete."""
-    claim = functools.partial(sample_log.claim, job.clip.id) if sample_log else None
+    clip = job.clip
+    claim = functools.partial(sample_log.claim, clip.id) if sample_log else None
     with staged(job.paths, claim) as partials:
         for path, partial, wave in zip(job.paths, partials, waves, strict=True):
             with name_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                if partial.suffix in AUDIO_SUFFIXES:
+                if clip.path is None or partial.suffix in AUDIO_SUFFIXES:
                     write_audio(partial, wave, sample_rate)
                 else:
-                    mux_audio(job.clip.path, wave, sample_rate, partial)
+                    mux_audio(clip.path, wave, sample_rate, partial, start=clip.start, end=clip.end)
             except FlowleyError as error:
                 raise FlowleyError(str(error).replace(str(partial), str(path))) from error
-
-
-def _line(path: Path, error: Exception) -> str:
-    """Return one line that names the clip."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, FlowleyError):
-        return text if str(path) in text else f"{path}: {text}"
-    if isinstance(error, OSError):
-        return f"{path}: cannot be read ({error.strerror or text})"
-    return f"{path}: no sound could be sampled ({text[:200]})"

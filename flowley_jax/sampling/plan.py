@@ -110,26 +110,34 @@ def replaces_input(paths: Iterable[Path], inputs: Collection[FileId]) -> bool:
 
 def input_ids(clips: Iterable[InputClip]) -> set[FileId]:
     """Return what identifies the videos of clips, whatever their names; videos that are missing have none."""
-    return {identity for clip in clips if (identity := _file_id(clip.path))}
+    return {identity for clip in clips if clip.path and (identity := _file_id(clip.path))}
 
 
 def _job(sampler: Sampler, clip: InputClip, paths: list[Path], seed: int) -> Job:
-    try:
-        stat = os.stat(clip.path)
-    except OSError:
-        video = None
-    else:
-        video = {"name": clip.path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    settings = dataclasses.asdict(sampler.settings)
+    negative_prompt = settings.pop("negative_prompt")
     request = {
         "id": clip.id,
         "files": [path.name for path in paths],
         "prompt": clip.prompt,
-        "seed": seed,
-        "video": video,
-        "settings": dataclasses.asdict(sampler.settings),
+        "negative_prompt": negative_prompt if clip.negative_prompt is None else clip.negative_prompt,
+        "seed": seed if clip.seed is None else clip.seed,
+        "video": None if clip.path is None else _version(clip.path),
+        "start": clip.start,
+        "end": clip.end,
+        "settings": settings,
         "weights": dict(sampler.origin),
     }
     return Job(clip, paths, request)
+
+
+def _version(video: Path) -> dict[str, str | int] | None:
+    """Return what changes with the content of a video, or None if it cannot be told."""
+    try:
+        stat = os.stat(video)
+    except OSError:
+        return None
+    return {"name": video.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _writers(jobs: Sequence[Job]) -> dict[str, list[Job]]:
@@ -147,18 +155,20 @@ def _fault_of_names(job: Job, writers: Mapping[str, list[Job]]) -> str:
     if clip.fault:
         return clip.fault
     try:
-        f"{clip.id}{clip.path}{clip.prompt}".encode()
+        f"{clip.id}{clip.path}{clip.prompt}{clip.negative_prompt}".encode()
     except UnicodeEncodeError:
         # The line itself must be printable.
-        return f"{str(clip.path)!a}: its name is not UTF-8 text; rename it"
+        return f"{clip.name!a}: its name is not UTF-8 text; rename it"
+    if clip.path is None and job.paths[0].suffix.lower() in MUX_SUFFIXES:
+        return f"{clip.name}: a sound from text has no picture for {job.paths[0].name}; use --kind wav"
     for path in job.paths:
         rivals = [other.clip for other in writers[_one_form(path.name)] if other is not job]
         if rivals:
-            others = ", ".join(str(other.path) for other in rivals)
+            others = ", ".join(other.name for other in rivals)
             forms = any(other.id != clip.id and _one_form(other.id) == _one_form(clip.id) for other in rivals)
             note = " (the names differ only in their Unicode form)" if forms else ""
             return (
-                f"{clip.path}: its sound {path.name} would replace that of {others}{note}; rename one of them"
+                f"{clip.name}: its sound {path.name} would replace that of {others}{note}; rename one of them"
             )
     return ""
 
@@ -170,7 +180,7 @@ def _fault_of_files(job: Job, inputs: Collection[FileId], sample_log: SampleLog 
         if fault := _fault_of_length(path):
             return fault
         if replaces_input([path], inputs):
-            return f"{clip.path}: the output {path} would replace an input video; change --out or --kind"
+            return f"{clip.name}: the output {path} would replace an input video; change --out or --kind"
         try:
             if sample_log and (fault := sample_log.made_files.fault(path, clip.id)):
                 return fault

@@ -1,5 +1,6 @@
 """`samples.jsonl`: how each sound of a folder was made."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,11 +9,14 @@ from typing import Any
 
 from flowley_jax.common.jsonl import append_json, read_jsonl
 from flowley_jax.common.trees import flatten_mapping
+from flowley_jax.config import SampleConfig
 from flowley_jax.sampling.made_files import MadeFiles, is_made_row
 
 log = logging.getLogger(__name__)
 SAMPLE_LOG_FILE = "samples.jsonl"
 Request = dict[str, Any]
+# What rows of earlier versions, which lack these keys, were made with.
+_DEFAULTS = {"negative_prompt": "", "start": 0.0, "end": None}
 
 
 class SampleLog:
@@ -39,7 +43,7 @@ class SampleLog:
         ignored = 0
         for row in read_jsonl(self._path):
             if _is_request(row):
-                self._requests[row["id"]] = row
+                self._requests[row["id"]] = _completed(row)
                 self._complete.add(row["id"])
             elif is_made_row(row):
                 self._complete.discard(row["clip"])
@@ -79,6 +83,13 @@ def _is_request(row: Mapping[str, Any]) -> bool:
     return isinstance(row.get("id"), str) and isinstance(row.get("settings"), dict)
 
 
+def _completed(request: Request) -> Request:
+    """Return a request with the keys that earlier versions did not have."""
+    defaults = _as_json(dataclasses.asdict(SampleConfig()))
+    del defaults["negative_prompt"]
+    return {**_DEFAULTS, **request, "settings": {**defaults, **request["settings"]}}
+
+
 def _changes(earlier: Request, now: Request) -> list[str]:
     changes = [
         f"{name} {value}"
@@ -89,6 +100,10 @@ def _changes(earlier: Request, now: Request) -> list[str]:
         changes.append(f"seed {earlier.get('seed')}")
     if earlier.get("prompt") != now["prompt"]:
         changes.append("a different prompt")
+    if earlier["negative_prompt"] != now["negative_prompt"]:
+        changes.append("a different negative prompt")
+    if (earlier["start"], earlier["end"]) != (now["start"], now["end"]):
+        changes.append("another start or end")
     if earlier.get("weights") != now["weights"]:
         changes.append("different weights")
     if earlier.get("video") != now["video"]:

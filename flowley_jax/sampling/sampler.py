@@ -1,83 +1,55 @@
 """The Python interface: a trained model turns frames and a prompt into sound."""
 
 import dataclasses
+import functools
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
-import librosa
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flowley_jax.common.ranges import SEEDS
+from flowley_jax.common.devices import BATCH_AXES
+from flowley_jax.common.durations import format_duration
 from flowley_jax.config import SampleConfig
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
-from flowley_jax.flow.sampler import item_key, latents_program, sample_latents
+from flowley_jax.flow.sampler import SamplingProgram, WindowBatch, latents_program, sample_latents
+from flowley_jax.flow.solver import ADAPTIVE
+from flowley_jax.flow.windows import WindowLengths
 from flowley_jax.model.flowley import abstract_model
 from flowley_jax.runs.weights import averaged_weights, with_adapters
 from flowley_jax.runs.workdir import load_components, read_config
+from flowley_jax.sampling.batches import (
+    AnyWindows,
+    Gathered,
+    Track,
+    compiled_room_for,
+    latents_of,
+    most_together,
+    packed,
+    rooms,
+    window_batch,
+)
+from flowley_jax.sampling.clips import Clip, ClipEncoder, EncodedClip, check_seed
+from flowley_jax.sampling.decoding import decode_tracks
 from flowley_jax.sampling.memory import check_memory, free_device_memory
 
 log = logging.getLogger(__name__)
-BATCH_SIZE = 8
-# The memory for attention grows with the square of the length. The estimate costs a compilation, so it is
-# made only for sounds that are longer than this.
+# Windows that the network computes at once, rounded up to a multiple of the devices.
+WINDOWS_AT_ONCE = 8
+# Clips whose features are in memory at once.
+GROUP = 32
+# The estimate of memory costs a compilation, so it is made only for windows that are longer than this.
 _ESTIMATED_SECONDS = 30.0
-# Latents further from the mean of all latents than this many standard deviations are no sound.
-_FARTHEST_LATENT = 100.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Clip:
-    """Silent clip to sample sound for.
-
-    Attributes:
-      id: with the seed, decides the random draw; the same id gives the same sound in any batch.
-      frames: uint8 (Tv, H, W, 3) at the rate `Sampler.components.video_fps`.
-      prompt: text that describes the sound; empty for none.
-    """
-
-    id: str
-    frames: np.ndarray
-    prompt: str = ""
-
-    def __post_init__(self):
-        for name in ("id", "prompt"):
-            if not isinstance(getattr(self, name), str):
-                raise FlowleyError(f"{name}={getattr(self, name)!r} of a clip must be text, '' for none")
-
-    @property
-    def video_length(self) -> int:
-        """Number of frames Tv."""
-        return len(self.frames)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodedClip:
-    """The features of a clip, which condition its sound.
-
-    Attributes:
-      id: id of the clip.
-      video: float32 (Tv, video_dim).
-      text: float32 (Tt, text_dim).
-      text_len: number of tokens of the prompt.
-    """
-
-    id: str
-    video: np.ndarray
-    text: np.ndarray
-    text_len: int
-
-    @property
-    def video_length(self) -> int:
-        """Number of frames Tv."""
-        return len(self.video)
-
+# Seconds between two lines of progress.
+_LOGGED_SECONDS = 10.0
 
 AnyClip = TypeVar("AnyClip", Clip, EncodedClip)
 
@@ -100,10 +72,8 @@ class Sampler:
     settings: SampleConfig
     weights_path: str
     origin: Mapping[str, Any]
-    # Batch sizes and video lengths that the network is compiled for.
-    _compiled: set[tuple[int, int]] = dataclasses.field(
-        default_factory=set, init=False, repr=False, compare=False
-    )
+    # Numbers of windows that the network is compiled for.
+    _compiled: set[int] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def from_run(
@@ -194,7 +164,10 @@ class Sampler:
     def sounds(
         self, clips: Sequence[AnyClip], *, seed: int = 0, num_samples: int = 1
     ) -> Iterator[tuple[AnyClip, np.ndarray]]:
-        """Sample sounds for many clips; clips of equal length share a batch.
+        """Sample sounds for many clips; clips of different lengths share batches.
+
+        A clip that is longer than a window is sampled in overlapping windows, whose velocities are blended;
+        see `flowley_jax.flow.windows`. A shorter one is filled by its last frame, and its sound is cut.
 
         Args:
           clips: clips, or clips that `encode` has encoded.
@@ -202,137 +175,188 @@ class Sampler:
           num_samples: number of sounds per clip.
 
         Yields:
-          A clip and its waves, float32 (num_samples, N), as soon as they are sampled.
+          A clip and its waves, float32 (num_samples, N), as soon as they are sampled, which is not always in
+          the order of the clips. Samples may exceed ±1: the level is the model's.
 
         Raises:
           FlowleyError: `seed` or `num_samples` is out of range, a prompt is too long for the text encoder,
             frames have the wrong shape or type, an adaptive solver ran out of steps, a sound is not finite,
-            or a long video needs more memory than the device has.
+            or a window needs more memory than the device has.
         """
-        if fault := SEEDS.fault(seed):
-            raise FlowleyError(f"seed={seed} {fault}")
-        size = self.batch_size(num_samples)
-        for batch in batches(clips, size):
-            encoded = [clip if isinstance(clip, EncodedClip) else self.encode(clip) for clip in batch]
-            waves = self._sample_batch(encoded, seed=seed, num_samples=num_samples, size=size)
-            yield from zip(batch, waves, strict=True)
-
-    @staticmethod
-    def batch_size(num_samples: int) -> int:
-        """Return how many clips are sampled together.
-
-        Raises:
-          FlowleyError: `num_samples` is not a number from 1 on.
-        """
+        check_seed(seed)
         if not isinstance(num_samples, int | np.integer) or num_samples < 1:
             raise FlowleyError(f"num_samples={num_samples!r} must be a whole number, at least 1")
-        return max(1, BATCH_SIZE // int(num_samples))
+        for start in range(0, len(clips), GROUP):
+            group = clips[start : start + GROUP]
+            encoded = [clip if isinstance(clip, EncodedClip) else self.encode(clip) for clip in group]
+            originals = {id(features): clip for features, clip in zip(encoded, group, strict=True)}
+            gathered = Gathered(num_samples)
+            for batch in self.batches(encoded, num_samples):
+                for track, wave in self.sample(batch, seed=seed):
+                    if (waves := gathered.add(track, wave)) is not None:
+                        yield originals[id(track.clip)], waves
 
     def encode(self, clip: Clip) -> EncodedClip:
-        """Return the features of a clip; without a prompt, its text features are the model's empty text.
+        """Return the features of a clip; see `ClipEncoder`."""
+        return self._encoder(clip)
+
+    def batches(self, clips: Iterable[AnyWindows], num_samples: int = 1) -> Iterator[list[Track[AnyWindows]]]:
+        """Divide the sounds of clips into batches for `sample`.
+
+        With an adaptive solver each sound is a batch of its own, since the sounds of a batch have their steps
+        in common.
+        """
+        tracks = [Track(clip, number) for clip in clips for number in range(num_samples)]
+        if self.settings.solver.name in ADAPTIVE:
+            together = 1
+        else:
+            together = (
+                self.rooms[-1] if all(len(track) == 1 for track in tracks) else most_together(self.rooms)
+            )
+        yield from packed(tracks, together)
+
+    def sample(
+        self, batch: Sequence[Track[EncodedClip]], *, seed: int = 0
+    ) -> list[tuple[Track[EncodedClip], np.ndarray]]:
+        """Return each sound of a batch with its wave (N,) float32.
 
         Raises:
-          FlowleyError: the prompt is too long for the text encoder.
+          FlowleyError: as for `sounds`.
         """
-        text, text_len = self.components.features_of_text([clip.prompt])
-        if not clip.prompt.strip():
-            empty_text = np.asarray(self.variables[1]["empty_text"][...], text.dtype)
-            text = np.broadcast_to(empty_text, text.shape)
-        video = self.components.features_of_video(clip.frames)
-        return EncodedClip(id=clip.id, video=video, text=text[0], text_len=int(text_len[0]))
+        waves = decode_tracks(self.components, batch, self._latents(batch, seed), rooms=self.rooms)
+        return list(zip(batch, waves, strict=True))
 
-    def _sample_batch(
-        self, clips: Sequence[EncodedClip], *, seed: int, num_samples: int, size: int
-    ) -> np.ndarray:
-        """Return the waves (B, num_samples, N) of B clips of one length."""
-        # A short last batch is padded, so that it runs the program that is already compiled. A single clip is
-        # common, and not worth the work of a whole batch.
-        padding = [clips[-1]] * (size - len(clips)) if len(clips) > 1 else []
-        padded = [*clips, *padding]
-        features = (
-            np.stack([clip.video for clip in padded]),
-            np.stack([clip.text for clip in padded]),
-            np.asarray([clip.text_len for clip in padded], np.int32),
+    @functools.cached_property
+    def window(self) -> WindowLengths:
+        """The size of a window."""
+        components = self.components
+        seconds = components.seconds if self.settings.window is None else self.settings.window
+        lengths = WindowLengths(
+            video=components.video_length_for(seconds),
+            audio=components.audio_length_for(seconds),
+            latents_per_frame=components.codec.latent_rate / components.video_fps,
         )
-        keys = jnp.stack([item_key(seed, clip.id, n) for clip in padded for n in range(num_samples)])
-        features = tuple(jnp.asarray(np.repeat(array, num_samples, axis=0)) for array in features)
-        names = ", ".join(clip.id or "the clip" for clip in clips)
-        latents = self._latents(keys, features, names)[: len(clips) * num_samples]
-        waves = self._decoded(latents, names)
-        seconds = clips[0].video_length / self.components.video_fps
-        waves = fit_length(waves, round(seconds * self.components.sample_rate))
-        return waves.reshape(len(clips), num_samples, -1)
+        if not lengths.video:
+            raise FlowleyError(
+                f"window={seconds:g} s is shorter than a frame of the video encoder, which reads "
+                f"{components.video_fps:g} per second"
+            )
+        return lengths
 
-    def _latents(self, keys: jax.Array, features: tuple[jax.Array, ...], names: str) -> np.ndarray:
-        """Return the latents (B, Ta, C) for B keys and the features of B clips of one length."""
-        video_length = features[0].shape[1]
-        seconds = video_length / self.components.video_fps
-        options = {
-            "audio_length": self.components.audio_length_for(seconds),
-            "guidance": float(self.settings.guidance),
-            "solver": self.settings.solver,
-        }
-        if (len(keys), video_length) not in self._compiled:
-            if seconds > _ESTIMATED_SECONDS:
-                self._check_memory(keys, features, options, f"{names}: sound of {seconds:.0f} s")
-            self._compiled.add((len(keys), video_length))
-            log.info("compiling for %d × %.2f s of sound …", len(keys), seconds)
-        solution = sample_latents(self.graphdef, self.variables, keys, *features, **options)
+    @functools.cached_property
+    def _encoder(self) -> ClipEncoder:
+        constants = self.variables[1]
+        return ClipEncoder(
+            components=self.components,
+            empty_video=np.asarray(constants["empty_video"][...], np.float32),
+            empty_text=np.asarray(constants["empty_text"][...]),
+            window=self.window,
+            overlap=self.settings.overlap,
+            negative_prompt=self.settings.negative_prompt,
+        )
+
+    @functools.cached_property
+    def mesh(self) -> Mesh | None:
+        """The devices of this process, over which windows are divided; None for one device."""
+        devices = jax.local_devices()
+        return Mesh(np.array(devices), BATCH_AXES[:1]) if len(devices) > 1 else None
+
+    @functools.cached_property
+    def rooms(self) -> list[int]:
+        """Numbers of windows that a batch may have room for; see `batches.rooms`."""
+        return rooms(self.mesh.size if self.mesh else 1, WINDOWS_AT_ONCE)
+
+    @functools.cached_property
+    def device_variables(self) -> tuple[Any, ...]:
+        """The weights on the devices that need them."""
+        if self.mesh is None:
+            return self.variables
+        return jax.device_put(self.variables, NamedSharding(self.mesh, PartitionSpec()))
+
+    def texts(self, room: int) -> int:
+        """Return how many clips may share a batch with room for so many windows."""
+        return min(room, most_together(self.rooms))
+
+    def runs_in_steps(self, room: int) -> bool:
+        """Return whether a batch of this room runs step by step, because it takes long, with log lines."""
+        return room > most_together(self.rooms)
+
+    def program(self, room: int) -> SamplingProgram:
+        """Return the settings of the program for batches with room for so many windows."""
+        return SamplingProgram(
+            video_length=self.window.video,
+            guidance=float(self.settings.guidance),
+            solver=self.settings.solver,
+            at_once=min(room, self.rooms[-1]),
+            mesh=self.mesh,
+        )
+
+    def _latents(self, batch: Sequence[Track[EncodedClip]], seed: int) -> list[np.ndarray]:
+        """Return the latents (Ta', C) of each sound of a batch."""
+        count = sum(map(len, batch))
+        room = compiled_room_for(count, self.rooms, self._compiled)
+        program = self.program(room)
+        arrays = window_batch(batch, room=room, texts=self.texts(room), seed=seed)
+        names = ", ".join(dict.fromkeys(track.clip.id or "the clip" for track in batch))
+        seconds = sum(track.clip.seconds for track in batch)
+        if room not in self._compiled:
+            self._check_memory(arrays, program, names)
+            self._compiled.add(room)
+            log.info("compiling for %s …", "1 window" if room == 1 else f"{room} windows")
+        is_long = self.runs_in_steps(room)
+        solution = sample_latents(
+            self.graphdef,
+            self.device_variables,
+            arrays,
+            program=program,
+            progress=_Progress(names, self.settings.solver.steps) if is_long else None,
+        )
         log.info(
-            "%d × %.2f s of sound: %d network evaluations", len(keys), seconds, int(solution.evaluations)
+            "%s, %.2f s in %s: %d network evaluations",
+            "1 sound" if len(batch) == 1 else f"{len(batch)} sounds",
+            seconds,
+            "1 window" if count == 1 else f"{count} windows",
+            int(solution.evaluations),
         )
-        return np.asarray(solution.latent)
+        return latents_of(batch, np.asarray(solution.latent))
 
-    def _check_memory(
-        self, keys: jax.Array, features: tuple[jax.Array, ...], options: dict[str, Any], what: str
-    ) -> None:
-        program: Any = latents_program.lower(self.graphdef, self.variables, keys, *features, **options)
+    def _check_memory(self, arrays: WindowBatch, program: SamplingProgram, names: str) -> None:
+        """Check that the network fits into memory if windows are long: attention grows with their square."""
+        seconds = self.window.video / self.components.video_fps
+        if seconds <= _ESTIMATED_SECONDS:
+            return
+        compiled: Any = latents_program.lower(
+            self.graphdef, self.device_variables, arrays, program=program
+        ).compile()
         # Not every backend analyses its programs.
-        if analysis := program.compile().memory_analysis():
+        if analysis := compiled.memory_analysis():
+            what = f"{names}: {program.at_once} × {seconds:.0f} s of sound"
             check_memory(analysis.temp_size_in_bytes, free_device_memory(), what)
 
-    def _decoded(self, latents: np.ndarray, names: str) -> np.ndarray:
-        """Return the waves (B, N) of latents (B, Ta, C).
 
-        Raises:
-          FlowleyError: latents or waves are not finite, or the latents are far from those of any sound.
-        """
-        components = self.components
-        distance = np.abs((latents - components.latent_mean) / components.latent_std)
-        # A comparison with NaN is false.
-        if (distance <= _FARTHEST_LATENT).all():
-            try:
-                waves = components.decode_audio(latents)
-            except librosa.ParameterError:
-                # Griffin-Lim refuses magnitudes that are not finite.
-                waves = np.full(1, np.nan)
-            if np.isfinite(waves).all():
-                return waves
-        raise FlowleyError(
-            f"{names}: the network's result is no sound (its latents are up to {distance.max():.3g} standard "
-            f"deviations from the mean); lower the guidance, which is {self.settings.guidance:g}, or use "
-            "other weights"
-        )
+class _Progress:
+    """Logs from time to time how much of a long sound is done."""
 
+    def __init__(self, names: str, steps: int):
+        self._names, self._steps = names, steps
+        self._logged = time.monotonic()
+        # The first step includes the compilation.
+        self._first: float | None = None
 
-def fit_length(waves: np.ndarray, samples: int) -> np.ndarray:
-    """Cut waves (B, N) to (B, samples); if N is smaller, by a fraction of a latent, append silence."""
-    missing = max(0, samples - waves.shape[1])
-    return np.pad(waves, ((0, 0), (0, missing)))[:, :samples]
-
-
-def batches(clips: Sequence[AnyClip], size: int) -> Iterator[list[AnyClip]]:
-    """Yield batches of at most `size` clips of equal length."""
-    by_length: dict[int, list[AnyClip]] = {}
-    for clip in clips:
-        by_length.setdefault(clip.video_length, []).append(clip)
-    for group in by_length.values():
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
+    def __call__(self, step: int) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        elif now - self._logged >= _LOGGED_SECONDS and step < self._steps:
+            self._logged = now
+            left = (now - self._first) / (step - 1) * (self._steps - step)
+            log.info("%s: step %d/%d, %s left", self._names, step, self._steps, format_duration(left))
 
 
 def _digest(variables: Any, components: Components) -> str:
     digest = hashlib.sha256(components.identity.encode())
+    if components.log_mel_max is not None:
+        digest.update(components.log_mel_max.tobytes())
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]

@@ -14,7 +14,7 @@ from flowley_jax.config import SampleConfig
 from flowley_jax.data.components import Components
 from flowley_jax.data.pipeline import eval_batches
 from flowley_jax.errors import FlowleyError
-from flowley_jax.flow.sampler import item_key, sample_latents
+from flowley_jax.flow.sampler import SamplingProgram, item_key, sample_latents, whole_clips
 from flowley_jax.model.flowley import abstract_model
 from flowley_jax.training.metrics import MetricWriter
 from flowley_jax.training.sharding import Layout
@@ -90,22 +90,25 @@ def write_previews(
         return
     batch = next(islice(eval_batches(records, "valid", batch_size=PREVIEW_CLIPS), 1))
     clips, audio_length = batch["audio_mean"].shape[:2]
+    windows = whole_clips(
+        jnp.stack([item_key(config.seed, f"preview {index}") for index in range(clips)]),
+        *(jnp.asarray(batch[name]) for name in ("video_features", "text_features", "text_len")),
+        audio_length=audio_length,
+    )
+    program = SamplingProgram(
+        video_length=batch["video_features"].shape[1],
+        guidance=float(sample.guidance),
+        solver=sample.solver,
+        at_once=clips,
+    )
     try:
-        solution = sample_latents(
-            abstract_model(config.model)[0],
-            variables,
-            jnp.stack([item_key(config.seed, f"preview {index}") for index in range(clips)]),
-            *(jnp.asarray(batch[name]) for name in ("video_features", "text_features", "text_len")),
-            audio_length=audio_length,
-            guidance=sample.guidance,
-            solver=sample.solver,
-        )
+        solution = sample_latents(abstract_model(config.model)[0], variables, windows, program=program)
     except FlowleyError as error:
         # Early weights can be too stiff for an adaptive solver, and the training is worth more.
         log.warning("step %d: no preview: %s", step, error)
         return
     for name, latents in (("generated", np.asarray(solution.latent)), ("real", batch["audio_mean"])):
-        mels, waves = components.codec.decode(latents), components.decode_audio(latents)
+        mels, waves = components.decode_latents(latents), components.decode_audio(latents)
         for index in range(clips):
             writer.picture(step, f"{name}/{index}/mel", mels[index])
             writer.sound(step, f"{name}/{index}/sound", waves[index], components.sample_rate)

@@ -41,13 +41,13 @@ def clips(tmp_path):
 def sampled(monkeypatch):
     """Ids of the clips that are sampled."""
     ids = []
-    original = Sampler._sample_batch
+    original = Sampler.sample
 
-    def counted(self, clips, *args, **options):
-        ids.extend(clip.id for clip in clips)
-        return original(self, clips, *args, **options)
+    def counted(self, batch, **options):
+        ids.extend(track.clip.id for track in batch)
+        return original(self, batch, **options)
 
-    monkeypatch.setattr(Sampler, "_sample_batch", counted)
+    monkeypatch.setattr(Sampler, "sample", counted)
     return ids
 
 
@@ -169,17 +169,17 @@ def test_the_log_says_when_the_network_is_compiled(sampler, clips, tmp_path, cap
     for _ in range(2):
         write_sounds(sampler, clips[:1], tmp_path / "out.wav", overwrite=True)
     compilations = [line for line in caplog.messages if line.startswith("compiling")]
-    assert compilations == ["compiling for 1 × 0.83 s of sound …"]
+    assert compilations == ["compiling for 1 window …"]
 
 
 def test_the_log_counts_sounds_that_reach_full_scale(sampler, clips, tmp_path, caplog, monkeypatch):
-    def loud(self, latents):
-        return np.tile([0.0, 1.0], 10_000)[None] * np.array([[0.9], [1.0], [1.2]])[: len(latents)]
+    def loud(self, log_mels):
+        return np.tile([0.0, 1.0], 10_000)[None] * np.array([[0.9], [1.0], [1.2]])[: len(log_mels)]
 
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(Components, "decode_audio", loud)
+    monkeypatch.setattr(Components, "vocode", loud)
     write_sounds(sampler, [dataclasses.replace(clips[0], prompt="")], tmp_path / "a.wav", num_samples=3)
-    assert "2 of 3 sounds reach full scale" in caplog.text
+    assert "2 of 3 sounds reach full scale: their loudest peaks were turned down" in caplog.messages
 
 
 def test_files_of_others_are_never_replaced(sampler, clips, tmp_path, sampled):
@@ -211,11 +211,12 @@ def test_a_sample_log_cut_by_a_crash_loses_only_its_last_row(sampler, clips, tmp
     write_sounds(sampler, clips, out)
     sample_log = out / "samples.jsonl"
     lines = sample_log.read_text().splitlines()
-    assert [json.loads(line).get("id") for line in lines] == [None, "a", None, "b", None, "c"]
+    ids = [json.loads(line).get("id") for line in lines]
+    assert ids[::2] == [None] * 3 and sorted(ids[1::2]) == ["a", "b", "c"]
     sample_log.write_text("\n".join(lines[:5]) + "\n" + lines[5][:20])
     sampled.clear()
     write_sounds(sampler, clips, out)
-    assert set(sampled) == {"c"}
+    assert set(sampled) == {ids[5]}
     sampled.clear()
     write_sounds(sampler, clips, out)
     assert sampled == []
@@ -243,44 +244,35 @@ def test_a_pipe_fails_alone_and_is_not_waited_for(sampler, clips, tmp_path):
     assert results.failed == [f"{tmp_path}/pipe.mp4: is not a file, and a pipe or a device cannot be sampled"]
 
 
-def test_the_frames_of_one_clip_at_a_time_are_in_memory(sampler, clips, tmp_path, monkeypatch):
+def test_few_frames_are_in_memory_at_a_time(sampler, clips, tmp_path, monkeypatch):
     class Frames(np.ndarray):
         """An array that can be referred to weakly."""
 
-    read, others = outputs.read_frames, []
+    read, others = outputs.frame_blocks, []
 
     def counted(*arguments, **options):
-        assert not any(other() is not None for other in others)
-        frames = read(*arguments, **options).view(Frames)
-        others.append(weakref.ref(frames))
-        return frames
+        for block in read(*arguments, block=2, **options):
+            frames = Frames(block.shape, block.dtype)
+            frames[...] = block
+            others.append(weakref.ref(frames))
+            yield frames
+            del frames
+            assert sum(other() is not None for other in others) <= 3
 
-    monkeypatch.setattr(outputs, "read_frames", counted)
+    monkeypatch.setattr(outputs, "frame_blocks", counted)
     assert write_sounds(sampler, clips, tmp_path / "out").failed == []
-    assert len(others) == 3
-
-
-def test_a_video_whose_frames_do_not_fit_into_memory_fails_alone(sampler, clips, tmp_path, monkeypatch):
-    seconds = [probe(clip.path).duration for clip in clips]
-    size = sampler.components.video_encoder.frame_size
-    free = round(2 * seconds[1] * tiny.FPS * size * size * 3)
-    assert seconds[0] < seconds[1] < seconds[2]
-    monkeypatch.setattr("flowley_jax.sampling.memory.free_host_memory", lambda: free)
-    results = write_sounds(sampler, clips, tmp_path / "out")
-    assert results.written.keys() == {"a", "b"}
-    (line,) = results.failed
-    assert line.startswith(f"{clips[2].path}: reading ") and "GiB are free" in line
+    assert len(others) == 5 + 6 + 7
 
 
 def test_a_solver_that_does_not_finish_fails_only_its_clip(sampler, clips, tmp_path, monkeypatch):
-    original = Sampler._latents
+    original = Sampler.sample
 
-    def latents(self, keys, features, names):
-        if "b" in names.split(", "):
+    def sample(self, batch, **options):
+        if any(track.clip.id == "b" for track in batch):
             raise FlowleyError("the solver tsit5 did not reach t = 1")
-        return original(self, keys, features, names)
+        return original(self, batch, **options)
 
-    monkeypatch.setattr(Sampler, "_latents", latents)
+    monkeypatch.setattr(Sampler, "sample", sample)
     same = [dataclasses.replace(clips[0], id=name) for name in "abc"]
     results = write_sounds(sampler, same, tmp_path / "out")
     assert results.written.keys() == {"a", "c"}

@@ -19,16 +19,19 @@ from flowley_jax.common.files import is_partial, partial_name
 from flowley_jax.common.locks import LOCK_FILE, lock_folder
 from flowley_jax.config import SampleConfig
 from flowley_jax.errors import FlowleyError
+from flowley_jax.flow.windows import WindowLengths, plan_windows
 from flowley_jax.media.write import write_video
+from flowley_jax.sampling.batches import Track
+from flowley_jax.sampling.clips import EncodedClip
 from flowley_jax.sampling.inputs import InputClip
 from flowley_jax.sampling.made_files import staged
 from flowley_jax.sampling.outputs import check_out, write_sounds
-from flowley_jax.sampling.sampler import EncodedClip, Sampler
 
 RATE = 16_000
 COMPONENTS = types.SimpleNamespace(
     video_fps=10.0, sample_rate=RATE, video_encoder=types.SimpleNamespace(frame_size=16)
 )
+WINDOW = WindowLengths(video=4, audio=4, latents_per_frame=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +46,30 @@ class ToneSampler:
     broken: dict[str, Exception] = dataclasses.field(default_factory=dict)
     origin = types.MappingProxyType({"step": 3})
     components = COMPONENTS
-    batch_size = staticmethod(Sampler.batch_size)
 
     def encode(self, clip):
-        video, text = np.zeros((len(clip.frames), 1)), np.zeros((1, 1))
-        return EncodedClip(id=clip.id, video=video, text=text, text_len=1)
+        frames, text = sum(map(len, clip.frames)), np.zeros((1, 1))
+        return EncodedClip(
+            id=clip.id,
+            seconds=frames / COMPONENTS.video_fps,
+            windows=plan_windows(frames, WINDOW, overlap=0.25),
+            video=np.zeros((frames, 1)),
+            text=text,
+            text_len=1,
+            negative_text=text,
+            negative_len=1,
+            seed=clip.seed,
+        )
 
-    def sounds(self, clips, *, seed, num_samples):
-        for clip in clips:
-            if clip.id in self.broken:
-                raise self.broken[clip.id]
+    def batches(self, clips, num_samples):
+        yield [Track(clip, number) for clip in clips for number in range(num_samples)]
+
+    def sample(self, batch, *, seed):
+        for track in batch:
+            if track.clip.id in self.broken:
+                raise self.broken[track.clip.id]
         level = (self.settings.guidance + seed) / 100
-        for clip in clips:
-            yield clip, np.stack([np.full(800, level + n / 1000, np.float32) for n in range(num_samples)])
+        return [(track, np.full(800, level + track.sample / 1000, np.float32)) for track in batch]
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +115,13 @@ def test_a_file_put_there_after_an_interrupted_run_is_kept(clips, out):
 
 
 def test_a_file_that_appears_during_the_sampling_is_kept(clips, out, monkeypatch):
-    sounds = ToneSampler.sounds
+    sample = ToneSampler.sample
 
     def slow(self, *arguments, **options):
         (out / "b.wav").write_bytes(b"mine")
-        return sounds(self, *arguments, **options)
+        return sample(self, *arguments, **options)
 
-    monkeypatch.setattr(ToneSampler, "sounds", slow)
+    monkeypatch.setattr(ToneSampler, "sample", slow)
     results = _write(clips, out)
     assert results.written.keys() == {"a", "c"} and "b.wav: already exists" in results.failed[0]
     assert (out / "b.wav").read_bytes() == b"mine"

@@ -14,7 +14,7 @@ from flowley_jax.flow.sampler import item_key
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.runs.workdir import open_workdir
 from flowley_jax.sampling import Clip, EncodedClip, Sampler
-from flowley_jax.sampling.sampler import fit_length
+from flowley_jax.sampling.decoding import fit_length
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_sounds_are_as_long_as_their_videos(sampler):
 
 
 def test_a_clip_sounds_the_same_in_any_batch(sampler):
-    clips = [_clip(sampler, name) for name in "abcdefghij"]
+    clips = [_clip(sampler, name, length) for name, length in zip("abcdefghij", range(4, 24, 2), strict=True)]
     expected = _waves(sampler, clips, seed=3)["e"]
     reversed_batch = _waves(sampler, clips[::-1], seed=3)["e"]
     single = _waves(sampler, clips[4:5], seed=3)["e"]
@@ -97,7 +97,7 @@ def test_a_clip_without_prompt_gets_the_empty_text(sampler):
     encoded = [sampler.encode(_clip(sampler, name, prompt=prompt)) for name, prompt in prompts.items()]
     empty = np.asarray(sampler.variables[1]["empty_text"][...])
     for clip in encoded:
-        assert clip.video.shape == (10, tiny.MODEL.video_dim) and clip.text.shape[1:] == empty.shape
+        assert clip.video.shape == (tiny.VIDEO, tiny.MODEL.video_dim) and clip.text.shape[1:] == empty.shape
     for clip in encoded[:2]:
         np.testing.assert_array_equal(clip.text, np.broadcast_to(empty, clip.text.shape))
     assert [clip.text_len for clip in encoded] == [1, 1, 2]
@@ -161,8 +161,90 @@ def test_a_sound_that_does_not_fit_into_memory_is_refused(sampler, monkeypatch):
     monkeypatch.setattr("flowley_jax.sampling.sampler.free_device_memory", lambda: free)
     assert _waves(dataclasses.replace(sampler), [clip])["a"].any()
     free = 10
-    with pytest.raises(FlowleyError, match=r"a: sound of 1 s needs about .* GiB of memory, and 0\.0 GiB are"):
+    with pytest.raises(
+        FlowleyError, match=r"a: 1 × 1 s of sound needs about .* GiB of memory, and 0\.0 GiB are"
+    ):
         _waves(dataclasses.replace(sampler), [clip])
+
+
+def test_a_negative_prompt_changes_the_empty_branch_only(sampler):
+    # Others have compiled larger programs, which round differently.
+    sampler, clip = _settings(sampler), _clip(sampler, "a")
+    plain = _waves(sampler, [clip])["a"]
+    named = dataclasses.replace(clip, negative_prompt="glass")
+    of_clip = _waves(sampler, [named])["a"]
+    of_settings = _waves(_settings(sampler, negative_prompt="glass"), [clip])["a"]
+    assert np.abs(of_clip - plain).max() > 1e-4 * np.abs(plain).max()
+    np.testing.assert_array_equal(of_settings, of_clip)
+    # An empty one of its own takes the place of that of the settings.
+    emptied = dataclasses.replace(clip, negative_prompt="")
+    np.testing.assert_array_equal(_waves(_settings(sampler, negative_prompt="glass"), [emptied])["a"], plain)
+    # Without guidance there is no empty branch.
+    unguided = _settings(sampler, guidance=0.5)
+    np.testing.assert_array_equal(_waves(unguided, [named])["a"], _waves(unguided, [clip])["a"])
+
+
+def test_a_seed_of_its_own_takes_the_place_of_the_call_s(sampler):
+    clip = _clip(sampler, "a")
+    own = dataclasses.replace(clip, seed=7)
+    np.testing.assert_array_equal(_waves(sampler, [own], seed=1)["a"], _waves(sampler, [clip], seed=7)["a"])
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 2.3])
+def test_a_sound_from_text_reads_the_empty_video(sampler, seconds):
+    clip = Clip(id="a", prompt="a ball", seconds=seconds)
+    encoded = sampler.encode(clip)
+    empty = np.asarray(sampler.variables[1]["empty_video"][...])
+    np.testing.assert_array_equal(encoded.video, np.broadcast_to(empty, encoded.video.shape))
+    waves = _waves(sampler, [clip])["a"]
+    assert waves.shape == (1, round(seconds * sampler.components.sample_rate)) and waves.any()
+
+
+def test_frames_may_come_in_blocks(sampler):
+    clip = _clip(sampler, "a", 31)
+    streamed = dataclasses.replace(clip, frames=iter([clip.frames[:7], clip.frames[7:20], clip.frames[20:]]))
+    features = sampler.encode(streamed)
+    expected = sampler.encode(clip)
+    assert features.seconds == expected.seconds == 31 / tiny.FPS
+    # The encoder's rounding depends on the number of frames in a block.
+    np.testing.assert_allclose(
+        features.video, expected.video, rtol=0, atol=1e-6 * np.abs(expected.video).max()
+    )
+
+
+def test_a_short_clip_is_filled_by_its_last_frame(sampler):
+    clip = _clip(sampler, "a", 6)
+    filled = np.concatenate([clip.frames, np.repeat(clip.frames[-1:], tiny.VIDEO - 6, axis=0)])
+    whole = _waves(sampler, [dataclasses.replace(clip, frames=filled)])["a"]
+    waves = _waves(sampler, [clip])["a"]
+    np.testing.assert_array_equal(waves, whole[:, : waves.shape[1]])
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 20])
+def test_few_programs_serve_all_lengths(sampler, num_samples, monkeypatch):
+    # Vocoders have programs of their own.
+    monkeypatch.setattr(Components, "vocode", lambda self, log_mels: np.zeros((len(log_mels), 1), np.float32))
+    fresh = dataclasses.replace(sampler)
+    clips = [_clip(sampler, str(length), length) for length in range(1, 11)]
+    waves = _waves(fresh, clips, num_samples=num_samples)
+    assert {clip.id: len(waves[clip.id]) for clip in clips} == dict.fromkeys(waves, num_samples)
+    assert fresh._compiled == {8}
+    longer = [_clip(sampler, str(length), length) for length in range(15, 120, 9)]
+    _waves(fresh, longer)
+    # One for many sounds of several windows each.
+    assert fresh._compiled == {8, 32}
+
+
+def test_windows_and_overlaps_are_settings(sampler):
+    clip = _clip(sampler, "a", 40)
+    windows = {
+        (window, overlap): len(_settings(sampler, window=window, overlap=overlap).encode(clip).windows)
+        for window, overlap in ((None, 0.25), (1.0, 0.5), (2.0, 0.25), (10.0, 0.25))
+    }
+    assert windows[None, 0.25] < windows[1.0, 0.5]
+    assert windows[2.0, 0.25] < windows[None, 0.25] and windows[10.0, 0.25] == 1
+    with pytest.raises(FlowleyError, match=r"window=0\.01 s is shorter than a frame"):
+        _ = _settings(sampler, window=0.01).window
 
 
 def test_a_missing_run_and_a_run_without_averages_are_refused(tmp_path):
