@@ -67,7 +67,7 @@ def test_a_second_run_reuses_every_file(demonstration, monkeypatch):
     def never(*_, **__):
         raise AssertionError("sampled again")
 
-    monkeypatch.setattr(Sampler, "_sample_batch", never)
+    monkeypatch.setattr(Sampler, "sample", never)
     again = run_demonstration(_experiment(), CLIPS, out, workers=2)
     assert {**again, "seconds": 0} == {**figures, "seconds": 0}
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.mp4")} == kept

@@ -72,7 +72,7 @@ def test_convert_describes_a_file_and_writes_it_back(bundles, tmp_path):
 def test_sample_adds_sound_to_a_video(bundles, clips, tmp_path):
     flags = ("--published", bundles, "--video", clips / "c0.mp4", "--prompt=rain", "--steps=2")
     report = _run("flowley_jax.sample", *flags, "--dry-run").stdout
-    assert "waves (1, 128000) at 16000 Hz" in report and "memory per device" in report
+    assert "windows:      1 of 8.00 s" in report and "on each device" in report
     out = tmp_path / "sound.mp4"
     assert _run("flowley_jax.sample", *flags, "--out", out).stdout.splitlines() == [str(out)]
     assert probe(out).has_audio and probe(out).duration == pytest.approx(8.0, abs=0.1)
