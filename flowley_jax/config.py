@@ -262,8 +262,8 @@ class SampleConfig:
       guidance: classifier-free guidance scale; below 1, samples use only the conditional velocity.
       sigma_rel: EMA length of the weights to sample with.
       negative_prompt: text of the empty branch, from which guidance leads away; "" for the empty text.
-      window: seconds of a window, in which videos are processed; None for the length of the training clips.
-      overlap: least share of a window that overlaps with the next one.
+      window: length in seconds of the windows of a longer video; None for that of the training clips.
+      overlap: share of a window that overlaps with the next one.
       loudness: integrated loudness of written sounds in LUFS (ITU-R BS.1770); None for the model's own level.
     """
 

@@ -27,7 +27,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the file --to if it 
 _LEVEL_FROM = flags.DEFINE_string(
     "level_from",
     None,
-    "Folder of records or of a run, whose log_mel_max bounds the sounds of the audio VAE from now on.",
+    "Folder of records or of a run, at whose level the sounds of the audio VAE are kept.",
 )
 _EXPECT = flags.DEFINE_enum(
     "expect",
@@ -75,7 +75,7 @@ def _convert_all(sources: Sequence[str], out: Path) -> None:
 
 
 def _log_mel_max(folder: Path) -> tuple[float, ...]:
-    """Return the highest log-mel value per bin in the training split of records or of a run."""
+    """Return the `log_mel_max` of records or of a run."""
     from flowley_jax.data.components import Components, components_file
     from flowley_jax.runs.workdir import CONFIG, load_components
 
@@ -85,8 +85,8 @@ def _log_mel_max(folder: Path) -> tuple[float, ...]:
     components = Components.load(folder) if is_records else load_components(folder)
     if components.log_mel_max is None:
         raise FlowleyError(
-            f"--level-from {folder}: an earlier version made it, without log_mel_max; run data_prep.extract "
-            "again, and name the records"
+            f"--level-from {folder}: an earlier version made it, without log_mel_max; prepare the records "
+            "again in a new folder"
         )
     return tuple(components.log_mel_max.tolist())
 

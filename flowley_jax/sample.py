@@ -56,13 +56,11 @@ _NEGATIVE_PROMPT = flags.DEFINE_string(
 _SECONDS = define_float(
     "seconds",
     None,
-    "Length of a sound from text, or the most that is taken of each video.",
+    "Length of a sound from text, or of the longest part to take of each video, in seconds.",
     SECONDS,
 )
-_START = define_float(
-    "start", 0.0, "Second of each video at which the part to take begins; its times start at 0.", TIMES
-)
-_END = define_float("end", None, "Second of each video at which the part to take ends.", TIMES)
+_START = define_float("start", 0.0, "Start of the part to take of each video, in seconds.", TIMES)
+_END = define_float("end", None, "End of the part to take of each video, in seconds.", TIMES)
 _SOUNDCAP = flags.DEFINE_string(
     "soundcap", None, "Model that captions each clip first: a folder or hub name (docs/soundcap.md)."
 )
@@ -111,7 +109,7 @@ _GUIDANCE = define_float(
 _WINDOW = define_float(
     "window",
     None,
-    "Seconds of a window, in which videos are processed; by default the trained length.",
+    "Length in seconds of the windows of a longer video; by default that of the training clips.",
     SECONDS,
 )
 _OVERLAP = define_float("overlap", None, "Share of a window that overlaps with the next one.", OVERLAPS)

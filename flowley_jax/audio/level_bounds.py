@@ -1,11 +1,12 @@
 """Bounds of generated log-mel frames, by what the sounds of the training split reach.
 
-Guidance makes a model overshoot: single hits become up to 30 dB louder than any that it has heard, next to
-which the rest of a sound seems silent. Two bounds keep sounds at the level of the training split:
+Guidance makes a model overshoot: single hits become up to 30 dB louder than any that it has heard, and the
+rest of the sound seems silent next to them. Two bounds keep sounds at the level of the training split:
 
-- no bin exceeds the bin's highest value;
-- no frame exceeds the highest level, the logarithm of the sum of a frame's mel energies. Around a frame that
-  does, a gain that changes slowly lowers all bins alike, so that attacks and decays keep their shape.
+- No bin exceeds the highest value of this bin in the training split.
+- No frame has a higher level than any frame of the training split. The level is the logarithm of the sum of
+  a frame's mel energies. Around a frame that is too loud, a gain that changes slowly lowers all bins alike,
+  so that attacks and decays keep their shape.
 """
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.ndimage import maximum_filter1d, uniform_filter1d
 
 from flowley_jax.audio.mel import MelConfig, from_log
 
-# Seconds before and after a frame that is too loud, over which the gain is held, and then fades.
+# Around a frame that is too loud, the gain is held, and then fades, for this many seconds on each side.
 _REACH = 0.5
 
 
@@ -39,7 +40,7 @@ def bound_bins(log_mels: np.ndarray, maxima: np.ndarray) -> np.ndarray:
 def bound_levels(log_mels: np.ndarray, maxima: np.ndarray, mel: MelConfig) -> np.ndarray:
     """Return the frames of whole sounds, (B, frames, bins), whose levels do not exceed `level_maxima`.
 
-    Frames further than twice half a second from one that is too loud are returned as they are.
+    Frames more than a second away from one that is too loud are returned as they are.
     """
     excess = np.maximum(0.0, _levels(log_mels, mel) - maxima[-1])
     if not excess.any():

@@ -104,9 +104,9 @@ class Components:
 
     @functools.cached_property
     def identity(self) -> str:
-        """SHA-256 of everything that the latents mean to these components, wherever their files are.
+        """SHA-256 of everything that decides features and latents, wherever the files are.
 
-        The bound of decoded sounds is left out, since runs of earlier versions lack it.
+        The bounds of decoded sounds are left out, since runs of earlier versions lack them.
         """
         roles = {role: self.identity_of(role) for role in ROLES}
         content = [self.seconds, roles, self.latent_mean.tolist(), self.latent_std.tolist()]

@@ -39,7 +39,7 @@ class Windows:
     Attributes:
       frame_starts: (n,) first frame of each window, ascending.
       latent_starts: (n,) first latent of each window.
-      frames: frames that the windows cover; those after the video's end are copies of its last frame.
+      frames: frames that the windows cover; those after the video's end repeat its last one.
       latents: latents that the windows cover.
       weights: (n, Ta) float32 weight of each window's velocity at each of its latents; the weights of all
         windows sum to one at every latent.
@@ -84,7 +84,7 @@ def plan_windows(frames: int, lengths: WindowLengths, *, overlap: float) -> Wind
     Args:
       frames: frames of the video, at least 1.
       lengths: size of a window.
-      overlap: least share of a window that overlaps with the next one, in [0, 1).
+      overlap: share of a window that overlaps with the next one, in [0, 1); the moves change it a little.
     """
     starts = [0] if frames <= lengths.video else _starts(frames, lengths, overlap)
     latent_starts = np.array([_nearest_latent(start, lengths) for start in starts])

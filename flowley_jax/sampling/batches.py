@@ -10,6 +10,7 @@ import numpy as np
 
 from flowley_jax.flow.sampler import WindowBatch, item_key, window_keys
 from flowley_jax.flow.windows import Windows
+from flowley_jax.sampling.clips import EncodedClip
 
 
 class HasWindows(Protocol):
@@ -17,31 +18,6 @@ class HasWindows(Protocol):
 
     @property
     def windows(self) -> Windows: ...
-
-
-class WindowedClip(HasWindows, Protocol):
-    """The features of a clip; see `flowley_jax.sampling.sampler.EncodedClip`."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def video(self) -> np.ndarray: ...
-
-    @property
-    def text(self) -> np.ndarray: ...
-
-    @property
-    def text_len(self) -> int: ...
-
-    @property
-    def negative_text(self) -> np.ndarray: ...
-
-    @property
-    def negative_len(self) -> int: ...
-
-    @property
-    def seed(self) -> int | None: ...
 
 
 # Groups of windows that are computed at once, in a batch of several sounds.
@@ -107,7 +83,7 @@ def room_for(count: int, sizes: Sequence[int]) -> int:
 
 
 def compiled_room_for(count: int, sizes: Sequence[int], compiled: Collection[int]) -> int:
-    """Return the room for `count` windows: a program that exists and is too large is faster than a new one.
+    """Return the room for `count` windows; a larger one for which a program is compiled saves a compilation.
 
     Args:
       count: number of windows.
@@ -121,7 +97,8 @@ def compiled_room_for(count: int, sizes: Sequence[int], compiled: Collection[int
 def most_together(sizes: Sequence[int]) -> int:
     """Return the most windows of a batch of several sounds, some of which are longer than a window.
 
-    The network computes a part of them at once, so that a larger batch only wastes less room at its end.
+    The network computes only a part of them at once, so a large batch needs little memory, and wastes less
+    of its room than a small one.
     """
     return _TOGETHER * sizes[-1]
 
@@ -142,7 +119,7 @@ def packed(tracks: Sequence[Track[AnyWindows]], room: int) -> Iterator[list[Trac
     yield from batches
 
 
-def window_batch(tracks: Sequence[Track], *, room: int, texts: int, seed: int) -> WindowBatch:
+def window_batch(tracks: Sequence[Track[EncodedClip]], *, room: int, texts: int, seed: int) -> WindowBatch:
     """Return the windows of sounds as the arrays of a program.
 
     The latents of a sound follow those of the sounds before it, and take the room of its windows without
@@ -201,7 +178,7 @@ def _lengths(windows: Windows) -> tuple[int, int]:
     return windows.frames - int(windows.frame_starts[-1]), windows.weights.shape[1]
 
 
-def _keys(tracks: Sequence[Track], room: int, seed: int) -> jax.Array:
+def _keys(tracks: Sequence[Track[EncodedClip]], room: int, seed: int) -> jax.Array:
     keys = [
         window_keys(item_key(_seed(track, seed), track.clip.id, track.sample), len(track)) for track in tracks
     ]
@@ -210,7 +187,7 @@ def _keys(tracks: Sequence[Track], room: int, seed: int) -> jax.Array:
     return jnp.concatenate([together, jnp.repeat(together[:1], room - len(together))])
 
 
-def _seed(track: Track, seed: int) -> int:
+def _seed(track: Track[EncodedClip], seed: int) -> int:
     return seed if track.clip.seed is None else track.clip.seed
 
 

@@ -85,7 +85,7 @@ class ClipEncoder:
       components: encoders of video and text.
       empty_video, empty_text: (video_dim,) and (text_dim,) features that replace a missing condition.
       window: size of a window.
-      overlap: least share of a window that overlaps with the next one.
+      overlap: share of a window that overlaps with the next one.
       negative_prompt: negative prompt of the clips that have none of their own.
     """
 

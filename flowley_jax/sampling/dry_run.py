@@ -45,7 +45,7 @@ class StageReport:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What sampling would take.
+    """Time and memory that sampling would take.
 
     Attributes:
       workload: the clips, and how they are sampled.

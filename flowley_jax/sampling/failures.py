@@ -1,4 +1,4 @@
-"""What keeps a clip from being sampled, while the others are."""
+"""Errors that cost one clip, while the others are sampled."""
 
 from pathlib import Path
 

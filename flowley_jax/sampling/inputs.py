@@ -46,13 +46,13 @@ class InputClip:
 
     @property
     def name(self) -> str:
-        """What messages call the clip: its video's path, or its id."""
+        """Name of the clip in messages: its video's path, or its id."""
         return self.id if self.path is None else str(self.path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What is chosen for all clips at once; None leaves it to each clip.
+    """Choices for all clips at once; None leaves a choice to each clip.
 
     Attributes:
       prompt: prompt; by default a table's caption, and elsewhere the text of a .txt file of the video's name.

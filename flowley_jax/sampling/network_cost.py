@@ -18,7 +18,7 @@ from flowley_jax.sampling.sampler import Sampler
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkCost:
-    """What a program of the network needs.
+    """Memory and time that a program of the network needs.
 
     Attributes:
       memory: memory on each device.

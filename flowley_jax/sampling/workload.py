@@ -1,4 +1,4 @@
-"""What sampling has to do for clips, planned from their lengths alone: no picture is decoded."""
+"""Plan what sampling has to do for clips from their lengths, without decoding a picture."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -5,6 +5,7 @@ import json
 import logging
 
 import numpy as np
+import pyloudnorm
 import pytest
 import shell
 import tiny
@@ -192,6 +193,24 @@ def test_the_flags_of_a_part_and_of_a_text_show_in_the_files(tiny_run, video, sa
     assert np.abs(led - plain).max() > 0.1 * np.abs(plain).max()
     text = wave_of("t.flac", "--prompt=a bell", "--seconds=1.5")
     assert len(text) == round(1.5 * rate)
+
+
+def test_loudness_window_and_overlap_show_in_the_files(tiny_run, sampler, tmp_path):
+    flags = (
+        "--prompt=a bell",
+        "--seconds=3",
+        "--kind=wav",
+        "--loudness=-40",
+        "--window=1.5",
+        "--overlap=0.5",
+    )
+    result = shell.run("flowley_jax.sample", "--workdir", tiny_run, "--out", tmp_path, *flags)
+    assert result.returncode == 0, result.stderr
+    rate = sampler.components.sample_rate
+    measured = pyloudnorm.Meter(rate).integrated_loudness(_wave(tmp_path / "a_bell.wav", sampler))
+    assert measured == pytest.approx(-40.0, abs=0.2)
+    # Of 1.5 s, with a start every 0.75 s.
+    assert "1 sound, 3.00 s in 3 windows" in result.stderr
 
 
 @pytest.mark.parametrize(
