@@ -199,15 +199,14 @@ def test_loudness_window_and_overlap_show_in_the_files(tiny_run, sampler, tmp_pa
     flags = (
         "--prompt=a bell",
         "--seconds=3",
-        "--kind=wav",
         "--loudness=-40",
         "--window=1.5",
         "--overlap=0.5",
     )
-    result = shell.run("flowley_jax.sample", "--workdir", tiny_run, "--out", tmp_path, *flags)
+    result = shell.run("flowley_jax.sample", "--workdir", tiny_run, "--out", tmp_path / "bell.wav", *flags)
     assert result.returncode == 0, result.stderr
     rate = sampler.components.sample_rate
-    measured = pyloudnorm.Meter(rate).integrated_loudness(_wave(tmp_path / "a_bell.wav", sampler))
+    measured = pyloudnorm.Meter(rate).integrated_loudness(_wave(tmp_path / "bell.wav", sampler))
     assert measured == pytest.approx(-40.0, abs=0.2)
     # Of 1.5 s, with a start every 0.75 s.
     assert "1 sound, 3.00 s in 3 windows" in result.stderr
