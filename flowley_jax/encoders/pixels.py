@@ -14,11 +14,17 @@ D⁺ = L_{t+1} − L_t. The frame is halved first, so that fast objects move by 
 Cells overlap (triangular windows), so features vary smoothly while an object crosses from one to the next.
 Products are compressed by x/sqrt(|x| + ε), with ε at the level of video coding noise. Fixed constants scale
 all features to a deviation of about one on moving scenes.
+
+A cut is no motion: D⁻ is zero in the first frame after it, and D⁺ in the last frame before it, as at the
+start and the end of a video.
 """
 
 import dataclasses
 import functools
-from typing import Annotated, ClassVar
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -40,6 +46,10 @@ _MOTION_SCALE = 50.0
 _MOTION_NOISE = 3e-4
 _FLOW_SCALE = 120.0
 _FLOW_NOISE = 3e-6
+# A picture differs from the one before a cut by at least this mean over pixels and colours, which are in
+# [0, 1], and at least this many times as much as neighbouring pictures differ.
+_CUT_CHANGE = 0.03
+_CUT_RATIO = 2.0
 _NATIVE_DIM = 3 * _COLOUR_GRID**2 + _ENERGY_GRID**2 + 2 * _FLOW_GRID**2 + 6 * _PROFILE_CELLS + _HUES + 4
 
 
@@ -50,17 +60,27 @@ class PixelEncoder(HostComponent):
     Attributes:
       fps: frames per second of its input.
       frame_size: height and width of a frame in pixels.
-      context: see `VideoEncoder`; differences between frames need the neighbours.
+      context: see `VideoEncoder`; differences between frames, and cuts, need the neighbours.
+      finds_cuts: whether a cut is no motion.
       dim: width of a feature vector; a fixed random projection gives any width but the descriptor's own.
     """
 
     name: ClassVar[str] = "pixels"
-    version: ClassVar[int | None] = 1
-    context: ClassVar[int] = 1
+    version: ClassVar[int | None] = 2
+    context: ClassVar[int] = 2
+    finds_cuts: ClassVar[bool] = True
 
     fps: Annotated[float, Range(above=0, most=1000)] = 24.0
     frame_size: Annotated[int, Range(least=2 * _PROFILE_CELLS, most=4096)] = 96
     dim: Annotated[int, SIZES] = _NATIVE_DIM
+
+    @classmethod
+    def from_json(cls, stored: Any, folder: Path, *, where: str, mel: Any = None) -> Any:
+        """Return the encoder that `to_json` stored, also that of version 1; see `Component`."""
+        earlier = EarlierPixelEncoder
+        if cls is not earlier and isinstance(stored, Mapping) and stored.get("version") == earlier.version:
+            return earlier.from_json(stored, folder, where=where, mel=mel)
+        return super().from_json(stored, folder, where=where, mel=mel)
 
     def __post_init__(self):
         check_values(self, self.name)
@@ -74,15 +94,22 @@ class PixelEncoder(HostComponent):
           FlowleyError: the frames have the wrong shape or type, or there are none.
         """
         check_frames(frames, self.frame_size)
-        native = _describe(frames)
+        native = _describe(frames, finds_cuts=self.finds_cuts)
         return native if self.dim == _NATIVE_DIM else native @ _projection(self.dim)
 
 
-def _describe(frames: np.ndarray) -> np.ndarray:
+class EarlierPixelEncoder(PixelEncoder):
+    """The encoder of runs and records of earlier versions, for which a cut is motion of the whole picture."""
+
+    version: ClassVar[int | None] = 1
+    finds_cuts: ClassVar[bool] = False
+
+
+def _describe(frames: np.ndarray, *, finds_cuts: bool) -> np.ndarray:
     """Compute the descriptor of frames (T, H, W, 3) uint8: (T, _NATIVE_DIM) float32."""
     colour = _halved(frames)
     luminance = colour @ _LUMINANCE
-    backward, forward = _differences(luminance)
+    backward, forward = _differences(luminance, _cuts(colour) if finds_cuts else [])
     energy = np.sqrt(np.abs(backward * forward))
     along_y, along_x = _gradients(luminance)
     central, second = 0.5 * (backward + forward), forward - backward
@@ -113,10 +140,19 @@ def _halved(frames: np.ndarray) -> np.ndarray:
     return sums * np.float32(1.0 / (4 * 255))
 
 
-def _differences(luminance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return D⁻ and D⁺, each (T, H, W); they are zero where there is no neighbouring frame."""
+def _cuts(colour: np.ndarray) -> np.ndarray:
+    """Return the first frames after cuts in frames (T, H, W, 3), (cuts,)."""
+    changes = np.zeros(len(colour) + 1)
+    changes[1:-1] = [np.abs(after - before).mean() for before, after in itertools.pairwise(colour)]
+    around = np.maximum(changes[:-2], changes[2:])
+    return 1 + np.flatnonzero(changes[1:-1] > np.maximum(_CUT_CHANGE, _CUT_RATIO * around))
+
+
+def _differences(luminance: np.ndarray, cuts: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return D⁻ and D⁺, each (T, H, W); they are zero where there is no neighbouring frame of the scene."""
     backward, forward = np.zeros_like(luminance), np.zeros_like(luminance)
     np.subtract(luminance[1:], luminance[:-1], out=backward[1:])
+    backward[cuts] = 0.0
     forward[:-1] = backward[1:]
     return backward, forward
 

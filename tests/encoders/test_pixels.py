@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flowley_jax.encoders.pixels import PixelEncoder
+from flowley_jax.encoders.pixels import EarlierPixelEncoder, PixelEncoder
 from flowley_jax.encoders.protocols import VideoEncoder
 from flowley_jax.errors import FlowleyError
 
@@ -11,12 +11,12 @@ SIZE = 96
 GREY = 96
 
 
-def _disc(rows, columns, colour=(220, 60, 40), radius=7.0):
+def _disc(rows, columns, colour=(220, 60, 40), radius=7.0, ground=GREY):
     """Return frames (T, SIZE, SIZE, 3) of an antialiased disc centred at `rows` and `columns` in pixels."""
     y, x = np.mgrid[:SIZE, :SIZE] + 0.5
     distance = np.hypot(y - np.reshape(rows, (-1, 1, 1)), x - np.reshape(columns, (-1, 1, 1)))
     cover = np.clip(radius + 0.5 - distance, 0.0, 1.0)[..., None]
-    return np.round(GREY + cover * (np.array(colour) - GREY)).astype(np.uint8)
+    return np.round(ground + cover * (np.array(colour) - ground)).astype(np.uint8)
 
 
 def _bounces(impact_frames, count=48):
@@ -58,6 +58,35 @@ def test_reversed_video_has_the_opposite_signed_motion():
     assert signed.sum() >= 10  # direction of motion is in the descriptor
     same = np.abs(forwards - backwards).max(axis=0) < 1e-4
     assert (same | signed | (np.abs(forwards).max(axis=0) <= 0.5)).all()
+
+
+@pytest.mark.parametrize("lengths", [(20, 20), (12, 2, 9), (1, 8)])
+def test_scenes_have_the_features_that_they_have_alone(lengths):
+    """A cut is no motion. A single frame between two others is a flash, so scenes have two or more."""
+    grounds = (GREY, 190, 60)
+    scenes = [
+        _disc(_bounces([length / 2], length), np.linspace(20, 70, length), ground=ground)
+        for length, ground in zip(lengths, grounds, strict=False)
+    ]
+    features = PixelEncoder()(np.concatenate(scenes))
+    alone = np.concatenate([PixelEncoder()(scene) for scene in scenes])
+    np.testing.assert_allclose(features, alone, rtol=1e-5, atol=1e-5)
+    with_motion = EarlierPixelEncoder()(np.concatenate(scenes))
+    assert np.abs(with_motion - alone).max() > 1.0
+
+
+@pytest.mark.parametrize("kind", ["impacts", "flash", "noise", "appearing", "fade"])
+def test_motion_and_flashes_are_no_cuts(kind):
+    frames = _disc(_bounces([11.3, 30.0]), np.linspace(10, 80, 48), radius=14.0)
+    if kind == "flash":
+        frames[20] = 255
+    elif kind == "noise":
+        frames = np.random.default_rng(0).integers(0, 256, frames.shape, dtype=np.uint8)
+    elif kind == "appearing":
+        frames[:20] = GREY
+    elif kind == "fade":
+        frames = (frames * np.linspace(0, 1, 48)[:, None, None, None]).astype(np.uint8)
+    np.testing.assert_array_equal(PixelEncoder()(frames), EarlierPixelEncoder()(frames))
 
 
 def test_position_is_readable_within_two_pixels():

@@ -7,12 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowley_jax.encoders.pixels import PixelEncoder
+from flowley_jax.encoders.pixels import EarlierPixelEncoder, PixelEncoder
 from flowley_jax.encoders.streaming import encode_blocks
 from flowley_jax.errors import FlowleyError
 
 ENCODER = PixelEncoder(frame_size=32)
-FRAMES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+_RNG = np.random.default_rng(0)
+# Scenes of two to four frames: a block may begin or end near a cut.
+_SCENES = np.repeat(40 * _RNG.permuted(np.tile(np.arange(5), 4)), _RNG.integers(2, 5, 20))[:40]
+FRAMES = (_SCENES[:, None, None, None] + _RNG.integers(0, 20, (40, 32, 32, 3))).astype(np.uint8)
 
 
 class WideEncoder:
@@ -46,6 +49,10 @@ def test_every_frame_has_its_whole_context(lengths, context):
     encoder: Any = WideEncoder(context)
     features, count = encode_blocks(encoder, _parts(lengths))
     np.testing.assert_array_equal(features, encoder(FRAMES[:count]))
+
+
+def test_the_frames_of_this_test_have_cuts():
+    assert np.abs(ENCODER(FRAMES) - EarlierPixelEncoder(frame_size=32)(FRAMES)).max() > 1.0
 
 
 def test_one_block_is_encoded_in_one_call():
