@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_prep.beam_runner import run_pipeline
 from data_prep.feature_store import FeatureKind, FeatureStore
-from data_prep.read_clip import ClipReader, DecodedClip
+from data_prep.read_clip import ClipReader, DecodedClip, DecodedSound
 from data_prep.record_components import RecordComponents
 from data_prep.rejection import Reason, Rejection, one_line
 from data_prep.settings import OptionalStream, RecordSettings
@@ -170,24 +170,24 @@ class Encoders(ModelHandler[Sequence[Any], PredictionResult, RecordComponents]):
 
 def _encode_media(group: DecodedGroup, components: RecordComponents) -> EncodedGroup:
     clips = [clip for _, clip in group if isinstance(clip, DecodedClip)]
-    audio = iter(_encode_audio([clip.log_mel for clip in clips if clip.log_mel is not None], components))
+    audio = iter(_encode_audio([clip.sound for clip in clips if clip.sound is not None], components))
     encoded: EncodedGroup = []
     for item, clip in group:
         if isinstance(clip, Rejection):
             encoded.append((item, clip))
         else:
-            features = _encode_video(clip, components) | (next(audio) if clip.log_mel is not None else {})
+            features = _encode_video(clip, components) | (next(audio) if clip.sound is not None else {})
             encoded.append((item, _check_finite(features)))
     return encoded
 
 
 def _encode_audio(
-    log_mels: Sequence[np.ndarray], components: RecordComponents
+    sounds: Sequence[DecodedSound], components: RecordComponents
 ) -> list[dict[str, np.ndarray]]:
-    codec = components.reading_codec
-    if codec is None or not log_mels:
+    codec, log_mels = components.reading_codec, [sound.log_mel for sound in sounds]
+    if codec is None or not sounds:
         # A codec that is fitted to clips encodes these later.
-        return [{"log_mel": log_mel} for log_mel in log_mels]
+        return [{"log_mel": sound.log_mel, "power": np.asarray(sound.power)} for sound in sounds]
     mean, std = codec.encode_log_mel(_pad_group(np.stack(log_mels)))
     return [
         {"audio_mean": mean[row], "audio_std": std[row], "log_mel_max": level_maxima(log_mel, codec.mel)}

@@ -24,16 +24,29 @@ OFFSET_TOLERANCE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
+class DecodedSound:
+    """The sound of a clip.
+
+    Attributes:
+      log_mel: (frames, bins) float32.
+      power: mean square of the wave.
+    """
+
+    log_mel: np.ndarray
+    power: float
+
+
+@dataclasses.dataclass(frozen=True)
 class DecodedClip:
     """The part of a clip's features that needs no accelerator.
 
     Attributes:
-      log_mel: (frames, bins) float32; None without audio.
+      sound: None without audio.
       frames: (Tv, H, W, 3) uint8; None without video, and if `video_features` is set.
       video_features: (Tv, video_dim) float32 of the embedded image encoder, which runs where clips are read.
     """
 
-    log_mel: np.ndarray | None = None
+    sound: DecodedSound | None = None
     frames: np.ndarray | None = None
     video_features: np.ndarray | None = None
 
@@ -76,10 +89,10 @@ class ClipReader:
         if info.has_audio:
             self._check_timeline(path)
         frames = None if info.width is None else self._read_frames(path, info)
-        mel = log_mel(self._read_wave(path, info), self.mel) if info.has_audio else None
+        sound = self._read_sound(path, info) if info.has_audio else None
         if frames is not None and self.host_encoder is not None:
-            return DecodedClip(log_mel=mel, video_features=self.host_encoder(frames))
-        return DecodedClip(log_mel=mel, frames=frames)
+            return DecodedClip(sound=sound, video_features=self.host_encoder(frames))
+        return DecodedClip(sound=sound, frames=frames)
 
     def _check(self, info: MediaInfo, optional: OptionalStream) -> None:
         settings = self.settings
@@ -122,6 +135,11 @@ class ClipReader:
         if settings.reject_still and _is_still(frames[:wanted]):
             raise RejectedError(Reason.PICTURE, "shows the same picture throughout")
         return frames[:wanted]
+
+    def _read_sound(self, path: Path, info: MediaInfo) -> DecodedSound:
+        wave = self._read_wave(path, info)
+        power = float(np.mean(np.square(wave, dtype=np.float64)))
+        return DecodedSound(log_mel=log_mel(wave, self.mel), power=power)
 
     def _read_wave(self, path: Path, info: MediaInfo) -> np.ndarray:
         rate = self.mel.sample_rate

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from flowley_jax.data.components import Components
 from flowley_jax.data.record import Dims, Example, Shard, shard_name, write_metadata, write_shard
 from flowley_jax.errors import FlowleyError
 
+# Training clips whose level is compared before and after encoding and decoding.
+_GAIN_CLIPS = 64
+# Mean square of a wave below which a clip has no level to compare.
+_SILENT_POWER = 1e-10
 # Keys of the note that marks a file as complete.
 _NOTE_KEYS = {"examples", "bytes", "size", "sha256"}
 
@@ -49,8 +54,9 @@ def measure_latents(
 ) -> Components:
     """Return the components of the records, with the statistics of the training clips.
 
-    They are the mean and deviation of latents drawn from the posteriors, and `level_maxima`. The
-    latter are None if features of an earlier version lack them.
+    They are the mean and deviation of latents drawn from the posteriors, `level_maxima`, and the gain of
+    decoded sounds. Features of earlier versions may lack what the last two need: the maxima are then None,
+    and the gain is 1. It is also 1 if the codec or the vocoder has weights.
 
     Args:
       codec: the codec of the records.
@@ -70,7 +76,7 @@ def measure_latents(
         both_known = highest is not None and clip_highest is not None
         highest = np.maximum(highest, clip_highest) if both_known else None
     mean = total / count
-    return Components(
+    measured = Components(
         seconds=components.settings.seconds,
         video_encoder=components.video_encoder,
         text_encoder=components.text_encoder,
@@ -81,6 +87,9 @@ def measure_latents(
         log_mel_max=highest,
         source=source,
     )
+    if not (codec.needs_fitting and measured.vocoder.runs_on_host):
+        return measured
+    return dataclasses.replace(measured, wave_gain=_wave_gain(measured, training[:_GAIN_CLIPS], store))
 
 
 def posterior(codec: AudioCodec | None, features: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +103,19 @@ def posterior(codec: AudioCodec | None, features: Mapping[str, np.ndarray]) -> t
         mean, std = codec.encode_log_mel(features["log_mel"][None])
         return mean[0], std[0]
     return features["audio_mean"], features["audio_std"]
+
+
+def _wave_gain(components: Components, clips: Sequence[KeyedClip], store: FeatureStore) -> float:
+    """Return the gain with which decoded sounds have, on average, the level of the sounds before."""
+    log_ratios = []
+    for features in _read_features(clips, store, "measuring the level"):
+        if "power" not in features:
+            return 1.0
+        latents, _ = posterior(components.codec, features)
+        decoded = np.mean(np.square(components.decode_audio(latents[None]), dtype=np.float64))
+        if min(features["power"], decoded) > _SILENT_POWER:
+            log_ratios.append(math.log(features["power"] / decoded))
+    return math.exp(np.mean(log_ratios) / 2) if log_ratios else 1.0
 
 
 def _log_mel_max(features: Mapping[str, np.ndarray], mel: MelConfig) -> np.ndarray | None:

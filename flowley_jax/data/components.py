@@ -22,7 +22,7 @@ from flowley_jax.audio.protocols import AudioCodec, Vocoder, latents_for
 from flowley_jax.common.component import Component, check_keys, settings_to_json
 from flowley_jax.common.files import atomic_write, name_errors
 from flowley_jax.common.json_files import read_json_object
-from flowley_jax.common.ranges import SECONDS
+from flowley_jax.common.ranges import SECONDS, Range
 from flowley_jax.data.component_registry import ROLES, Role, find_component
 from flowley_jax.data.record import Dims
 from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder
@@ -33,6 +33,7 @@ COMPONENTS_FILE = "components.json"
 _EARLIER_FILE = "parts.json"
 _VERSION = 1
 _MIN_LATENT_STD = 1e-6
+_GAIN = Range(above=0, most=1000)
 
 
 def components_file(folder: str | os.PathLike) -> Path:
@@ -54,6 +55,8 @@ class Components:
       latent_mean, latent_std: mean and deviation per channel over the training split, (C,) float32.
       log_mel_max: `level_maxima` of the training split, (bins + 1,) float32, which bound the level of decoded
         sounds; None if it is not known, as in data sets of earlier versions.
+      wave_gain: factor of the vocoder's waves. The codec and a vocoder without weights lower the level of a
+        sound; with this factor, training sounds keep theirs when they are encoded and decoded.
       source: origin of the data set.
     """
 
@@ -65,6 +68,7 @@ class Components:
     latent_mean: np.ndarray
     latent_std: np.ndarray
     log_mel_max: np.ndarray | None = None
+    wave_gain: float = 1.0
     source: str = ""
 
     def __post_init__(self):
@@ -77,6 +81,8 @@ class Components:
             if not np.isfinite(values).all():
                 raise FlowleyError(f"the latent {name} has values that are not finite")
         self._check_log_mel_max()
+        if fault := _GAIN.fault(self.wave_gain):
+            raise FlowleyError(f"wave_gain={self.wave_gain} {fault}")
         constant = np.flatnonzero(~(self.latent_std >= _MIN_LATENT_STD))
         if constant.size:
             raise FlowleyError(
@@ -106,7 +112,7 @@ class Components:
     def identity(self) -> str:
         """SHA-256 of everything that decides features and latents, wherever the files are.
 
-        The bounds of decoded sounds are left out, since runs of earlier versions lack them.
+        The level of decoded sounds is left out, since runs of earlier versions lack it.
         """
         roles = {role: self.identity_of(role) for role in ROLES}
         content = [self.seconds, roles, self.latent_mean.tolist(), self.latent_std.tolist()]
@@ -206,7 +212,8 @@ class Components:
         """Turn the log-mel frames of whole sounds, (B, frames, bins), into waves (B, N) of bounded level."""
         if self.log_mel_max is not None:
             log_mels = bound_levels(log_mels, self.log_mel_max, self.codec.mel)
-        return self.vocoder(log_mels)
+        waves = self.vocoder(log_mels)
+        return waves if self.wave_gain == 1.0 else waves * np.float32(self.wave_gain)
 
     def decode_audio(self, latents: np.ndarray, *, seconds: float | None = None) -> np.ndarray:
         """Decode raw latents of whole sounds to waves, by `decode_latents` and `vocode`.
@@ -266,6 +273,7 @@ class Components:
             "latent_mean": self.latent_mean.tolist(),
             "latent_std": self.latent_std.tolist(),
             **bound,
+            "wave_gain": self.wave_gain,
         }
 
     @classmethod
@@ -274,8 +282,8 @@ class Components:
         if version != _VERSION:
             raise FlowleyError(f"has version {version!r}, expected {_VERSION}")
         fields = {field.name for field in dataclasses.fields(cls)}
-        # Files of earlier versions lack the bound.
-        check_keys({"log_mel_max": None, **stored}, {"version", *fields}, "the file")
+        # Files of earlier versions lack the bound and the gain.
+        check_keys({"log_mel_max": None, "wave_gain": None, **stored}, {"version", *fields}, "the file")
         try:
             codec: AudioCodec = _component_from_json(stored, "codec", folder)
             return cls(
@@ -287,6 +295,7 @@ class Components:
                 latent_mean=_floats(stored["latent_mean"]),
                 latent_std=_floats(stored["latent_std"]),
                 log_mel_max=_floats(stored["log_mel_max"]) if "log_mel_max" in stored else None,
+                wave_gain=float(stored.get("wave_gain", 1.0)),
                 source=str(stored["source"]),
             )
         except FlowleyError:

@@ -357,6 +357,8 @@ def _digest(variables: Any, components: Components) -> str:
     digest = hashlib.sha256(components.identity.encode())
     if components.log_mel_max is not None:
         digest.update(components.log_mel_max.tobytes())
+    if components.wave_gain != 1.0:
+        digest.update(np.float64(components.wave_gain).tobytes())
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]

@@ -17,7 +17,7 @@ from flowley_jax.data.generated import SOURCE, write_generated_records
 from flowley_jax.data.pipeline import eval_batches
 from flowley_jax.data.record import Dims, open_records
 from flowley_jax.encoders.hashed_text import HashedTextEncoder
-from flowley_jax.encoders.pixels import PixelEncoder
+from flowley_jax.encoders.pixels import EarlierPixelEncoder, PixelEncoder
 from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder
 from flowley_jax.errors import FlowleyError
 
@@ -117,9 +117,38 @@ def test_the_bound_is_stored_and_is_no_part_of_the_identity(tmp_path):
     assert Components.load(tmp_path).log_mel_max is None
 
 
+def test_the_gain_scales_waves_and_is_no_part_of_the_identity(tmp_path):
+    components = _components(wave_gain=1.5)
+    components.save(tmp_path)
+    loaded, plain = Components.load(tmp_path), _components()
+    latents = np.random.default_rng(3).standard_normal((1, 32, 4)).astype(np.float32)
+    expected = np.float32(1.5) * plain.decode_audio(latents)
+    np.testing.assert_array_equal(loaded.decode_audio(latents), expected)
+    assert loaded.decode_audio(latents).dtype == np.float32 and np.abs(expected).max() > 0
+    assert loaded.identity == plain.identity and not loaded.differences(plain)
+
+
+def test_files_of_earlier_versions_have_no_gain_and_see_motion_at_cuts(tmp_path):
+    _components(wave_gain=1.5).save(tmp_path)
+
+    def to_earlier(stored):
+        del stored["wave_gain"]
+        stored["video_encoder"]["version"] = 1
+
+    _edit(tmp_path, to_earlier)
+    loaded = Components.load(tmp_path)
+    assert loaded.wave_gain == 1.0
+    assert loaded.video_encoder == EarlierPixelEncoder(fps=12.0)
+    assert '"version": 1' in loaded.identity_of("video_encoder")
+    loaded.save(tmp_path)
+    assert Components.load(tmp_path).video_encoder == loaded.video_encoder
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"wave_gain": 0.0}, r"wave_gain=0\.0 must be above 0 and at most 1000"),
+        ({"wave_gain": float("nan")}, "wave_gain=nan must be a finite number"),
         ({"latent_std": np.array([1.0, 0.0, 1.0, 1.0], np.float32)}, "channel 1 is constant"),
         ({"latent_std": np.array([1.0, 1.0, np.nan, 1.0], np.float32)}, "latent std has values"),
         ({"latent_mean": np.zeros(3, np.float32)}, r"must be \(4,\)"),
@@ -150,6 +179,9 @@ def _edit(tmp_path, edit):
         (lambda s: s.pop("seconds"), "missing keys \\['seconds'\\]"),
         (lambda s: s["video_encoder"].update(version=99), "has version 99, this program has"),
         (lambda s: s["video_encoder"].update(name="eyes"), "'eyes' is unknown; known: clip, pixels"),
+        (lambda s: s["video_encoder"].update(version=1, extra=2), r"unknown keys \['extra'\]"),
+        (lambda s: s.update(wave_gain="loud"), "wrong type"),
+        (lambda s: s.update(wave_gain=-1), r"wave_gain=-1\.0 must be above 0"),
         (lambda s: s["text_encoder"].pop("dim"), "missing keys \\['dim'\\]"),
         (lambda s: s.update(vocoder=3), "vocoder must be a JSON object"),
         (lambda s: s.update(seconds="long"), "wrong type"),
@@ -210,7 +242,7 @@ def test_stored_form_keeps_the_keys_and_their_order(tmp_path):
     stored = json.loads((tmp_path / "components.json").read_text())
     assert list(stored) == [
         *("version", "source", "seconds", "video_encoder", "text_encoder", "codec", "vocoder"),
-        *("latent_mean", "latent_std"),
+        *("latent_mean", "latent_std", "wave_gain"),
     ]
     assert list(stored["video_encoder"]) == ["version", "name", "fps", "frame_size", "dim"]
     assert stored["text_encoder"] == {"version": 1, "name": "hashed_words", "dim": 8, "max_tokens": 5}

@@ -92,6 +92,12 @@ def test_statistics_and_codec_come_from_the_training_split(clips, prepared):
     mels = np.stack([log_mel(wave, MEL_16K) for wave in waves])
     np.testing.assert_allclose(components.codec.mean, mels.reshape(-1, 160).mean(0), atol=1e-4)
     np.testing.assert_array_equal(components.log_mel_max, level_maxima(mels, MEL_16K))
+    decoded = components.decode_audio(components.codec.encode_log_mel(mels)[0])
+    change = [
+        10 * np.log10(np.mean(mine**2) / np.mean(theirs**2))
+        for mine, theirs in zip(decoded, waves, strict=True)
+    ]
+    assert np.mean(change) == pytest.approx(0.0, abs=0.01)
 
 
 def test_every_unusable_clip_is_listed_with_its_reason(clips, prepared):
@@ -127,7 +133,7 @@ def test_a_worker_that_hangs_or_crashes_costs_one_file(tmp_path):
     rejection = Worker(reader, time_limit=3.0)(str(tmp_path / "hanging.mp4"))
     assert (rejection.reason, rejection.detail) == ("timeout", "not read within 3 s")
     patient = Worker(reader, time_limit=60.0)
-    assert patient(str(tmp_path / "good.mp4")).log_mel.shape == (64, 80)
+    assert patient(str(tmp_path / "good.mp4")).sound.log_mel.shape == (64, 80)
     process = patient._process
     threading.Timer(0.5, process.kill).start()
     assert patient(str(tmp_path / "hanging.mp4")).reason == "crash"
@@ -154,7 +160,7 @@ def test_channels_in_opposite_phase_are_not_silent(tmp_path):
     clip = ClipReader.create(RecordComponents(SETTINGS))(str(tmp_path / "a.wav"), "video")
     expected = log_mel(wave.astype(np.float32)[:16_384], MEL_16K)
     # The sign of the louder channel does not matter.
-    np.testing.assert_allclose(clip.log_mel, expected, atol=1e-3)
+    np.testing.assert_allclose(clip.sound.log_mel, expected, atol=1e-3)
 
 
 def test_features_that_are_not_finite_in_the_stored_type_are_a_reason():

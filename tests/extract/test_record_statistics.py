@@ -8,6 +8,7 @@ import unusable
 
 from data_prep.feature_pipeline import _encode_audio
 from data_prep.feature_store import FeatureStore
+from data_prep.read_clip import DecodedSound
 from data_prep.record_components import RecordComponents
 from data_prep.record_files import measure_latents
 from flowley_jax.audio.mel import MEL_16K
@@ -36,15 +37,16 @@ def log_mels():
 def _measure(codec, features, folder):
     """Return the components of clips with these features."""
     store = FeatureStore(str(folder))
-    for key, stored in zip(KEYS, features, strict=True):
+    for key, stored in zip(KEYS, features, strict=False):
         store.write("media", key, stored)
-    clips = [types.SimpleNamespace(media_key=key) for key in KEYS]
+    clips = [types.SimpleNamespace(media_key=key) for key in KEYS[: len(features)]]
     return measure_latents(codec, clips, RecordComponents(unusable.SETTINGS), store, source="clips.tsv")
 
 
 def _features(codec, log_mels):
     return _encode_audio(
-        log_mels, types.SimpleNamespace(reading_codec=None if codec.needs_fitting else codec)
+        [DecodedSound(log_mel=log_mel, power=1.0) for log_mel in log_mels],
+        types.SimpleNamespace(reading_codec=None if codec.needs_fitting else codec),
     )
 
 
@@ -58,6 +60,36 @@ def test_the_highest_values_are_those_of_the_sounds(codec_type, log_mels, tmp_pa
     assert components.log_mel_max.dtype == np.float32
     latents, _ = codec.encode_log_mel(np.stack(log_mels))
     np.testing.assert_allclose(components.latent_mean, latents.mean(axis=(0, 1)), atol=1e-6)
+
+
+def test_decoded_training_sounds_have_their_level_on_average(log_mels, tmp_path):
+    codec, quieter = _codec(PcaCodec), [log_mel - 3.0 for log_mel in log_mels]
+    features, powers = _features(codec, quieter), [1e-3, 2e-4, 5e-3]
+    for stored, power in zip(features, powers, strict=True):
+        stored["power"] = np.asarray(power)
+    components = _measure(codec, features, tmp_path)
+    waves = components.decode_audio(codec.encode_log_mel(np.stack(quieter))[0])
+    decoded = np.mean(np.square(waves, dtype=np.float64), axis=1)
+    assert np.mean(10 * np.log10(decoded / powers)) == pytest.approx(0.0, abs=1e-4)
+    assert components.wave_gain != pytest.approx(1.0, abs=0.1)
+
+
+def test_silent_clips_do_not_decide_the_gain(log_mels, tmp_path):
+    codec, features = _codec(PcaCodec), _features(_codec(PcaCodec), log_mels)
+    expected = _measure(codec, features[:2], tmp_path / "two").wave_gain
+    features[2]["power"] = np.asarray(0.0)
+    assert _measure(codec, features, tmp_path / "three").wave_gain == pytest.approx(expected, rel=1e-6)
+    for stored in features:
+        stored["power"] = np.asarray(0.0)
+    assert _measure(codec, features, tmp_path / "silent").wave_gain == 1.0
+
+
+@pytest.mark.parametrize("codec_type", [PcaCodec, PublishedCodec])
+def test_without_the_power_of_every_clip_the_gain_is_one(codec_type, log_mels, tmp_path):
+    codec = _codec(codec_type)
+    features = _features(codec, log_mels)
+    features[1].pop("power", None)
+    assert _measure(codec, features, tmp_path).wave_gain == 1.0
 
 
 @pytest.mark.parametrize("lacking", [[0], [2], [0, 1, 2]])

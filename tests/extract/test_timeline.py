@@ -56,7 +56,7 @@ def test_flashes_and_clicks_are_in_the_features_at_their_times(tmp_path_factory,
     flash = np.flatnonzero(apart[0] < apart[1])[0] / SETTINGS.video_fps
     # One frame, and the rounding of times in the file.
     assert abs(flash - (clip.flashes[0] - start)) <= 1 / SETTINGS.video_fps + 1e-3
-    assert abs(_click_error(decoded.log_mel, clip.clicks[0] - start)) <= 0.005
+    assert abs(_click_error(decoded.sound.log_mel, clip.clicks[0] - start)) <= 0.005
 
 
 def _click_error(mel, time):
@@ -97,7 +97,7 @@ def test_clips_whose_tracks_do_not_cover_them_are_rejected(tmp_path, changes, se
     settings = dataclasses.replace(SETTINGS, seconds=seconds)
     result = ClipReader.create(RecordComponents(settings))(str(tmp_path / "a.mkv"))
     if reason is None:
-        assert result.log_mel is not None and len(result.video_features) == round(25 * seconds)
+        assert result.sound is not None and len(result.video_features) == round(25 * seconds)
     else:
         assert result.reason == reason[0] and reason[1] in result.detail
 
