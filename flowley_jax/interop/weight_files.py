@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from flowley_jax.common.files import atomic_write
 from flowley_jax.common.json_files import read_json_object
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.torch_files import read_torch_file, wrong_file_message
+from flowley_jax.interop.torch_files import StoredTensor, open_torch_file, wrong_file_message
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLED)
@@ -52,7 +52,9 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if is_index(path):
             return _read_shards(path), {}
         if is_pickled(path):
-            arrays, entry = _state_dict(read_torch_file(path), path)
+            with open_torch_file(path) as checkpoint:
+                tensors, entry = _state_dict(checkpoint, path)
+                arrays = {name: tensor.read() for name, tensor in tensors.items()}
             return arrays, {ENTRY: entry} if entry else {}
         if path.suffix.lower() == ".safetensors":
             return _read_safetensors(path)
@@ -161,16 +163,16 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     return {weight: files[name][weight] for weight, name in names.items()}
 
 
-def _state_dict(checkpoint: Any, path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Return the arrays by name in a checkpoint, and the entry that held them ("" for the top level)."""
+def _state_dict(checkpoint: Any, path: Path) -> tuple[dict[str, StoredTensor], str]:
+    """Return the tensors by name in a checkpoint, and the entry that held them ("" for the top level)."""
     entry = ""
-    if isinstance(checkpoint, Mapping) and not any(isinstance(x, np.ndarray) for x in checkpoint.values()):
+    if isinstance(checkpoint, Mapping) and not any(isinstance(x, StoredTensor) for x in checkpoint.values()):
         entry = next((name for name in _ENTRIES if isinstance(checkpoint.get(name), Mapping)), "")
         checkpoint = checkpoint[entry] if entry else checkpoint
     if not isinstance(checkpoint, Mapping):
         raise FlowleyError(f"{path}: holds {type(checkpoint).__name__} instead of named weights")
-    arrays = {str(name): value for name, value in checkpoint.items() if isinstance(value, np.ndarray)}
-    if not arrays:
+    tensors = {str(name): value for name, value in checkpoint.items() if isinstance(value, StoredTensor)}
+    if not tensors:
         entries = ", ".join(repr(name) for name in itertools.islice(checkpoint, 8))[:200]
         raise FlowleyError(f"{path}: holds no named weights; its entries are {entries or 'none'}")
-    return arrays, entry
+    return tensors, entry
