@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.torch_writer import write_torch_file
 from flowley_jax.interop.weight_files import read_arrays
 
 pytestmark = pytest.mark.torch
@@ -128,3 +129,23 @@ def test_bare_pickle_is_not_a_checkpoint(tmp_path):
     (tmp_path / "a.pt").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(FlowleyError, match="is not a PyTorch checkpoint"):
         read_arrays(tmp_path / "a.pt")
+
+
+def test_pytorch_reads_what_is_written_without_it(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a": rng.standard_normal((2, 3)).astype(np.float32),
+        "b": {"c": np.arange(4), "d": np.asarray(2.5), "e": np.zeros((0, 3), np.float16)},
+        "transposed": rng.standard_normal((2, 3)).T,
+    }
+    write_torch_file(tmp_path / "a.pth", arrays)
+    loaded = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert loaded.keys() == arrays.keys() and loaded["b"].keys() == arrays["b"].keys()
+    for tensor, array in zip(
+        [loaded["a"], *loaded["b"].values(), loaded["transposed"]],
+        [arrays["a"], *arrays["b"].values(), arrays["transposed"]],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        assert tensor.numpy().dtype == array.dtype
+    (loaded["a"] + 1).sum()

@@ -1,0 +1,254 @@
+"""Files of features: av-benchmark's, our own, and damaged or malicious ones; scores of whole folders."""
+
+import json
+
+import numpy as np
+import pytest
+import shell
+from golden_data import load
+
+from flowley_jax.errors import FlowleyError
+from flowley_jax.evaluation.feature_scores import EXTRA, clean_id, score_features
+from flowley_jax.evaluation.features import (
+    KINDS,
+    present_kinds,
+    read_features,
+    write_av_benchmark_features,
+    write_features,
+)
+
+# Names of the golden caches' arrays.
+GOLDEN = {"imagebind": "ib", "clap_laion": "clap_laion", "clap_ms": "clap_ms"}
+
+
+def _golden_side(side):
+    """Return the features of one side of the small golden caches, by kind and clip."""
+    golden = load("av_metrics_small")
+    clips = [str(name) for name in golden[f"cache/{side}/names"]]
+    ends = np.cumsum(golden[f"cache/{side}/vggish_counts"])[:-1]
+    modality = "audio" if side == "pred" else "video"
+    other = "audio" if side == "pred" else "text"
+    names = {
+        **{name: name for name in ("pann_2048", "pann_logits", "vggish", "passt_embed", "passt_logits")},
+        f"imagebind_{modality}": "ib",
+        f"clap_laion_{other}": "clap_laion",
+        f"clap_ms_{other}": "clap_ms",
+    }
+    features = {}
+    for kind, name in names.items():
+        rows = golden[f"cache/{side}/{name}"]
+        features[kind] = dict(zip(clips, np.split(rows, ends) if kind == "vggish" else rows, strict=True))
+    return features
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Both sides, as av-benchmark's files and as our own."""
+    root = tmp_path_factory.mktemp("features")
+    for side in ("pred", "gt"):
+        features = _golden_side(side)
+        (root / "theirs" / side).mkdir(parents=True)
+        write_av_benchmark_features(root / "theirs" / side, features)
+        (root / "ours" / side).mkdir(parents=True)
+        for kind, by_clip in features.items():
+            write_features(root / "ours" / side, kind, by_clip)
+    return root
+
+
+@pytest.mark.parametrize("form", ["theirs", "ours"])
+@pytest.mark.parametrize("pairs", [True, False])
+def test_scores_of_folders_are_av_benchmark_s(folders, form, pairs):
+    golden = load("av_metrics_small")
+    prefix = "expected/" if pairs else "expected_unpaired/"
+    expected = {
+        key.removeprefix(prefix): float(value)
+        for key, value in golden.items()
+        if key.startswith(prefix) and value.ndim == 0 and "sigmoid" not in key and "DeSync" not in key
+    }
+    scores = score_features(folders / form / "pred", folders / form / "gt", pairs=pairs)
+    assert scores.metrics.keys() - set(EXTRA) == expected.keys()
+    for name, value in expected.items():
+        assert scores.metrics[name] == pytest.approx(value, rel=1e-6), name
+    name = "passt_embed_paired" if pairs else "passt_embed"
+    kad = golden[f"kad/{name}/gaussian/f64/bandwidth_of_reference"]
+    assert scores.metrics["KAD-PASST"] == pytest.approx(kad, rel=1e-6)
+    assert scores.bandwidths["KAD-PASST"] == pytest.approx(golden[f"kad/{name}/median_reference"], rel=1e-6)
+    assert scores.clips["FD-PANN"] == [40, 40]
+    if pairs:
+        assert all(scores.clips[name] == [38] for name in ("KL-PANNS-softmax", "FD-PASST", "IB-Score"))
+        assert scores.without_reference["passt_embed"] == ["clip_40", "clip_41"]
+
+
+def test_clips_whose_features_are_not_finite_are_left_out_and_named(tmp_path):
+    for side in ("pred", "gt"):
+        features = _golden_side(side)["passt_embed"]
+        if side == "pred":
+            features["clip_05"] = np.full(10, np.nan, np.float32)
+        else:
+            features["clip_07"] = np.full(10, np.inf, np.float32)
+        write_features(tmp_path / side, "passt_embed", features)
+    scores = score_features(tmp_path / "pred", tmp_path / "gt")
+    assert scores.clips["FD-PASST"] == [36] and np.isfinite(scores.metrics["FD-PASST"])
+    assert list(scores.not_finite.values()) == [["clip_05"], ["clip_07"]]
+    assert scores.without_reference["passt_embed"] == ["clip_07", "clip_40", "clip_41"]
+
+
+def test_intervals_hold_the_values(folders):
+    sides = folders / "ours" / "pred", folders / "ours" / "gt"
+    values, scores = score_features(*sides), score_features(*sides, resamples=20)
+    assert scores.metrics == pytest.approx(values.metrics)
+    assert scores.intervals.keys() == {name for name in values.metrics if not name.endswith("-std")}
+    for name, interval in scores.intervals.items():
+        assert interval.low < values.metrics[name] < interval.high
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_are_read_back_as_written(tmp_path, kind):
+    rng, shape = np.random.default_rng(0), (3, 2, 4)[: KINDS[kind].ndim]
+    features = {name: rng.standard_normal(shape).astype(np.float32) for name in ("b", "a", "ü 1")}
+    write_features(tmp_path, kind, features)
+    (tmp_path / "pth").mkdir()
+    write_av_benchmark_features(tmp_path / "pth", {kind: features})
+    assert present_kinds(tmp_path) == [kind] and kind in present_kinds(tmp_path / "pth")
+    for folder in (tmp_path, tmp_path / "pth"):
+        again = read_features(folder, kind)
+        assert again.keys() == features.keys()
+        for name, array in features.items():
+            np.testing.assert_array_equal(again[name], array)
+            assert again[name].dtype == np.float32
+    # The order of the clips is part of the Inception score.
+    assert list(read_features(tmp_path / "pth", kind)) == ["b", "a", "ü 1"]
+
+
+@pytest.mark.parametrize(
+    ("file", "kinds"),
+    [
+        ("pann_features", {"pann_2048": "pann_features/2048", "pann_logits": "pann_features/logits"}),
+        ("vggish_features", {"vggish": "vggish_features"}),
+        ("synchformer_video", {"synchformer_video": "synchformer_video"}),
+        ("passt_logits", {"passt_logits": "passt_logits"}),
+        ("clap_laion_audio", {"clap_laion_audio": "clap_laion_audio"}),
+    ],
+)
+def test_files_of_av_benchmark_are_read(tmp_path, file, kinds):
+    """Their tensors share storages."""
+    golden = load("av_cache_files")
+    (tmp_path / f"{file}.pth").write_bytes(golden[f"file/{file}.pth"].tobytes())
+    for kind, name in kinds.items():
+        features = read_features(tmp_path, kind)
+        assert list(features) == list(golden["names"])
+        np.testing.assert_array_equal(np.stack(list(features.values())), golden[f"array/{name}"])
+
+
+def test_ids_within_names_are_found_by_length():
+    assert clean_id("x" * 10 + "abcdefghijk_000030" + "12") == "abcdefghijk_000030"
+    assert clean_id("abcdefghijk_000030.m") == "abcdefghijk_000030"
+    assert clean_id("_abcdefghijk_000030_x") == "abcdefghijk_000030"
+    assert clean_id("clip_1") == "clip_1"
+
+
+def _features(**changes):
+    return {"a": np.zeros(3, np.float32), "b": np.zeros(3, np.float32), **changes}
+
+
+def test_wrong_files_are_named(tmp_path):
+    with pytest.raises(FlowleyError, match=r"none: no such folder"):
+        present_kinds(tmp_path / "none")
+    with pytest.raises(FlowleyError, match=r"has neither passt_embed\.safetensors nor passt_features_embed"):
+        read_features(tmp_path, "passt_embed")
+    with pytest.raises(
+        FlowleyError, match=r"passt_embed\.safetensors: a has features \(2,\), but|b has feat"
+    ):
+        write_features(tmp_path, "passt_embed", _features(b=np.zeros(2, np.float32)))
+    with pytest.raises(FlowleyError, match=r"b has features \(3,\) of int64; 1 dimensions of floating"):
+        write_features(tmp_path, "passt_embed", _features(b=np.zeros(3, int)))
+    with pytest.raises(FlowleyError, match=r"passt_embed\.safetensors: holds no clip"):
+        write_features(tmp_path, "passt_embed", {})
+    write_features(tmp_path, "passt_embed", _features())
+    write_av_benchmark_features(tmp_path, {"passt_embed": _features()})
+    with pytest.raises(FlowleyError, match=r"holds passt_embed\.safetensors and passt_features_embed\.pth"):
+        present_kinds(tmp_path)
+    different = {"pann_2048": _features(), "pann_logits": {"a": np.zeros(3, np.float32)}}
+    with pytest.raises(FlowleyError, match=r"pann_features\.pth: its features .* are of different clips"):
+        write_av_benchmark_features(tmp_path, different)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02cos\nsystem\nq\x00.", "is not a PyTorch checkpoint|is damaged"),
+        (b"", "is empty"),
+    ],
+)
+def test_caches_that_are_none_are_refused(tmp_path, content, message):
+    (tmp_path / "passt_logits.pth").write_bytes(content)
+    with pytest.raises(FlowleyError, match=message) as caught:
+        read_features(tmp_path, "passt_logits")
+    assert "passt_logits.pth" in str(caught.value)
+
+
+def test_a_cache_without_the_tensors_of_its_kind_is_refused(tmp_path):
+    write_av_benchmark_features(tmp_path, {"pann_2048": _features()})
+    with pytest.raises(
+        FlowleyError, match=r"entry 'a' is not a clip id with a dictionary with the tensor 'log"
+    ):
+        read_features(tmp_path, "pann_logits")
+    (tmp_path / "pann_features.pth").rename(tmp_path / "passt_logits.pth")
+    with pytest.raises(FlowleyError, match=r"passt_logits\.pth: entry 'a' is not a clip id with a tensor"):
+        read_features(tmp_path, "passt_logits")
+
+
+def test_folders_without_a_common_metric_or_pair_are_refused(tmp_path):
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+    write_features(tmp_path / "mine", "passt_embed", _features())
+    with pytest.raises(FlowleyError, match=r"mine has passt_embed, .*theirs has none: no metric"):
+        score_features(tmp_path / "mine", tmp_path / "theirs")
+    write_features(tmp_path / "theirs", "passt_embed", {"c": np.ones(3, np.float32)})
+    with pytest.raises(
+        FlowleyError, match=r"none of the clips with passt_embed has a reference .* like 'a' and 'c'"
+    ):
+        score_features(tmp_path / "mine", tmp_path / "theirs")
+
+
+def _score(folders, *flags):
+    sides = (f"--generated-cache={folders / 'theirs/pred'}", f"--reference-cache={folders / 'theirs/gt'}")
+    return shell.run("flowley_jax.evaluate", *sides, *flags)
+
+
+def test_the_command_writes_the_scores_of_folders(folders, tmp_path):
+    golden = load("av_metrics_small")
+    result = _score(folders, f"--out={tmp_path / 'scores'}", "--resamples=3", "--kad-bandwidth=evaluated")
+    assert result.returncode == 0, result.stderr
+    theirs = json.loads((tmp_path / "scores" / "output_metrics.json").read_text())
+    assert theirs["FD-PANN"] == pytest.approx(golden["expected/FD-PANN"], rel=1e-6)
+    assert not set(theirs) & set(EXTRA)
+    report = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert report == json.loads(result.stdout)
+    kad = golden["kad/passt_embed_paired/gaussian/f64"]
+    assert report["metrics"]["KAD-PASST"] == pytest.approx(kad, rel=1e-6)
+    assert report["kad_bandwidth"] == "evaluated"
+    assert report["intervals"]["FD-PANN"]["low"] < theirs["FD-PANN"]
+    assert "passt_embed: clips without a reference: 2 (clip_40, clip_41)" in result.stderr
+    again = _score(folders, f"--out={tmp_path / 'scores'}", "--resamples=0")
+    shell.fails_in_one_line(again, "output_metrics.json: already exists")
+    assert json.loads((tmp_path / "scores" / "scores.json").read_text()) == report
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--sounds and --events must be given, or --generated-cache and --reference-cache"),
+        (["--sounds=a"], "--sounds and --events must be given together"),
+        (["--generated-cache=a"], "--generated-cache and --reference-cache must be given together"),
+        (
+            ["--sounds=a", "--events=b", "--generated-cache=c", "--reference-cache=d"],
+            "must be given together, and not with --generated-cache",
+        ),
+        (["--sounds=a", "--events=b", "--resamples=3"], "--resamples applies only to --generated-cache"),
+        (["--generated-cache=a", "--reference-cache=b", "--real=c"], "--real applies only to --sounds"),
+        (["--generated-cache=none", "--reference-cache=b"], "none: no such folder"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(flags, message):
+    shell.fails_in_one_line(shell.run("flowley_jax.evaluate", *flags), message)
