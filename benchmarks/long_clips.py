@@ -1,4 +1,4 @@
-"""Measure long sounds, made in windows, against those of single clips: make benchmark-long-clips
+"""Compare sounds of long videos, sampled in windows, with those of single clips: make benchmark-long-clips
 
 The held-out clips of demonstrations are joined to longer videos. Their sounds are sampled, written, read back
 and scored: as a whole, near the seams of windows and elsewhere. Then the cost is measured: time and memory by

@@ -22,7 +22,8 @@ from flowley_jax.media.write import write_video
 FPS, SIZE = 24, 64
 # A longer video repeats its first minute.
 MINUTE_FRAMES = 60 * FPS
-# Videos up to this many seconds are sampled twice; the second time, nothing is left to compile.
+# Videos up to this many seconds are sampled twice; the second time, nothing is left to compile or to start.
+# Before longer ones, a video of this length is sampled.
 _REPEATED_SECONDS = 60.0
 CLIPS = 40
 # Variables that would let a process read programs that another one has compiled.
@@ -44,13 +45,15 @@ def measure_length(workdir: Path, scratch: Path, *, seconds: float, steps: int |
     folder = _empty(scratch)
     frames = round(seconds * FPS)
     write_ball(folder / "videos" / "ball.mp4", frames)
-    turns = 2 if seconds <= _REPEATED_SECONDS else 1
-    answer = run_worker(workdir, folder, steps=steps, turns=turns)
+    is_long = seconds > _REPEATED_SECONDS
+    if is_long:
+        write_ball(folder / "warm_up" / "minute.mp4", round(_REPEATED_SECONDS * FPS))
+    answer = run_worker(workdir, folder, steps=steps, turns=1 if is_long else 2, warm_up=is_long)
     last = answer["turns"][-1]
     return {
         "seconds_of_video": frames / FPS,
         "seconds": last["seconds"] - last["compile_seconds"],
-        "first_seconds": answer["turns"][0]["seconds"],
+        "first_seconds": None if is_long else answer["turns"][0]["seconds"],
         "compile_seconds": answer["turns"][0]["compile_seconds"],
         "programs": answer["turns"][0]["programs"],
         "loaded_bytes": answer["loaded_bytes"],
@@ -127,8 +130,12 @@ def ball_frames(frames: int) -> np.ndarray:
     return np.where(distance < SIZE / 8, 220, 30).astype(np.uint8)[..., None].repeat(3, axis=-1)
 
 
-def run_worker(workdir: Path, folder: Path, *, steps: int | None, turns: int) -> dict[str, Any]:
+def run_worker(
+    workdir: Path, folder: Path, *, steps: int | None, turns: int, warm_up: bool = False
+) -> dict[str, Any]:
     """Sample `folder`/videos in a process, and return what it measured.
+
+    With `warm_up`, `folder`/warm_up is sampled before, and not measured.
 
     Raises:
       FlowleyError: the process failed; the end of its log is quoted.
@@ -138,6 +145,7 @@ def run_worker(workdir: Path, folder: Path, *, steps: int | None, turns: int) ->
         *(f"--workdir={workdir}", f"--videos={folder / 'videos'}"),
         *(f"--out={folder / 'sounds'}", f"--turns={turns}"),
         *([] if steps is None else [f"--steps={steps}"]),
+        *([f"--warm_up={folder / 'warm_up'}"] if warm_up else []),
     ]
     environment = {name: value for name, value in os.environ.items() if name not in _CACHE_VARIABLES}
     process = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -40,14 +40,14 @@ def quality_table(rows: list[dict[str, Any]]) -> str:
 def length_table(rows: list[dict[str, Any]]) -> str:
     """Return a Markdown table of the cost by length."""
     lines = [
-        "| video | steps | seconds per second | first call | of it compiling | peak memory | model loaded |",
+        "| video | steps | seconds per second | first call | compilation | peak memory | model loaded |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (str(row["steps"]), row["seconds_of_video"])):
         length, mebibyte = row["seconds_of_video"], 2**20
         lines.append(
             f"| {length:g} s | {row['steps'] or 'model'} | {row['seconds'] / length:.3f} "
-            f"| {row['first_seconds']:.0f} s | {row['compile_seconds']:.0f} s "
+            f"| {_seconds(row['first_seconds'])} | {row['compile_seconds']:.0f} s "
             f"| {row['peak_bytes'] / mebibyte:.0f} MiB "
             f"| {row['loaded_bytes'] / mebibyte:.0f} MiB |"
         )
@@ -58,7 +58,7 @@ def clips_table(rows: list[dict[str, Any]]) -> str:
     """Return a Markdown table of the cost of folders of different and of equal clips."""
     equal = {(row["kind"], row["steps"]): row for row in rows if row["folder"] == "equal"}
     lines = [
-        "| clips | lengths | in all | longest | steps | programs | time | of it compiling | ÷ equal clips |",
+        "| clips | lengths | total | longest | steps | programs | time | compilation | ÷ equal clips |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -70,6 +70,10 @@ def clips_table(rows: list[dict[str, Any]]) -> str:
             f"| {row['seconds']:.1f} s | {row['compile_seconds']:.1f} s | {ratio} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f} s"
 
 
 def _spread(rows: list[dict[str, Any]], key: str, digits: int, unit: str = "") -> str:

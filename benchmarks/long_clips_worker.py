@@ -1,8 +1,8 @@
 """A worker of `benchmarks.long_clips`: sample the sounds of a folder's videos, and measure time and memory.
 
 It writes one line of JSON. "turns" has, for every time that the folder is sampled, the seconds from videos
-to written files, those of the compiler among them, and how often each program was compiled. "loaded_bytes" is
-the highest resident memory until the model is loaded, "peak_bytes" that of the whole process.
+to written files, compilation included, and how often each program was compiled. "loaded_bytes" is the highest
+resident memory until the model is loaded, "peak_bytes" that of the whole process.
 """
 
 import collections
@@ -33,6 +33,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.", req
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder of videos.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for the videos with sound.", required=True)
 _STEPS = define_int("steps", None, "Solver steps; by default those of the run.", Range(least=1, most=1000))
+_WARM_UP = flags.DEFINE_string("warm_up", None, "Folder of videos that are sampled before, and not measured.")
 _TURNS = define_int("turns", 1, "How often to sample the folder.", Range(least=1, most=1000))
 
 
@@ -64,9 +65,12 @@ def main() -> int:
         workdir = Path(_WORKDIR.value)
         sampler = Sampler.from_run(workdir, settings=_settings(workdir))
         loaded, compilations = peak_resident_bytes(), Compilations()
+        if _WARM_UP.value:
+            _sample(sampler, Path(_WARM_UP.value), Path(_OUT.value) / "warm_up")
         for turn in range(_TURNS.value):
             compilations.take()
-            seconds = seconds_of(lambda turn=turn: _sample(sampler, Path(_OUT.value) / str(turn)))
+            out = Path(_OUT.value) / str(turn)
+            seconds = seconds_of(lambda out=out: _sample(sampler, Path(_VIDEOS.value), out))
             turns.append({"seconds": seconds, **compilations.take()})
     result = {"turns": turns, "loaded_bytes": loaded, "peak_bytes": peak_resident_bytes()}
     print(json.dumps(result), file=answers, flush=True)
@@ -90,8 +94,8 @@ def _settings(workdir: Path):
     return dataclasses.replace(settings, solver=dataclasses.replace(settings.solver, steps=_STEPS.value))
 
 
-def _sample(sampler: Sampler, out: Path) -> None:
-    clips = find_inputs(Path(_VIDEOS.value), choices=Choices(prompt=""))
+def _sample(sampler: Sampler, videos: Path, out: Path) -> None:
+    clips = find_inputs(videos, choices=Choices(prompt=""))
     results = write_sounds(sampler, clips, out)
     if results.failed:
         raise FlowleyError(f"{len(results.failed)} of {len(clips)} videos failed: {results.failed[0]}")

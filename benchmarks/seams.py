@@ -52,7 +52,7 @@ def seam_times(windows: Windows, *, window_frames: int, fps: float, seconds: flo
 def split_score(clip: ClipScore, seams: np.ndarray) -> tuple[OnsetScore, OnsetScore]:
     """Divide the score of a sound into what is near seams and the rest.
 
-    A match is where its event is.
+    A match counts where its event is.
 
     Args:
       clip: detected onsets and events, matched within ±`TOLERANCE`.
