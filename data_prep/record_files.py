@@ -106,7 +106,7 @@ def posterior(codec: AudioCodec | None, features: Mapping[str, np.ndarray]) -> t
 
 
 def _wave_gain(components: Components, clips: Sequence[KeyedClip], store: FeatureStore) -> float:
-    """Return the gain with which decoded sounds have, on average, the level of the sounds before."""
+    """Return the gain that restores, on average, the level that sounds had before encoding and decoding."""
     log_ratios = []
     for features in _read_features(clips, store, "measuring the level"):
         if "power" not in features:

@@ -259,11 +259,11 @@ class SampleConfig:
     """Defaults of the sampler.
 
     Attributes:
-      guidance: classifier-free guidance scale; below 1, samples use only the conditional velocity.
+      guidance: classifier-free guidance scale; at 1 or below, only the conditional velocity counts.
       sigma_rel: EMA length of the weights to sample with.
       negative_prompt: text of the empty branch, from which guidance leads away; "" for the empty text.
       window: length in seconds of the windows of a longer video; None for that of the training clips.
-      overlap: share of a window that overlaps with the next one.
+      overlap: share of each window that overlaps the next one.
       loudness: integrated loudness of written sounds in LUFS (ITU-R BS.1770); None for the model's own level.
     """
 

@@ -51,16 +51,17 @@ _PROMPT = flags.DEFINE_string(
 _NEGATIVE_PROMPT = flags.DEFINE_string(
     "negative_prompt",
     None,
-    "Text that guidance leads away from, for every clip; by default a table's, or the configuration's.",
+    "Text that guidance leads away from, for every clip; by default that of the clip table, or else of the "
+    "configuration.",
 )
 _SECONDS = define_float(
     "seconds",
     None,
-    "Length of a sound from text, or of the longest part to take of each video, in seconds.",
+    "Length of a sound from text, or the most to use of each video, in seconds.",
     SECONDS,
 )
-_START = define_float("start", 0.0, "Start of the part to take of each video, in seconds.", TIMES)
-_END = define_float("end", None, "End of the part to take of each video, in seconds.", TIMES)
+_START = define_float("start", 0.0, "Start of the part of each video to use, in seconds.", TIMES)
+_END = define_float("end", None, "End of the part of each video to use, in seconds.", TIMES)
 _SOUNDCAP = flags.DEFINE_string(
     "soundcap", None, "Model that captions each clip first: a folder or hub name (docs/soundcap.md)."
 )
@@ -103,7 +104,7 @@ _SOLVER = flags.DEFINE_enum(
 _GUIDANCE = define_float(
     "guidance",
     None,
-    "Classifier-free guidance scale; values below 1 disable guidance.",
+    "Classifier-free guidance scale; 1 or below means no guidance.",
     GUIDANCES,
 )
 _WINDOW = define_float(
@@ -112,18 +113,20 @@ _WINDOW = define_float(
     "Length in seconds of the windows of a longer video; by default that of the training clips.",
     SECONDS,
 )
-_OVERLAP = define_float("overlap", None, "Share of a window that overlaps with the next one.", OVERLAPS)
+_OVERLAP = define_float(
+    "overlap", None, "Share of each window that overlaps the next one, such as 0.25.", OVERLAPS
+)
 _LOUDNESS = define_float(
     "loudness",
     None,
-    "Integrated loudness of the sounds in LUFS, such as -23; by default the level is the model's.",
+    "Integrated loudness of the sounds in LUFS, such as -23; by default, the model sets the level.",
     LOUDNESSES,
 )
 _ADAPTER = flags.DEFINE_string("adapter", None, "File of LoRA adapters to add to the weights.")
 _ADAPTER_FACTOR = define_float(
     "adapter_factor",
     1.0,
-    "Strength of the adapters: 1 as trained, 0 without effect.",
+    "Strength of the adapters: 1 as trained, 0 turns them off.",
     Range(least=-100, most=100),
 )
 _SIGMA_REL = define_float(
@@ -177,15 +180,15 @@ def _check_flags() -> None:
     if (_SOUNDCAP_ADAPTER.value or _SOUNDCAP_SERVER.value) and not _SOUNDCAP.value:
         raise FlowleyError("--soundcap-adapter and --soundcap-server need --soundcap, the model's name")
     if _KEY_VARIABLE.present and not _SOUNDCAP_SERVER.value:
-        raise FlowleyError("--key-variable names the key of --soundcap-server, which is missing")
+        raise FlowleyError("--key-variable needs --soundcap-server")
     if not _OUT.value and not _DRY_RUN.value:
         raise FlowleyError("--out must name a file or folder")
     if _PUBLISHED.value and (_ADAPTER.value or _ADAPTER_FACTOR.present or _SIGMA_REL.value is not None):
         raise FlowleyError(
-            "--adapter, --adapter-factor and --sigma-rel belong to --workdir, not to --published"
+            "--adapter, --adapter-factor and --sigma-rel apply only to --workdir, not to --published"
         )
     if _WORKDIR.value and _DTYPE.present:
-        raise FlowleyError("--dtype belongs to --published; a run's configuration has model.dtype")
+        raise FlowleyError("--dtype applies only to --published; a run's configuration has model.dtype")
     if _ADAPTER_FACTOR.present and not _ADAPTER.value:
         raise FlowleyError("--adapter-factor needs --adapter, the file of the adapters")
     _check_flags_of_out()
@@ -199,12 +202,12 @@ def _check_flags_of_out() -> None:
     if is_file(Path(_OUT.value)):
         if _KIND.present:
             raise FlowleyError(
-                f"--kind belongs to a folder; the extension of the file --out {_OUT.value} says its format"
+                f"--kind applies only to a folder; the extension of --out {_OUT.value} sets the format"
             )
     elif _OVERWRITE.value:
         raise FlowleyError(
-            f"--overwrite belongs to a file; in the folder --out {_OUT.value}, samples.jsonl says which "
-            "files may be replaced"
+            f"--overwrite applies only to a single file; in the folder --out {_OUT.value}, samples.jsonl "
+            "decides which files may be replaced"
         )
 
 

@@ -48,7 +48,7 @@ def compile_sampling(config: ExperimentConfig, topology: str, *, clips: int, mfu
         compiled, compile_seconds = timed_compile(lowered, topology)
     memory = compiled.memory_analysis()
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[0]))
-    branches = 1 if config.sample.guidance < 1.0 else 2
+    branches = 1 if config.sample.guidance <= 1.0 else 2
     flops = velocity_flops(config.model, branches * clips, lengths) * config.sample.solver.evaluations
     return Estimate(
         topology=topology,

@@ -61,7 +61,7 @@ class PixelEncoder(HostComponent):
       fps: frames per second of its input.
       frame_size: height and width of a frame in pixels.
       context: see `VideoEncoder`; differences between frames, and cuts, need the neighbours.
-      finds_cuts: whether a cut is no motion.
+      finds_cuts: whether cuts are detected, so that they are no motion.
       dim: width of a feature vector; a fixed random projection gives any width but the descriptor's own.
     """
 

@@ -42,8 +42,8 @@ def guided_velocity(
 ) -> Float[Array, "B Ta C"]:
     """Return s·v(condition) + (1 − s)·v(empty), with both branches in one batched call.
 
-    Below s = 1 only the conditional branch runs. Without a negative text, both branches keep the condition's
-    text_len, which decides the tokens that the joint attention reads.
+    At s = 1 and below, only the conditional branch runs. Without a negative text, both branches keep the
+    condition's text_len, which decides the tokens that the joint attention reads.
 
     Args:
       model: the velocity network.
@@ -55,7 +55,7 @@ def guided_velocity(
         empty text.
     """
     times = jnp.full((latent.shape[0],), t, jnp.float32)
-    if scale < 1.0:
+    if scale <= 1.0:
         return model(latent, video, text, text_len, times)
     empty_video, empty_text = _empty_like(model, video, text)
     both = model(

@@ -2,8 +2,8 @@
 
 A network is trained on clips of one length. The velocity of a longer latent is the weighted mean of the
 velocities of overlapping windows of that length. Latents and frames have different rates, so most frames
-begin between two latents: each window starts at a frame, near its regular place, that begins as close to a
-latent as possible.
+begin between two latents. The start of each window is moved a little, to the frame that is best aligned with
+a latent.
 """
 
 import dataclasses
@@ -77,9 +77,9 @@ class Windows:
 def plan_windows(frames: int, lengths: WindowLengths, *, overlap: float) -> Windows:
     """Return the windows of a video: the first one starts with it, and the last one ends with it.
 
-    A video of at most one window has one. Otherwise windows have equal distances, up to the small moves that
-    let frames and latents coincide, and the last window may end up to a thirty-second of its length after
-    the video.
+    A video that is no longer than a window has one window. Longer videos have evenly spaced windows, except
+    for the small moves that align frames with latents. The last window may end after the video, by up to
+    1/32 of its length.
 
     Args:
       frames: frames of the video, at least 1.

@@ -102,9 +102,7 @@ def _check_latents(components: Components, track: Track, latents: np.ndarray) ->
     distance = np.abs((latents - components.latent_mean) / components.latent_std)
     # A comparison with NaN is false.
     if not (distance <= _FARTHEST_LATENT).all():
-        raise _no_sound(
-            track, f" (its latents are up to {distance.max():.3g} standard deviations from the mean)"
-        )
+        raise _no_sound(track, f" (latents are up to {distance.max():.3g} standard deviations from the mean)")
 
 
 def _checked(components: Components, track: Track, wave: np.ndarray | None) -> np.ndarray:
@@ -116,6 +114,5 @@ def _checked(components: Components, track: Track, wave: np.ndarray | None) -> n
 
 def _no_sound(track: Track, reason: str = "") -> FlowleyError:
     return FlowleyError(
-        f"{track.clip.id or 'the clip'}: the network's result is no sound{reason}; lower the guidance or use "
-        "other weights"
+        f"{track.clip.id or 'the clip'}: sampling diverged{reason}; lower the guidance or use other weights"
     )

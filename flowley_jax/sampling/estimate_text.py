@@ -20,16 +20,16 @@ def _workload_lines(estimate: Estimate) -> list[str]:
     done = f" ({workload.done} more have their sounds already)" if workload.done else ""
     rooms = ", ".join(map(str, workload.rooms))
     return [
-        f"clips:        {len(workload.clips)}, {seconds:.2f} s in all{done}",
+        f"clips:        {len(workload.clips)}, {seconds:.2f} s in total{done}",
         f"sounds:       {workload.num_samples} per clip",
         f"windows:      {windows} of {estimate.window_seconds:.2f} s; batches: {len(workload.batches)}",
-        f"programs:     {len(workload.rooms)} of the network to compile, with room for {rooms} windows",
+        f"programs:     {len(workload.rooms)} of the network to compile, for batches of {rooms} windows",
         f"evaluations:  {at_least}{estimate.evaluations} of the network per window ({estimate.solver})",
     ]
 
 
 def _stage_lines(estimate: Estimate) -> list[str]:
-    """Return a table of time and memory per stage and in all."""
+    """Return a table of time and memory per stage and in total."""
     rows = [("stage", "time", "weights", "temporaries", "component")]
     for report in estimate.stages:
         seconds = "not measured" if report.seconds is None else format_duration(report.seconds)
@@ -43,20 +43,20 @@ def _stage_lines(estimate: Estimate) -> list[str]:
     if estimate.is_least or len(known) < len(memories):
         total = f"at least {total}"
     peak = f"at most {_mib(weights + temporaries)} on each device"
-    rows.append(("in all", total, _mib(weights), _mib(temporaries), peak))
+    rows.append(("total", total, _mib(weights), _mib(temporaries), peak))
     network = estimate.network
     measured = (
-        "the network was not measured: the free memory does not suffice"
+        "The network was not timed, because too little memory is free"
         if network.seconds is None
-        else f"one evaluation of {network.at_once} windows took {network.seconds:.3g} s"
+        else f"One evaluation of {network.at_once} windows took {network.seconds:.3g} s"
     )
-    note = f"Times are estimates, without compilation and the writing of files; {measured}."
+    note = f"Times are estimates; they exclude compilation and writing files. {measured}."
     return [*_aligned(rows), note]
 
 
 def _host_lines(estimate: Estimate) -> list[str]:
     rows = [(name, _mib(size), "") for name, size in estimate.host.items()]
-    return ["memory on the host that grows with the length of the clips, at most:", *_aligned(rows)]
+    return ["host memory that grows with the length of the clips, at most:", *_aligned(rows)]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Refuse clips that need more memory than there is, before the operating system ends the program."""
+"""Refuse work that needs more memory than is free, before the operating system kills the process."""
 
 import os
 from pathlib import Path
@@ -27,8 +27,8 @@ def check_memory(needed: int, free: int | None, what: str) -> None:
     """
     if free is not None and needed > free:
         raise FlowleyError(
-            f"{what} needs about {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free; "
-            "cut the video into shorter ones"
+            f"{what} needs about {needed / GIB:.1f} GiB of memory, and only {free / GIB:.1f} GiB are free; "
+            "use a shorter --window"
         )
 
 

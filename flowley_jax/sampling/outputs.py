@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 _ABANDONED_SECONDS = 86_400.0
 # Suffixes that no folder has by intention.
 _OTHER_MEDIA = (*VIDEO_SUFFIXES, ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".gif")
+# Peaks of a wave that are worth a line when they are limited.
+_FAR_ABOVE = 1.5
 # Videos whose picture ends this long before the file are mentioned: they may be incomplete downloads.
 _NOTED_SECONDS = 0.5
 
@@ -184,12 +186,12 @@ class _Run:
                 continue
             self._results.written[job.clip.id] = job.paths
             written += 1
-            full_scale += int((np.abs(waves).max(axis=1) >= 1.0).sum())
+            full_scale += int((np.abs(waves).max(axis=1) >= _FAR_ABOVE).sum())
             left = (time.monotonic() - started) / written * (len(todo) - written)
             log.info("%d/%d %s, %s left", written, len(todo), job.paths[0], format_duration(left))
         if full_scale:
             log.info(
-                "%d of %d sounds reach full scale: their loudest peaks were turned down",
+                "%d of %d sounds had peaks far above full scale, which were limited to −1 dBTP",
                 full_scale,
                 written * self._num_samples,
             )

@@ -17,11 +17,11 @@ def video(tmp_path_factory):
 @pytest.mark.parametrize(
     ("out", "flags", "expected"),
     [
-        ("b.MP4", ["--kind=mkv"], "--kind belongs to a folder"),
+        ("b.MP4", ["--kind=mkv"], "--kind applies only to a folder"),
         ("b.mp4", ["--split=test"], "only a clip table has splits"),
-        ("b.mp4", ["--dtype=bfloat16"], "--dtype belongs to --published"),
+        ("b.mp4", ["--dtype=bfloat16"], "--dtype applies only to --published"),
         ("b.mp4", ["--adapter-factor=2"], "--adapter-factor needs --adapter"),
-        ("folder", ["--overwrite"], "--overwrite belongs to a file"),
+        ("folder", ["--overwrite"], "--overwrite applies only to a single file"),
         ("b.mp4", ["--guidance=1e9"], "--guidance="),
         ("b.mp4", ["--seed=99999999999999999999"], "--seed="),
         ("b.mp4", ["--num-samples=100000000000"], "--num-samples="),

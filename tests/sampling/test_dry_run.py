@@ -160,7 +160,7 @@ def test_evaluations_of_an_adaptive_solver_are_a_lower_bound(sampler, clip, tmp_
     assert 7 == estimate.evaluations <= batches[0][3]
     text = format_estimate(estimate)
     assert "at least 7 of the network per window (tsit5, guidance 1.5)" in text
-    assert re.search(r"^in all +at least \d+:\d\d ", text, re.MULTILINE)
+    assert re.search(r"^total +at least \d+:\d\d ", text, re.MULTILINE)
 
 
 def test_clips_that_cannot_be_used_are_listed_as_in_sampling(sampler, videos, clip, tmp_path):
@@ -198,7 +198,7 @@ def test_sounds_that_exist_are_left_out(sampler, clip, tmp_path):
     estimate, failed = dry_run(sampler, clips, tmp_path, suffix=".wav")
     assert estimate is not None and failed == []
     assert [planned.clip.id for planned in estimate.workload.clips] == ["t"]
-    assert "clips:        1, 1.00 s in all (1 more have their sounds already)" in format_estimate(estimate)
+    assert "clips:        1, 1.00 s in total (1 more have their sounds already)" in format_estimate(estimate)
     assert shell.tree(tmp_path) == before
 
 
@@ -207,7 +207,7 @@ def test_a_network_that_does_not_fit_is_not_measured(sampler, clip, monkeypatch)
     estimate, _ = dry_run(sampler, [clip])
     assert estimate is not None and estimate.network.seconds is None
     text = format_estimate(estimate)
-    assert "the free memory does not suffice" in text
+    assert "too little memory is free" in text
     assert re.search(r"^latents +not measured", text, re.MULTILINE) and "at least" in text
 
 
@@ -215,10 +215,10 @@ def test_the_text_is_aligned_and_adds_up(sampler, videos):
     estimate, _ = dry_run(sampler, find_inputs(videos, choices=Choices()), num_samples=2)
     assert estimate is not None
     lines = format_estimate(estimate).splitlines()
-    assert lines[:2] == ["clips:        5, 13.50 s in all", "sounds:       2 per clip"]
+    assert lines[:2] == ["clips:        5, 13.50 s in total", "sounds:       2 per clip"]
     header = next(line for line in lines if line.startswith("stage"))
     table = lines[lines.index(header) :][: len(STAGES) + 2]
-    assert [line[:16].strip() for line in table] == ["stage", *STAGES, "in all"]
+    assert [line[:16].strip() for line in table] == ["stage", *STAGES, "total"]
     ends = [header.index(name) + len(name) for name in ("time", "weights", "temporaries")]
     for line in table:
         assert all(line[end - 1] != " " and line[end : end + 2] == "  " for end in ends), line
@@ -232,10 +232,10 @@ def test_the_command_prints_the_estimate_and_writes_nothing(tiny_run, videos, tm
     before = shell.tree(videos)
     result = shell.run("flowley_jax.sample", *options, "--video", videos, "--seconds=2", "--num-samples=2")
     assert result.returncode == 0, result.stderr
-    assert "sounds:       2 per clip" in result.stdout and "in all" in result.stdout
+    assert "sounds:       2 per clip" in result.stdout and "\ntotal " in result.stdout
     result = shell.run("flowley_jax.sample", *options, "--prompt=rain", "--seconds=2.5", "--kind=wav")
     assert result.returncode == 0, result.stderr
-    assert "clips:        1, 2.50 s in all" in result.stdout and "\nframes " not in result.stdout
+    assert "clips:        1, 2.50 s in total" in result.stdout and "\nframes " not in result.stdout
     result = shell.run("flowley_jax.sample", *options, "--video", videos / "v4.mp4", "--start=9")
     shell.fails_in_one_line(result, "v4.mp4: its picture ends at 0.33 s, before the start at 9 s")
     assert result.stdout == "" and shell.tree(videos) == before
