@@ -187,7 +187,7 @@ def _encode_audio(
     codec, log_mels = components.reading_codec, [sound.log_mel for sound in sounds]
     if codec is None or not sounds:
         # A codec that is fitted to clips encodes these later.
-        return [{"log_mel": sound.log_mel, "power": np.asarray(sound.power)} for sound in sounds]
+        return [{"log_mel": sound.log_mel, "loudness": np.asarray(sound.loudness)} for sound in sounds]
     mean, std = codec.encode_log_mel(_pad_group(np.stack(log_mels)))
     return [
         {"audio_mean": mean[row], "audio_std": std[row], "log_mel_max": level_maxima(log_mel, codec.mel)}

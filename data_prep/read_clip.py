@@ -12,11 +12,14 @@ from data_prep.settings import OptionalStream, RecordSettings
 from flowley_jax.audio.mel import MelConfig, log_mel
 from flowley_jax.audio.protocols import samples_for
 from flowley_jax.encoders.protocols import VideoEncoder
+from flowley_jax.media.level import integrated_loudness
 from flowley_jax.media.read import SILENT_PEAK, MediaInfo, probe, read_audio, read_frames
 from flowley_jax.media.spans import stream_spans
 
 # Mean absolute difference of two frames, in 8-bit steps, that a video encoder can add to a still picture.
 _STILL_DIFFERENCE = 0.25
+# Stands for silence, whose loudness is no number.
+_LOWEST_LUFS = -100.0
 # Headers may overstate the duration by this much.
 _ROUNDING_SECONDS = 0.5
 # Encoders let the streams of a file begin this far apart, and packets leave gaps of this length.
@@ -29,11 +32,11 @@ class DecodedSound:
 
     Attributes:
       log_mel: (frames, bins) float32.
-      power: mean square of the wave.
+      loudness: integrated loudness in LUFS, at least -100.
     """
 
     log_mel: np.ndarray
-    power: float
+    loudness: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +141,8 @@ class ClipReader:
 
     def _read_sound(self, path: Path, info: MediaInfo) -> DecodedSound:
         wave = self._read_wave(path, info)
-        power = float(np.mean(np.square(wave, dtype=np.float64)))
-        return DecodedSound(log_mel=log_mel(wave, self.mel), power=power)
+        loudness = max(_LOWEST_LUFS, integrated_loudness(wave, self.mel.sample_rate))
+        return DecodedSound(log_mel=log_mel(wave, self.mel), loudness=loudness)
 
     def _read_wave(self, path: Path, info: MediaInfo) -> np.ndarray:
         rate = self.mel.sample_rate

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,12 @@ from flowley_jax.common.json_files import read_json_object
 from flowley_jax.data.components import Components
 from flowley_jax.data.record import Dims, Example, Shard, shard_name, write_metadata, write_shard
 from flowley_jax.errors import FlowleyError
+from flowley_jax.media.level import integrated_loudness
 
 # Training clips whose level is compared before and after encoding and decoding.
 _GAIN_CLIPS = 64
-# Mean square of a wave below which a clip has no level to compare.
-_SILENT_POWER = 1e-10
+# Clips that are not louder have no level to compare. No clip counts with a larger change than this.
+_SILENT_LUFS, _MOST_CHANGE_DB = -70.0, 12.0
 # Keys of the note that marks a file as complete.
 _NOTE_KEYS = {"examples", "bytes", "size", "sha256"}
 
@@ -106,16 +106,20 @@ def posterior(codec: AudioCodec | None, features: Mapping[str, np.ndarray]) -> t
 
 
 def _wave_gain(components: Components, clips: Sequence[KeyedClip], store: FeatureStore) -> float:
-    """Return the gain that restores, on average, the level that sounds had before encoding and decoding."""
-    log_ratios = []
+    """Return the gain that restores, on average, the loudness that sounds had before encoding and decoding.
+
+    Features of earlier versions lack the loudness; without any, the gain is 1.
+    """
+    differences = []
     for features in _read_features(clips, store, "measuring the level"):
-        if "power" not in features:
-            return 1.0
+        if features.get("loudness", -np.inf) <= _SILENT_LUFS:
+            continue
         latents, _ = posterior(components.codec, features)
-        decoded = np.mean(np.square(components.decode_audio(latents[None]), dtype=np.float64))
-        if min(features["power"], decoded) > _SILENT_POWER:
-            log_ratios.append(math.log(features["power"] / decoded))
-    return math.exp(np.mean(log_ratios) / 2) if log_ratios else 1.0
+        wave = components.decode_audio(latents[None])[0]
+        change = features["loudness"] - integrated_loudness(wave, components.sample_rate)
+        # What the codec does not hold at all, such as a tone above its range, must not decide.
+        differences.append(np.clip(change, -_MOST_CHANGE_DB, _MOST_CHANGE_DB))
+    return 10.0 ** (float(np.mean(differences)) / 20.0) if differences else 1.0
 
 
 def _log_mel_max(features: Mapping[str, np.ndarray], mel: MelConfig) -> np.ndarray | None:

@@ -56,7 +56,7 @@ class Components:
       log_mel_max: `level_maxima` of the training split, (bins + 1,) float32, which bound the level of decoded
         sounds; None if it is not known, as in data sets of earlier versions.
       wave_gain: factor of the vocoder's waves. The codec and a vocoder without weights lower the level of a
-        sound; with this factor, training sounds keep theirs when they are encoded and decoded.
+        sound; with this factor, training sounds on average keep theirs when they are encoded and decoded.
       source: origin of the data set.
     """
 
@@ -295,13 +295,19 @@ class Components:
                 latent_mean=_floats(stored["latent_mean"]),
                 latent_std=_floats(stored["latent_std"]),
                 log_mel_max=_floats(stored["log_mel_max"]) if "log_mel_max" in stored else None,
-                wave_gain=float(stored.get("wave_gain", 1.0)),
+                wave_gain=_number(stored.get("wave_gain", 1.0)),
                 source=str(stored["source"]),
             )
         except FlowleyError:
             raise
         except (TypeError, ValueError, OverflowError) as error:
             raise FlowleyError(f"a value has the wrong type ({error})") from error
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
 
 
 def _floats(values: Any) -> np.ndarray:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from scipy.ndimage import maximum_filter
 
 from flowley_jax.common.component import HostComponent
 from flowley_jax.common.ranges import SIZES, Range
@@ -46,10 +47,10 @@ _MOTION_SCALE = 50.0
 _MOTION_NOISE = 3e-4
 _FLOW_SCALE = 120.0
 _FLOW_NOISE = 3e-6
-# A picture differs from the one before a cut by at least this mean over pixels and colours, which are in
-# [0, 1], and at least this many times as much as neighbouring pictures differ.
-_CUT_CHANGE = 0.03
-_CUT_RATIO = 2.0
+# At a cut, the mean change over pixels and colours, which are in [0, 1], is at least this, and at least this
+# many times the change between any other two pictures within this many frames. At 4 frames per second, as in
+# some animations, the picture only changes every sixth frame.
+_CUT_CHANGE, _CUT_RATIO, _CUT_REACH = 0.03, 3.0, 6
 _NATIVE_DIM = 3 * _COLOUR_GRID**2 + _ENERGY_GRID**2 + 2 * _FLOW_GRID**2 + 6 * _PROFILE_CELLS + _HUES + 4
 
 
@@ -67,7 +68,7 @@ class PixelEncoder(HostComponent):
 
     name: ClassVar[str] = "pixels"
     version: ClassVar[int | None] = 2
-    context: ClassVar[int] = 2
+    context: ClassVar[int] = _CUT_REACH + 1
     finds_cuts: ClassVar[bool] = True
 
     fps: Annotated[float, Range(above=0, most=1000)] = 24.0
@@ -142,10 +143,13 @@ def _halved(frames: np.ndarray) -> np.ndarray:
 
 def _cuts(colour: np.ndarray) -> np.ndarray:
     """Return the first frames after cuts in frames (T, H, W, 3), (cuts,)."""
-    changes = np.zeros(len(colour) + 1)
-    changes[1:-1] = [np.abs(after - before).mean() for before, after in itertools.pairwise(colour)]
-    around = np.maximum(changes[:-2], changes[2:])
-    return 1 + np.flatnonzero(changes[1:-1] > np.maximum(_CUT_CHANGE, _CUT_RATIO * around))
+    changes = np.array(
+        [0.0, *(np.abs(after - before).mean() for before, after in itertools.pairwise(colour))]
+    )
+    others = np.ones(2 * _CUT_REACH + 1, bool)
+    others[_CUT_REACH] = False
+    around = maximum_filter(changes, footprint=others, mode="constant")
+    return np.flatnonzero(changes > np.maximum(_CUT_CHANGE, _CUT_RATIO * around))
 
 
 def _differences(luminance: np.ndarray, cuts: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -101,16 +101,23 @@ def _starts(frames: int, lengths: WindowLengths, overlap: float) -> list[int]:
     """Return the first frames of the windows of a video that is longer than one."""
     last = _last_start(frames, lengths)
     count = 1 + math.ceil((frames - lengths.video) / max(1.0, (1.0 - overlap) * lengths.video))
-    # The last start may have moved, and windows must not leave a gap.
-    count = max(count, 1 + math.ceil(last / lengths.video))
+    # The last start may have moved, and windows must leave no gap: neither of frames, nor of latents.
+    count = max(count, 1 + math.ceil(last / _most_distance(lengths)))
     even = [round(index * last / (count - 1)) for index in range(count)]
-    # Neighbours that move apart must still overlap.
-    reach = min(_reach(lengths), math.floor((overlap * lengths.video - 2) / 2))
+    # Neighbours that move apart must leave no gap.
+    spare = _most_distance(lengths) - math.ceil(last / (count - 1))
+    reach = min(_reach(lengths), spare // 2)
     if reach > 0:
         middle = [_aligned(range(max(1, start - reach), start + reach + 1), lengths) for start in even[1:-1]]
         # In a video that is hardly longer than a window, they may pass each other.
         even = sorted({0, *(start for start in middle if start < last), last})
     return even
+
+
+def _most_distance(lengths: WindowLengths) -> int:
+    """Return the largest distance of two windows in frames that leaves no gap of frames or latents."""
+    # The latents of a window may last up to half a frame less than its frames, whose number is rounded.
+    return max(1, min(lengths.video, math.floor(lengths.audio / lengths.latents_per_frame + 1e-9)))
 
 
 def _last_start(frames: int, lengths: WindowLengths) -> int:

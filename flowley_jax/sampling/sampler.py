@@ -229,19 +229,20 @@ class Sampler:
     @functools.cached_property
     def window(self) -> WindowLengths:
         """The size of a window."""
-        components = self.components
-        seconds = components.seconds if self.settings.window is None else self.settings.window
-        lengths = WindowLengths(
-            video=components.video_length_for(seconds),
-            audio=components.audio_length_for(seconds),
-            latents_per_frame=components.codec.latent_rate / components.video_fps,
-        )
-        if not lengths.video:
+        components, chosen = self.components, self.settings.window
+        seconds = components.seconds if chosen is None else chosen
+        frames = components.video_length_for(seconds)
+        if not frames:
             raise FlowleyError(
                 f"window={seconds:g} s is shorter than a frame of the video encoder, which reads "
                 f"{components.video_fps:g} per second"
             )
-        return lengths
+        return WindowLengths(
+            video=frames,
+            # Latents must last as long as the frames, whose number is rounded.
+            audio=components.audio_length_for(seconds if chosen is None else frames / components.video_fps),
+            latents_per_frame=components.codec.latent_rate / components.video_fps,
+        )
 
     @functools.cached_property
     def _encoder(self) -> ClipEncoder:

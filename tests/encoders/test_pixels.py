@@ -60,9 +60,9 @@ def test_reversed_video_has_the_opposite_signed_motion():
     assert (same | signed | (np.abs(forwards).max(axis=0) <= 0.5)).all()
 
 
-@pytest.mark.parametrize("lengths", [(20, 20), (12, 2, 9), (1, 8)])
+@pytest.mark.parametrize("lengths", [(20, 20), (12, 8, 9), (1, 9)])
 def test_scenes_have_the_features_that_they_have_alone(lengths):
-    """A cut is no motion. A single frame between two others is a flash, so scenes have two or more."""
+    """A cut is no motion. A few frames between two others are a flash, so scenes last longer."""
     grounds = (GREY, 190, 60)
     scenes = [
         _disc(_bounces([length / 2], length), np.linspace(20, 70, length), ground=ground)
@@ -79,13 +79,25 @@ def test_scenes_have_the_features_that_they_have_alone(lengths):
 def test_motion_and_flashes_are_no_cuts(kind):
     frames = _disc(_bounces([11.3, 30.0]), np.linspace(10, 80, 48), radius=14.0)
     if kind == "flash":
-        frames[20] = 255
+        frames[20:22] = 255
     elif kind == "noise":
         frames = np.random.default_rng(0).integers(0, 256, frames.shape, dtype=np.uint8)
     elif kind == "appearing":
         frames[:20] = GREY
     elif kind == "fade":
         frames = (frames * np.linspace(0, 1, 48)[:, None, None, None]).astype(np.uint8)
+    np.testing.assert_array_equal(PixelEncoder()(frames), EarlierPixelEncoder()(frames))
+
+
+@pytest.mark.parametrize("rate", [4, 8, 10, 12, 15, 24, 25, 29.97, 30, 50])
+@pytest.mark.parametrize("pixels_per_second", [30, 90, 200])
+def test_pans_of_any_frame_rate_are_no_cuts(rate, pixels_per_second):
+    """A change of the frame rate repeats or leaves out frames."""
+    rng = np.random.default_rng(0)
+    picture = np.repeat(np.repeat(rng.integers(0, 256, (6, 80, 3)), 16, axis=0), 16, axis=1)
+    shown = np.floor(np.arange(72) / 24 * rate + 1e-6) / rate
+    starts = np.round(shown * pixels_per_second).astype(int)
+    frames = np.stack([picture[:, start : start + SIZE] for start in starts]).astype(np.uint8)
     np.testing.assert_array_equal(PixelEncoder()(frames), EarlierPixelEncoder()(frames))
 
 

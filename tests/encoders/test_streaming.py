@@ -13,8 +13,8 @@ from flowley_jax.errors import FlowleyError
 
 ENCODER = PixelEncoder(frame_size=32)
 _RNG = np.random.default_rng(0)
-# Scenes of two to four frames: a block may begin or end near a cut.
-_SCENES = np.repeat(40 * _RNG.permuted(np.tile(np.arange(5), 4)), _RNG.integers(2, 5, 20))[:40]
+# Scenes of seven to nine frames: a block may begin or end near a cut.
+_SCENES = np.repeat([0, 160, 40, 200, 120], [7, 9, 8, 7, 9])
 FRAMES = (_SCENES[:, None, None, None] + _RNG.integers(0, 20, (40, 32, 32, 3))).astype(np.uint8)
 
 

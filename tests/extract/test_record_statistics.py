@@ -1,5 +1,6 @@
 """The highest log-mel values of the training clips, for all codecs and for features of earlier versions."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -13,6 +14,7 @@ from data_prep.record_components import RecordComponents
 from data_prep.record_files import measure_latents
 from flowley_jax.audio.mel import MEL_16K
 from flowley_jax.audio.pca import PcaCodec
+from flowley_jax.media.level import integrated_loudness
 
 KEYS = ("aa1", "bb2", "cc3")
 
@@ -45,7 +47,7 @@ def _measure(codec, features, folder):
 
 def _features(codec, log_mels):
     return _encode_audio(
-        [DecodedSound(log_mel=log_mel, power=1.0) for log_mel in log_mels],
+        [DecodedSound(log_mel=log_mel, loudness=-20.0) for log_mel in log_mels],
         types.SimpleNamespace(reading_codec=None if codec.needs_fitting else codec),
     )
 
@@ -62,34 +64,37 @@ def test_the_highest_values_are_those_of_the_sounds(codec_type, log_mels, tmp_pa
     np.testing.assert_allclose(components.latent_mean, latents.mean(axis=(0, 1)), atol=1e-6)
 
 
-def test_decoded_training_sounds_have_their_level_on_average(log_mels, tmp_path):
+def test_decoded_training_sounds_have_their_loudness_on_average(log_mels, tmp_path):
     codec, quieter = _codec(PcaCodec), [log_mel - 3.0 for log_mel in log_mels]
-    features, powers = _features(codec, quieter), [1e-3, 2e-4, 5e-3]
-    for stored, power in zip(features, powers, strict=True):
-        stored["power"] = np.asarray(power)
-    components = _measure(codec, features, tmp_path)
-    waves = components.decode_audio(codec.encode_log_mel(np.stack(quieter))[0])
-    decoded = np.mean(np.square(waves, dtype=np.float64), axis=1)
-    assert np.mean(10 * np.log10(decoded / powers)) == pytest.approx(0.0, abs=1e-4)
-    assert components.wave_gain != pytest.approx(1.0, abs=0.1)
+    features = _features(codec, quieter)
+    plain = _measure(codec, features, tmp_path / "plain")
+    waves = dataclasses.replace(plain, wave_gain=1.0).decode_audio(codec.encode_log_mel(np.stack(quieter))[0])
+    decoded = np.array([integrated_loudness(wave, 16_000) for wave in waves])
+    for stored, loudness in zip(features, decoded + np.array([2.0, 5.0, -1.0]), strict=True):
+        stored["loudness"] = np.asarray(loudness)
+    components = _measure(codec, features, tmp_path / "louder")
+    assert 20 * np.log10(components.wave_gain) == pytest.approx(2.0, abs=1e-3)
+    # What the codec cannot hold, here 60 dB, counts as 12 dB.
+    features[1]["loudness"] = np.asarray(decoded[1] + 60.0)
+    components = _measure(codec, features, tmp_path / "outlier")
+    assert 20 * np.log10(components.wave_gain) == pytest.approx((2.0 + 12.0 - 1.0) / 3, abs=1e-3)
 
 
-def test_silent_clips_do_not_decide_the_gain(log_mels, tmp_path):
+def test_clips_without_a_loudness_do_not_decide_the_gain(log_mels, tmp_path):
     codec, features = _codec(PcaCodec), _features(_codec(PcaCodec), log_mels)
     expected = _measure(codec, features[:2], tmp_path / "two").wave_gain
-    features[2]["power"] = np.asarray(0.0)
-    assert _measure(codec, features, tmp_path / "three").wave_gain == pytest.approx(expected, rel=1e-6)
+    features[2]["loudness"] = np.asarray(-100.0)
+    assert _measure(codec, features, tmp_path / "silent").wave_gain == expected != 1.0
+    del features[2]["loudness"]
+    assert _measure(codec, features, tmp_path / "earlier").wave_gain == expected
     for stored in features:
-        stored["power"] = np.asarray(0.0)
-    assert _measure(codec, features, tmp_path / "silent").wave_gain == 1.0
+        stored["loudness"] = np.asarray(-100.0)
+    assert _measure(codec, features, tmp_path / "all").wave_gain == 1.0
 
 
-@pytest.mark.parametrize("codec_type", [PcaCodec, PublishedCodec])
-def test_without_the_power_of_every_clip_the_gain_is_one(codec_type, log_mels, tmp_path):
-    codec = _codec(codec_type)
-    features = _features(codec, log_mels)
-    features[1].pop("power", None)
-    assert _measure(codec, features, tmp_path).wave_gain == 1.0
+def test_a_codec_with_weights_needs_no_gain(log_mels, tmp_path):
+    codec = _codec(PublishedCodec)
+    assert _measure(codec, _features(codec, log_mels), tmp_path).wave_gain == 1.0
 
 
 @pytest.mark.parametrize("lacking", [[0], [2], [0, 1, 2]])
