@@ -94,17 +94,23 @@ _SEED = define_int(
     SEEDS,
 )
 _NUM_SAMPLES = define_int("num_samples", 1, "Sounds per clip.", Range(least=1, most=1000))
-_STEPS = define_int("steps", None, "Steps of a fixed-step solver.", Range(least=1, most=10_000))
+_STEPS = define_int(
+    "steps",
+    None,
+    "Steps of a fixed-step solver; by default those of the run's configuration.",
+    Range(least=1, most=10_000),
+)
 _SOLVER = flags.DEFINE_enum(
     "solver",
     None,
     ["euler", "heun", "midpoint", "rk4", "tsit5", "dopri5"],
-    "ODE solver; tsit5 and dopri5 choose their own steps.",
+    "ODE solver; tsit5 and dopri5 choose their own steps; by default that of the run's configuration.",
 )
 _GUIDANCE = define_float(
     "guidance",
     None,
-    "Classifier-free guidance scale; 1 or below means no guidance.",
+    "Classifier-free guidance scale; 1 or below means no guidance; by default that of the run's "
+    "configuration.",
     GUIDANCES,
 )
 _WINDOW = define_float(
@@ -119,7 +125,8 @@ _OVERLAP = define_float(
 _LOUDNESS = define_float(
     "loudness",
     None,
-    "Integrated loudness of the sounds in LUFS, such as -23; by default, the model sets the level.",
+    "Integrated loudness of the sounds in LUFS, such as -23, as far as their peaks allow; by default, the "
+    "model sets the level.",
     LOUDNESSES,
 )
 _ADAPTER = flags.DEFINE_string("adapter", None, "File of LoRA adapters to add to the weights.")

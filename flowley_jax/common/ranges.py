@@ -71,7 +71,7 @@ SEEDS = Range(least=0, most=2**32 - 1)
 # Widths of features, and tokens of a caption.
 SIZES = Range(least=1, most=2**20)
 # Lengths of clips, windows and sounds from text. A video may be longer.
-SECONDS = Range(above=0, most=3600)
+SECONDS = Range(least=0.01, most=3600)
 # Instants of a video, in seconds from its start; no film lasts longer than a day.
 TIMES = Range(least=0, most=86_400)
 # Waiting times of the operating system overflow long after this day.

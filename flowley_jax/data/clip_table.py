@@ -141,12 +141,12 @@ def parse_clip_table(path: str | os.PathLike, *, needs_videos: bool = True) -> P
     """Return the rows of a clip table and its faults; see `read_clip_table` for the arguments.
 
     Raises:
-      FlowleyError: the file cannot be read, is empty or has no column `video_path`.
+      FlowleyError: the file cannot be read or is empty, or `needs_videos` and it has no column `video_path`.
     """
     lines, faults = read_table_lines(path)
     header_line, text = lines[0]
     header = text.split("\t")
-    if "video_path" not in header:
+    if needs_videos and "video_path" not in header:
         raise FlowleyError(f"{path}: no column video_path in its first line {text[:80]!r}")
     if twice := [name for name in (*WRITTEN_COLUMNS, *SAMPLING_COLUMNS) if header.count(name) > 1]:
         raise FlowleyError(f"{path}: has two columns {twice[0]}")
@@ -274,11 +274,12 @@ def _parse_row(
     if len(cells) != len(header):
         return TableFault(line, f"has {len(cells)} fields; the header has {len(header)}")
     row = dict(zip(header, cells, strict=True))
-    if needs_video and not row["video_path"]:
+    path = row.get("video_path", "")
+    if needs_video and not path:
         return TableFault(line, "empty video_path")
-    if "\0" in row["video_path"]:
-        return TableFault(line, f"video_path {row['video_path']!r} must be usable as a file name")
-    clip_id = row.get("id") or Path(row["video_path"]).stem
+    if "\0" in path:
+        return TableFault(line, f"video_path {path!r} must be usable as a file name")
+    clip_id = row.get("id") or Path(path).stem
     if not clip_id:
         return TableFault(line, "has neither a video_path nor an id")
     if fault := id_fault(clip_id):
@@ -286,7 +287,7 @@ def _parse_row(
     return TableRow(
         line=line,
         id=clip_id,
-        path=row["video_path"],
+        path=path,
         caption=row.get("text_description", ""),
         split=row.get("split", ""),
         label=row.get("label", ""),

@@ -19,10 +19,12 @@ def _workload_lines(estimate: Estimate) -> list[str]:
     windows = sum(batch.windows for batch in workload.batches)
     done = f" ({workload.done} more have their sounds already)" if workload.done else ""
     rooms = ", ".join(map(str, workload.rooms))
+    batches = "1 batch" if len(workload.batches) == 1 else f"{len(workload.batches)} batches"
+    at_once = f"the network computes {estimate.network.at_once}"
     return [
         f"clips:        {len(workload.clips)}, {seconds:.2f} s in total{done}",
         f"sounds:       {workload.num_samples} per clip",
-        f"windows:      {windows} of {estimate.window_seconds:.2f} s; batches: {len(workload.batches)}",
+        f"windows:      {windows} of {estimate.window_seconds:.2f} s in {batches}; {at_once} at a time",
         f"programs:     {len(workload.rooms)} of the network to compile, for batches of {rooms} windows",
         f"evaluations:  {at_least}{estimate.evaluations} of the network per window ({estimate.solver})",
     ]

@@ -89,9 +89,9 @@ def find_inputs(
     """List the clips that `video` names; log which files of a folder are skipped.
 
     Args:
-      video: a video file, a folder of them, or a .tsv table with the columns video_path and
-        text_description, and optionally id, split, negative_prompt, seed and seconds; its paths are relative
-        to the table. A row without a video is a sound from text.
+      video: a video file, a folder of them, or a .tsv table with the column text_description, and optionally
+        video_path, id, split, negative_prompt, seed and seconds; its paths are relative to the table. A row
+        without a video is a sound from text.
       choices: what is the same for all clips.
       split: rows of a table to take; None takes all.
       out: where the sounds go; if it is the folder of the videos, earlier sounds in it are left out.
@@ -222,7 +222,7 @@ def _log_skipped(skipped: Sequence[str]) -> None:
 
 
 def _read_table(table: Path, choices: Choices, split: str | None) -> list[InputClip]:
-    rows = read_clip_table(table, columns=("video_path", "text_description"), needs_videos=False)
+    rows = read_clip_table(table, columns=("text_description",), needs_videos=False)
     chosen = [row for row in rows if split is None or row.split == split]
     if not chosen:
         raise FlowleyError(f"{table}: no row of the split {split!r}")

@@ -1,5 +1,6 @@
 """Read clips, sample their sounds and write them, clip by clip; existing sounds are kept."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -16,7 +17,6 @@ from flowley_jax.common.locks import lock_folder
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES, VIDEO_SUFFIXES, has_suffix
 from flowley_jax.media.inputs import MediaError
-from flowley_jax.media.level import to_loudness
 from flowley_jax.media.picture import check_picture
 from flowley_jax.media.read import frame_blocks, probe
 from flowley_jax.media.write import mux_audio, write_audio
@@ -38,14 +38,13 @@ from flowley_jax.sampling.plan import (
 )
 from flowley_jax.sampling.sample_log import SampleLog
 from flowley_jax.sampling.sampler import GROUP, Sampler
+from flowley_jax.sampling.sound_levels import SoundLevels
 
 log = logging.getLogger(__name__)
 # A temporary file next to the file `--out` is no longer written to if it has not changed for a day.
 _ABANDONED_SECONDS = 86_400.0
 # Suffixes that no folder has by intention.
 _OTHER_MEDIA = (*VIDEO_SUFFIXES, ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".gif")
-# Peaks of a wave that are worth a line when they are limited.
-_FAR_ABOVE = 1.5
 # Videos whose picture ends this long before the file are mentioned: they may be incomplete downloads.
 _NOTED_SECONDS = 0.5
 
@@ -174,45 +173,36 @@ class _Run:
             for line in self._plan.failed:
                 log.info("failed: %s", line)
         log_plan(self._plan, self._log, out)
-        todo, started, written, full_scale = self._plan.todo, time.monotonic(), 0, 0
-        for job, waves in self._sounds():
+        todo, written, progress = self._plan.todo, 0, _Progress(len(self._plan.todo), self._num_samples)
+        rate = self._sampler.components.sample_rate
+        levels = SoundLevels(rate, self._sampler.settings.loudness)
+        for job, waves in self._sounds(progress):
             try:
-                waves = self._levelled(waves)
-                _write(job, waves, self._sampler.components.sample_rate, self._log)
-                if self._log:
-                    self._log.add(job.request)
+                with progress.writing():
+                    _write(job, levels.levelled(job.paths, waves), rate, self._log)
+                    if self._log:
+                        self._log.add(job.request)
             except FlowleyError as error:
                 self._add_failure(str(error))
                 continue
             self._results.written[job.clip.id] = job.paths
             written += 1
-            full_scale += int((np.abs(waves).max(axis=1) >= _FAR_ABOVE).sum())
-            left = (time.monotonic() - started) / written * (len(todo) - written)
-            log.info("%d/%d %s, %s left", written, len(todo), job.paths[0], format_duration(left))
-        if full_scale:
-            log.info(
-                "%d of %d sounds had peaks far above full scale, which were limited to −1 dBTP",
-                full_scale,
-                written * self._num_samples,
-            )
+            files = job.paths[0] if len(job.paths) == 1 else f"{job.paths[0]} … {job.paths[-1].name}"
+            log.info("%d/%d %s, %s left", written, len(todo), files, format_duration(progress.left()))
+        for line in levels.remarks():
+            log.info("%s", line)
         return self._results
 
-    def _levelled(self, waves: np.ndarray) -> np.ndarray:
-        """Return waves (num_samples, N) at the loudness of the settings."""
-        loudness = self._sampler.settings.loudness
-        if loudness is None:
-            return waves
-        rate = self._sampler.components.sample_rate
-        return np.stack([to_loudness(wave, rate, loudness) for wave in waves])
-
-    def _sounds(self) -> Iterator[tuple[Job, np.ndarray]]:
+    def _sounds(self, progress: "_Progress") -> Iterator[tuple[Job, np.ndarray]]:
         """Yield jobs with their waves (num_samples, N)."""
         todo = self._plan.todo
         for start in range(0, len(todo), GROUP):
             group = {job.clip.id: job for job in todo[start : start + GROUP]}
             encoded, gathered = list(self._encoded(list(group.values()))), Gathered(self._num_samples)
             for batch in self._sampler.batches(encoded, self._num_samples):
-                for track, wave in self._sampled(batch, group):
+                sampled = self._sampled(batch, group)
+                progress.add_sampled(len(batch))
+                for track, wave in sampled:
                     if (waves := gathered.add(track, wave)) is not None:
                         yield group[track.clip.id], waves
 
@@ -247,6 +237,42 @@ class _Run:
         self._results.failed.append(line)
         if self._says_failures_at_once:
             log.info("failed: %s", line)
+
+
+class _Progress:
+    """Estimates the time that is left, from the times of sampling and of writing so far.
+
+    Clips are sampled in batches and then written one by one, so the number of files alone would mislead.
+
+    Args:
+      clips: number of clips.
+      num_samples: number of sounds per clip.
+    """
+
+    def __init__(self, clips: int, num_samples: int):
+        self._clips, self._num_samples = clips, num_samples
+        self._started, self._write_seconds = time.monotonic(), 0.0
+        self._sampled = self._written = 0.0
+
+    def add_sampled(self, sounds: int) -> None:
+        """Count the sounds of a batch as sampled."""
+        self._sampled += sounds / self._num_samples
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Measure the writing of a clip's sounds in the block."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._write_seconds += time.monotonic() - started
+            self._written += 1
+
+    def left(self) -> float:
+        """Return the estimated seconds that are left, after a clip has been written."""
+        sample_seconds = time.monotonic() - self._started - self._write_seconds
+        sampling = sample_seconds / self._sampled * (self._clips - self._sampled)
+        return sampling + self._write_seconds / self._written * (self._clips - self._written)
 
 
 def _check_picture(clip: InputClip, video: Path, out: Path, *, in_folder: bool) -> None:

@@ -54,7 +54,10 @@ def make_plan(
     num_samples: int,
 ) -> Plan:
     """Sort the clips by what is to be done with them; see `write_sounds` for the arguments."""
-    jobs = [_job(sampler, clip, target_paths(out, clip.id, suffix, num_samples), seed) for clip in clips]
+    jobs = [
+        _job(sampler, clip, target_paths(out, clip.id, _suffix_for(clip, suffix), num_samples), seed)
+        for clip in clips
+    ]
     writers, inputs = _writers(jobs), input_ids(clips)
     plan = Plan(todo=[], done={}, failed=[])
     for job in jobs:
@@ -92,6 +95,11 @@ def log_plan(plan: Plan, sample_log: SampleLog | None, out: Path) -> None:
 def is_file(out: Path) -> bool:
     """Return whether `--out` names a file, by its suffix in any case, and not a folder."""
     return out.suffix.lower() in WRITTEN_SUFFIXES and not out.is_dir()
+
+
+def _suffix_for(clip: InputClip, suffix: str) -> str:
+    """Return the suffix of a clip's files in a folder; a sound from text has no picture."""
+    return ".wav" if clip.path is None and suffix in MUX_SUFFIXES else suffix
 
 
 def target_paths(out: Path, clip_id: str, suffix: str, num_samples: int) -> list[Path]:
@@ -159,8 +167,6 @@ def _fault_of_names(job: Job, writers: Mapping[str, list[Job]]) -> str:
     except UnicodeEncodeError:
         # The line itself must be printable.
         return f"{clip.name!a}: its name is not UTF-8 text; rename it"
-    if clip.path is None and job.paths[0].suffix.lower() in MUX_SUFFIXES:
-        return f"{clip.name}: a sound from text has no picture for {job.paths[0].name}; use --kind wav"
     for path in job.paths:
         rivals = [other.clip for other in writers[_one_form(path.name)] if other is not job]
         if rivals:

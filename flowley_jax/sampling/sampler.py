@@ -299,11 +299,16 @@ class Sampler:
         program = self.program(room)
         arrays = window_batch(batch, room=room, texts=self.texts(room), seed=seed)
         names = ", ".join(dict.fromkeys(track.clip.id or "the clip" for track in batch))
-        seconds = sum(track.clip.seconds for track in batch)
         if room not in self._compiled:
             self._check_memory(arrays, program, names)
             self._compiled.add(room)
             log.info("compiling for %s …", "1 window" if room == 1 else f"{room} windows")
+        log.info(
+            "sampling %s, %.2f s in %s …",
+            "1 sound" if len(batch) == 1 else f"{len(batch)} sounds",
+            sum(track.clip.seconds for track in batch),
+            "1 window" if count == 1 else f"{count} windows",
+        )
         is_long = self.runs_in_steps(room)
         solution = sample_latents(
             self.graphdef,
@@ -312,13 +317,7 @@ class Sampler:
             program=program,
             progress=_Progress(names, self.settings.solver.steps) if is_long else None,
         )
-        log.info(
-            "%s, %.2f s in %s: %d network evaluations",
-            "1 sound" if len(batch) == 1 else f"{len(batch)} sounds",
-            seconds,
-            "1 window" if count == 1 else f"{count} windows",
-            int(solution.evaluations),
-        )
+        log.info("sampled with %d network evaluations", int(solution.evaluations))
         return latents_of(batch, np.asarray(solution.latent))
 
     def _check_memory(self, arrays: WindowBatch, program: SamplingProgram, names: str) -> None:

@@ -155,7 +155,7 @@ def test_files_of_earlier_versions_have_no_gain_and_see_motion_at_cuts(tmp_path)
         ({"latent_std": np.full(4, np.inf, np.float32)}, "latent std has values that are not finite"),
         ({"log_mel_max": np.zeros(80, np.float32)}, r"log-mel maximum \(80,\) must be \(81,\)"),
         ({"log_mel_max": np.full(81, -np.inf, np.float32)}, "log-mel maximum has values that are not finite"),
-        ({"seconds": 0.0}, r"seconds=0\.0 must be above 0 and at most 3600"),
+        ({"seconds": 0.0}, r"seconds=0\.0 must be at least 0\.01 and at most 3600"),
         ({"seconds": 0.01}, "too short"),
     ],
 )

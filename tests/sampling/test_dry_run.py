@@ -22,7 +22,9 @@ from flowley_jax.sampling.outputs import write_sounds
 from flowley_jax.sampling.workload import plan_workload
 
 STAGES = ["frames", "video features", "text features", "latents", "log-mel frames", "waves"]
-BATCH_LINE = re.compile(r"(\d+) sounds?, ([\d.]+) s in (\d+) windows?: (\d+) network evaluations")
+BATCH_LINE = re.compile(
+    r"sampling (\d+) sounds?, ([\d.]+) s in (\d+) windows? …\nsampled with (\d+) network evaluations"
+)
 COMPILING_LINE = re.compile(r"compiling for (\d+) windows? …")
 
 
@@ -64,7 +66,7 @@ def _sampled(sampler, clips, out, caplog, **options):
     caplog.set_level(logging.INFO)
     caplog.clear()
     assert write_sounds(dataclasses.replace(sampler), clips, out, suffix=".wav", **options).failed == []
-    batches = [match.groups() for line in caplog.messages if (match := BATCH_LINE.fullmatch(line))]
+    batches = BATCH_LINE.findall("\n".join(caplog.messages))
     rooms = [int(match[1]) for line in caplog.messages if (match := COMPILING_LINE.fullmatch(line))]
     return [tuple(map(float, batch)) for batch in batches], rooms
 

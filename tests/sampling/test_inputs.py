@@ -190,7 +190,7 @@ def test_a_part_is_taken_of_every_video_of_a_folder(tmp_path):
         ("a\ta.mp4\tx\t\t-1\t", "line 2: seed '-1' must be at least 0"),
         ("a\ta.mp4\tx\t\t\tlong", "line 2: seconds 'long' must be a number"),
         ("a\ta.mp4\tx\t\t\tnan", "line 2: seconds 'nan' must be a finite number"),
-        ("a\ta.mp4\tx\t\t\t0", "line 2: seconds '0' must be above 0"),
+        ("a\ta.mp4\tx\t\t\t0", "line 2: seconds '0' must be at least 0.01"),
         ("a\t\tx\t\t\t", "line 2: has no video_path, so it needs a text_description and seconds"),
         ("a\t\t\t\t\t4", "line 2: has no video_path, so it needs a text_description and seconds"),
         ("\t\tx\t\t\t4", "line 2: has neither a video_path nor an id"),

@@ -172,14 +172,16 @@ def test_the_log_says_when_the_network_is_compiled(sampler, clips, tmp_path, cap
     assert compilations == ["compiling for 1 window …"]
 
 
-def test_the_log_counts_sounds_far_above_full_scale(sampler, clips, tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("loudness", [None, -16.0])
+def test_the_log_names_sounds_far_above_full_scale(sampler, clips, tmp_path, caplog, monkeypatch, loudness):
     def loud(self, log_mels):
         return np.tile([0.0, 1.0], 10_000)[None] * np.array([[1.4], [1.5], [2.0]])[: len(log_mels)]
 
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(Components, "vocode", loud)
-    write_sounds(sampler, [dataclasses.replace(clips[0], prompt="")], tmp_path / "a.wav", num_samples=3)
-    assert "2 of 3 sounds had peaks far above full scale, which were limited to −1 dBTP" in caplog.messages
+    levelled = dataclasses.replace(sampler, settings=dataclasses.replace(sampler.settings, loudness=loudness))
+    write_sounds(levelled, [dataclasses.replace(clips[0], prompt="")], tmp_path / "a.wav", num_samples=3)
+    assert "2 of 3 sounds (a_1.wav, a_2.wav) had peaks far above full scale" in caplog.text
 
 
 def test_files_of_others_are_never_replaced(sampler, clips, tmp_path, sampled):

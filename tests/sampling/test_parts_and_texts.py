@@ -100,12 +100,31 @@ def test_a_sound_from_text_has_its_length_and_no_picture(sampler, tmp_path):
     assert (tmp_path / "out" / "rain-on-a-roof.flac").exists()
     other = _written(sampler, dataclasses.replace(clip, prompt="A bell"), tmp_path / "b.wav")
     assert np.abs(wave - other).max() > 5 * STEP
+    # Among videos, it is a .wav file.
     results = write_sounds(sampler, [clip], tmp_path / "videos", suffix=".mp4")
-    assert results.failed == [
-        "rain-on-a-roof: a sound from text has no picture for rain-on-a-roof.mp4; use --kind wav"
-    ]
+    assert results.written == {"rain-on-a-roof": [tmp_path / "videos" / "rain-on-a-roof.wav"]}
     with pytest.raises(FlowleyError, match=r"out\.mp4: a sound from text has no picture; .* \.wav or \.flac"):
         check_out(tmp_path / "out.mp4", [clip])
+
+
+def test_a_table_of_texts_needs_no_column_of_videos(tmp_path):
+    table = tmp_path / "texts.tsv"
+    table.write_text("id\ttext_description\tseconds\nrain\train on a roof\t2\nbell\ta bell\t1.5\n")
+    clips = find_inputs(table)
+    assert [(clip.id, clip.path, clip.prompt, clip.end) for clip in clips] == [
+        ("rain", None, "rain on a roof", 2.0),
+        ("bell", None, "a bell", 1.5),
+    ]
+    table.write_text("text_description\tseconds\nrain on a roof\t2\n")
+    with pytest.raises(FlowleyError, match=r"line 2: has neither a video_path nor an id"):
+        find_inputs(table)
+
+
+def test_a_sound_has_at_least_a_hundredth_of_a_second(tmp_path):
+    table = tmp_path / "texts.tsv"
+    table.write_text("id\ttext_description\tseconds\nrain\train\t0.00001\n")
+    with pytest.raises(FlowleyError, match=r"line 2: seconds '0\.00001' must be at least 0\.01 and at most"):
+        find_inputs(table)
 
 
 def test_a_row_s_seed_and_negative_prompt_are_as_those_of_the_call(sampler, video, tmp_path):

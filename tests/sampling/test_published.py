@@ -130,7 +130,7 @@ def test_dry_run_estimates_the_stages_of_all_bundles(sampler, bundles, tmp_path)
     for report in stages:
         assert str(bundles) in report.component and report.memory.weights > 0 and report.seconds
     text = format_estimate(estimate)
-    assert "windows:      2 of 8.00 s; batches: 1" in text
+    assert "windows:      2 of 8.00 s in 1 batch" in text
     assert "evaluations:  2 of the network per window (2 steps of euler, guidance 2)" in text
 
 
