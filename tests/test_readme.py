@@ -33,6 +33,16 @@ def test_the_python_example_writes_a_video_with_sound(tiny_run, tmp_path, monkey
     assert info.has_audio and info.width == 64
 
 
+def test_the_python_example_of_sampling_makes_sounds_from_text(tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    (tmp_path / "runs/demo/train").symlink_to(tiny_run)
+    monkeypatch.chdir(tmp_path)
+    block = _python_block((ROOT / "docs/sampling.md").read_text())
+    names: dict = {}
+    exec(block.replace("steps=50", "steps=2").replace("seconds=8.0", "seconds=1.5"), names)
+    assert names["waves"].shape == (4, 16_000 * 3 // 2)
+
+
 @pytest.mark.scale
 def test_published_weights_convert_both_ways():
     import golden_data

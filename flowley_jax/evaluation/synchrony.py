@@ -2,8 +2,9 @@
 
 import codecs
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,10 @@ def score_sounds(
     """
     scored = [name for name in sorted(waves) if len(events.get(name, ()))]
     if not scored:
-        raise FlowleyError("no clip has both a sound and true events: nothing to score")
+        raise FlowleyError(
+            f"no clip has both a sound and true events; the sounds have ids like {_examples(waves)}, and the "
+            f"events {_examples(events)}"
+        )
     clips = []
     for name in scored:
         detected, _ = detect_onsets(waves[name], sample_rate)
@@ -111,6 +115,10 @@ def score_sounds(
         left_out=sorted(set(waves) - set(scored)),
         missing=sorted(name for name, times in events.items() if len(times) and name not in waves),
     )
+
+
+def _examples(names: Iterable[str]) -> str:
+    return ", ".join(itertools.islice(names, 2)) or "(none)"
 
 
 def score_against_others(

@@ -172,7 +172,9 @@ def test_true_sounds_score_one_and_sounds_without_events_are_left_out():
 
 
 def test_no_clip_with_sound_and_events_is_an_error():
-    with pytest.raises(FlowleyError, match="nothing to score"):
+    with pytest.raises(
+        FlowleyError, match="no clip has both a sound and true events; the sounds have ids like"
+    ):
         score_sounds({"a": _hits(A)}, {"b": B}, sample_rate=RATE)
 
 
