@@ -42,6 +42,7 @@ VMEM = 16 * 2**20
 COMPILE_FAST = {"exec_time_optimization_effort": -1.0}
 
 
+@functools.cache
 def _compiled(
     generation, size, direction, *, dtype=jnp.bfloat16, heads=HEADS, dim=DIM, implementation="pallas", **mask
 ):
