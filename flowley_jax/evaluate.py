@@ -1,14 +1,15 @@
 """Score sounds, or features of sounds.
 
-Synchrony with known events: python -m flowley_jax.evaluate --sounds DIR --events events.jsonl
+Level, and synchrony with known events: python -m flowley_jax.evaluate --sounds DIR [--events events.jsonl]
 Metrics of features that are computed already:
   python -m flowley_jax.evaluate --generated-cache DIR --reference-cache DIR --out DIR
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -16,6 +17,12 @@ from flowley_jax.cli import run_main
 from flowley_jax.common.number_flags import define_float, define_int
 from flowley_jax.common.ranges import Range
 from flowley_jax.errors import FlowleyError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flowley_jax.data.components import Components
+    from flowley_jax.evaluation.sounds import Sounds
 
 _SOUNDS = flags.DEFINE_string("sounds", None, "Folder of sounds, or of videos with sound, named by clip id.")
 _EVENTS = flags.DEFINE_string("events", None, "File events.jsonl with the true event times.")
@@ -71,26 +78,28 @@ def main() -> int:
     _check_flags()
     if _GENERATED_CACHE.value and _REFERENCE_CACHE.value:
         return _score_caches(Path(_GENERATED_CACHE.value), Path(_REFERENCE_CACHE.value))
-    assert _SOUNDS.value and _EVENTS.value
-    return _score_sounds(Path(_SOUNDS.value), Path(_EVENTS.value))
+    assert _SOUNDS.value
+    return _score_sounds(Path(_SOUNDS.value))
 
 
 def _check_flags() -> None:
-    sounds, caches = (_SOUNDS, _EVENTS), (_GENERATED_CACHE, _REFERENCE_CACHE)
-    if not any(flag.value for flag in (*sounds, *caches)):
-        raise FlowleyError("--sounds and --events must be given, or --generated-cache and --reference-cache")
-    for mine, others in ((sounds, caches), (caches, sounds)):
-        given = [flag for flag in mine if flag.value]
-        if given and (len(given) < 2 or any(flag.value for flag in others)):
-            names = " and ".join(_name(flag) for flag in mine)
-            raise FlowleyError(f"{names} must be given together, and not with {_name(others[0])}")
+    caches = (_GENERATED_CACHE, _REFERENCE_CACHE)
+    given = [flag for flag in caches if flag.value]
+    if not given and not _SOUNDS.value:
+        raise FlowleyError("--sounds must be given, or --generated-cache and --reference-cache")
+    if given and (len(given) < 2 or _SOUNDS.value):
+        raise FlowleyError(
+            "--generated-cache and --reference-cache must be given together, and not with --sounds"
+        )
     belonging = {
-        "--sounds": (_REAL, _WORKDIR, _TOLERANCE),
+        "--sounds": (_EVENTS, _REAL, _WORKDIR, _TOLERANCE),
         "--generated-cache": (_PAIRS, _KAD_BANDWIDTH, _RESAMPLES),
     }
     missing = "--generated-cache" if _SOUNDS.value else "--sounds"
     if wrong := [_name(flag) for flag in belonging[missing] if flag.present]:
         raise FlowleyError(f"{wrong[0]} applies only to {missing}")
+    if not _EVENTS.value and (wrong := [_name(flag) for flag in (_WORKDIR, _TOLERANCE) if flag.present]):
+        raise FlowleyError(f"{wrong[0]} needs --events, the true times that onsets are compared with")
 
 
 def _name(flag: Any) -> str:
@@ -131,11 +140,14 @@ def _score_caches(generated: Path, reference: Path) -> int:
     return 0
 
 
-def _score_sounds(sounds: Path, event_file: Path) -> int:
-    """Score the synchrony of sounds, and print the scores as JSON."""
+def _score_sounds(folder: Path) -> int:
+    """Score the level and the synchrony of sounds, and print the scores as JSON."""
+    import dataclasses
+
     from flowley_jax.common.files import check_new_file, write_text
+    from flowley_jax.evaluation.levels import levels
     from flowley_jax.evaluation.sounds import read_sounds
-    from flowley_jax.evaluation.synchrony import compare, read_events
+    from flowley_jax.evaluation.synchrony import read_events
     from flowley_jax.runs.workdir import load_components
 
     if _WORKDIR.value and not _REAL.value:
@@ -146,28 +158,16 @@ def _score_sounds(sounds: Path, event_file: Path) -> int:
         raise FlowleyError("--overwrite needs --out, the file to replace")
     if _OUT.value:
         check_new_file(Path(_OUT.value), overwrite=_OVERWRITE.value)
-    events = read_events(event_file)
+    events = read_events(Path(_EVENTS.value)) if _EVENTS.value else None
     components = load_components(Path(_WORKDIR.value)) if _WORKDIR.value else None
     sample_rate = components.sample_rate if components else SAMPLE_RATE
-    generated = read_sounds(sounds, sample_rate=sample_rate)
-    real = read_sounds(Path(_REAL.value), sample_rate=sample_rate) if _REAL.value else None
-    rows = compare(
-        generated.waves,
-        events,
-        sample_rate=sample_rate,
-        real=real.waves if real else None,
-        components=components,
-        tolerance=_TOLERANCE.value,
-    )
+    folders = {"generated": folder} | ({"real": Path(_REAL.value)} if _REAL.value else {})
+    sounds = {name: read_sounds(path, sample_rate=sample_rate) for name, path in folders.items()}
     report = {
-        "clips": len(rows["generated"].clips),
-        "tolerance_s": _TOLERANCE.value,
-        **{name: {**row.figures, "clips": len(row.clips)} for name, row in rows.items()},
-        "missing": rows["generated"].missing,
-        "missing_real": rows["real"].missing if real else [],
-        "left_out": rows["generated"].left_out,
-        "unreadable": generated.unreadable + (real.unreadable if real else []),
-        "ignored": generated.ignored + (real.ignored if real else []),
+        **({} if events is None else _synchrony(sounds, events, components, sample_rate)),
+        "level": {name: dataclasses.asdict(levels(row.waves, sample_rate)) for name, row in sounds.items()},
+        "unreadable": [line for row in sounds.values() for line in row.unreadable],
+        "ignored": [line for row in sounds.values() for line in row.ignored],
     }
     _say_what_is_not_scored(report)
     text = json.dumps(report, indent=2)
@@ -177,9 +177,37 @@ def _score_sounds(sounds: Path, event_file: Path) -> int:
     return 0
 
 
+def _synchrony(
+    sounds: "Mapping[str, Sounds]",
+    events: "Mapping[str, np.ndarray]",
+    components: "Components | None",
+    sample_rate: int,
+) -> dict[str, Any]:
+    """Return the scores of onsets, and the ids of clips that are not scored."""
+    from flowley_jax.evaluation.synchrony import compare
+
+    real = sounds.get("real")
+    rows = compare(
+        sounds["generated"].waves,
+        events,
+        sample_rate=sample_rate,
+        real=real.waves if real else None,
+        components=components,
+        tolerance=_TOLERANCE.value,
+    )
+    return {
+        "clips": len(rows["generated"].clips),
+        "tolerance_s": _TOLERANCE.value,
+        **{name: {**row.figures, "clips": len(row.clips)} for name, row in rows.items()},
+        "missing": rows["generated"].missing,
+        "missing_real": rows["real"].missing if real else [],
+        "left_out": rows["generated"].left_out,
+    }
+
+
 def _say_what_is_not_scored(report: dict[str, Any]) -> None:
     for key, what in _NOT_SCORED.items():
-        if names := report[key]:
+        if names := report.get(key):
             print(f"{what}: {_listed(names)}", file=sys.stderr)
 
 

@@ -238,13 +238,13 @@ def test_the_command_writes_the_scores_of_folders(folders, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--sounds and --events must be given, or --generated-cache and --reference-cache"),
-        (["--sounds=a"], "--sounds and --events must be given together"),
+        ([], "--sounds must be given, or --generated-cache and --reference-cache"),
         (["--generated-cache=a"], "--generated-cache and --reference-cache must be given together"),
         (
-            ["--sounds=a", "--events=b", "--generated-cache=c", "--reference-cache=d"],
-            "must be given together, and not with --generated-cache",
+            ["--sounds=a", "--generated-cache=c", "--reference-cache=d"],
+            "must be given together, and not with --sounds",
         ),
+        (["--sounds=a", "--workdir=b"], "--workdir needs --events"),
         (["--sounds=a", "--events=b", "--resamples=3"], "--resamples applies only to --generated-cache"),
         (["--generated-cache=a", "--reference-cache=b", "--real=c"], "--real applies only to --sounds"),
         (["--generated-cache=none", "--reference-cache=b"], "none: no such folder"),
