@@ -49,8 +49,13 @@ class RecordComponents:
         """The codec, or None if it has to be fitted to the clips first."""
         if self.fitted_codec:
             return None
+        return self.model.codec if self.model else self._open("codec")
+
+    @functools.cached_property
+    def model(self) -> Components | None:
+        """The components of the run or records whose codec is used, or None if there is none."""
         folder = self.settings.component("codec")
-        return load_model_components(folder).codec if is_model(folder) else self._open("codec")
+        return load_model_components(folder) if is_model(folder) else None
 
     @property
     def reading_codec(self) -> AudioCodec | None:

@@ -56,7 +56,8 @@ def measure_latents(
 
     They are the mean and deviation of latents drawn from the posteriors, `level_maxima`, and the gain of
     decoded sounds. Features of earlier versions may lack what the last two need: the maxima are then None,
-    and the gain is 1. It is also 1 if the codec or the vocoder has weights.
+    and the gain is 1. It is also 1 if the codec or the vocoder has weights. The gain of a codec that was
+    fitted to other clips stays as it is.
 
     Args:
       codec: the codec of the records.
@@ -87,6 +88,9 @@ def measure_latents(
         log_mel_max=highest,
         source=source,
     )
+    if components.model:
+        # The gain belongs to the codec: other clips may hold sounds that it loses altogether.
+        return dataclasses.replace(measured, wave_gain=components.model.wave_gain)
     if not (codec.needs_fitting and measured.vocoder.runs_on_host):
         return measured
     return dataclasses.replace(measured, wave_gain=_wave_gain(measured, training[:_GAIN_CLIPS], store))

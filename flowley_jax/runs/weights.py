@@ -35,6 +35,8 @@ from flowley_jax.runs.workdir import BASE, check_base, components_folder, load_c
 
 log = logging.getLogger(__name__)
 _ADAPTER_NOTE = "flowley_jax.adapter"
+# Note of a file of adapters with the `log_mel_max` of their training split.
+_LEVEL_NOTE = "flowley_jax.log_mel_max"
 # Note with `content_sha256` of the file's arrays.
 _CONTENT_NOTE = "flowley_jax.sha256"
 
@@ -49,6 +51,7 @@ class Weights:
       step: step of the snapshot that they come from; 0 for a file.
       latent_space: space of the latents that they were trained on; None if their file names none.
       seconds: length of the clips that they were trained on; None if their file names none.
+      log_mel_max: bounds of the level of what they were trained on, see `Components`; None if not known.
       adapters: LoRA adapters that the parameters already contain; empty without LoRA.
       base_sha256: `sha256` of the weights that the adapters were trained on.
     """
@@ -59,6 +62,7 @@ class Weights:
     step: int = 0
     latent_space: LatentSpace | None = None
     seconds: float | None = None
+    log_mel_max: np.ndarray | None = None
     adapters: lora.Adapters = dataclasses.field(default_factory=dict)
     base_sha256: str = ""
 
@@ -106,6 +110,7 @@ def averaged_weights(workdir: Path, *, sigma_rel: float) -> Weights:
             step=snapshots.last_step,
             latent_space=latent_space,
             seconds=components.seconds if components else None,
+            log_mel_max=components.log_mel_max if components else None,
         )
     if base is None:
         return weights
@@ -288,11 +293,17 @@ def write_adapters(path: Path, weights: Weights, config: LoraConfig) -> None:
         for factor, value in pair.items()
     }
     note = {"strength": config.strength, "base_sha256": weights.base_sha256}
-    write_arrays(path, arrays, {_ADAPTER_NOTE: json.dumps(note), **_notes_of(arrays, weights.latent_space)})
+    notes = {_ADAPTER_NOTE: json.dumps(note), **_notes_of(arrays, weights.latent_space)}
+    if weights.log_mel_max is not None:
+        notes[_LEVEL_NOTE] = json.dumps(weights.log_mel_max.tolist())
+    write_arrays(path, arrays, notes)
 
 
 def with_adapters(weights: Weights, path: Path, *, factor: float) -> Weights:
     """Return weights with the adapters of a file added.
+
+    Their bounds of the level allow what either was trained on. Earlier versions wrote adapters without
+    bounds, and the result then has none.
 
     Args:
       factor: 1 for the strength that they were trained with, 0 for no effect.
@@ -323,7 +334,29 @@ def with_adapters(weights: Weights, path: Path, *, factor: float) -> Weights:
         parameters = lora.merged(weights.parameters, adapters, strength=factor * strength)
     except FlowleyError as error:
         raise FlowleyError(f"{path}: {error}") from error
-    return dataclasses.replace(weights, parameters=parameters, adapters=adapters, base_sha256=base_sha256)
+    log_mel_max = weights.log_mel_max
+    if factor and log_mel_max is not None:
+        log_mel_max = _higher(log_mel_max, notes.get(_LEVEL_NOTE), path)
+    return dataclasses.replace(
+        weights,
+        parameters=parameters,
+        adapters=adapters,
+        base_sha256=base_sha256,
+        log_mel_max=log_mel_max,
+    )
+
+
+def _higher(log_mel_max: np.ndarray, note: str | None, path: Path) -> np.ndarray | None:
+    """Return the higher ones of a network's bounds and those in a note; None without a note."""
+    if note is None:
+        return None
+    try:
+        noted = np.asarray(json.loads(note), np.float32)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FlowleyError(f"{path}: its note {_LEVEL_NOTE} is damaged ({error})") from error
+    if noted.shape != log_mel_max.shape or not np.isfinite(noted).all():
+        raise FlowleyError(f"{path}: its note {_LEVEL_NOTE} must be {len(log_mel_max)} numbers")
+    return np.maximum(log_mel_max, noted)
 
 
 def _read_adapter_note(path: Path, note: str) -> tuple[float, str]:

@@ -101,7 +101,7 @@ class Sampler:
         if adapter:
             weights = with_adapters(weights, Path(adapter), factor=adapter_factor)
         variables = (weights.parameters, weights.constants)
-        components = load_components(workdir)
+        components = dataclasses.replace(load_components(workdir), log_mel_max=weights.log_mel_max)
         return cls(
             graphdef=abstract_model(weights.config)[0],
             variables=jax.tree.map(jnp.asarray, variables),

@@ -80,6 +80,7 @@ def test_records_for_a_run_have_its_latents_and_features(base, model_run, table,
     assert ours.latent_space == theirs.latent_space
     assert theirs.differences(ours) == ["other statistics of the latents, so other clips"]
     assert ours.dims == theirs.dims and ours.seconds == theirs.seconds
+    assert ours.wave_gain == theirs.wave_gain != 1.0
     example = next(one for one in open_records(tmp_path / "records", "train") if one["id"] == b"id1")
     wave = read_audio(table.parent / "c1.mp4", sample_rate=16_000)[: samples_for(1.0, theirs.codec.mel)]
     expected = theirs.codec.encode_log_mel(log_mel(wave, theirs.codec.mel)[None])[0][0]

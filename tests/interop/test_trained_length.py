@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.trained_length import length_note, noted_length, trained_length
 
-lengths = st.floats(0, 3600, exclude_min=True)
+lengths = st.floats(0.01, 3600)
 
 
 @given(seconds=lengths, frames=st.integers(1, 100))

@@ -126,6 +126,34 @@ def test_adapters_from_a_file_reproduce_the_merged_weights(source, adapted, tmp_
     _assert_equal(sampler.variables[0], merged.parameters, atol=3e-7)
 
 
+def test_adapters_bring_the_level_of_their_training_sounds(source, adapted, tmp_path):
+    path = tmp_path / "x.safetensors"
+    start = averaged_weights(source, sigma_rel=0.05)
+    start = dataclasses.replace(start, log_mel_max=np.linspace(-2.0, 1.0, 81, dtype=np.float32))
+    own = start.log_mel_max + np.where(np.arange(81) % 2, 1.0, -1.0).astype(np.float32)
+    write_adapters(
+        path, dataclasses.replace(averaged_weights(adapted, sigma_rel=0.05), log_mel_max=own), tiny.LORA
+    )
+    np.testing.assert_array_equal(
+        with_adapters(start, path, factor=0.5).log_mel_max, np.maximum(start.log_mel_max, own)
+    )
+    np.testing.assert_array_equal(with_adapters(start, path, factor=0.0).log_mel_max, start.log_mel_max)
+    # The records of these runs have no bounds.
+    assert Sampler.from_run(source, adapter=path).components.log_mel_max is None
+    unknown = dataclasses.replace(start, log_mel_max=None)
+    assert with_adapters(unknown, path, factor=1.0).log_mel_max is None
+    arrays, notes = read_arrays(path)
+    level = notes.pop("flowley_jax.log_mel_max")
+    write_arrays(path, arrays, notes)
+    assert with_adapters(start, path, factor=1.0).log_mel_max is None
+    for damaged in ("[1, 2]", "{", level.replace("[", "[NaN, ", 1)):
+        write_arrays(path, arrays, {**notes, "flowley_jax.log_mel_max": damaged})
+        with pytest.raises(
+            FlowleyError, match=r"x\.safetensors: its note flowley_jax\.log_mel_max (is|must)"
+        ):
+            with_adapters(start, path, factor=1.0)
+
+
 def test_weights_are_written_and_read_under_the_published_names(source, records, tmp_path):
     found = averaged_weights(source, sigma_rel=0.08)
     path = tmp_path / "weights.safetensors"
@@ -159,7 +187,7 @@ def test_a_damaged_length_is_refused_with_the_files_name(source, tmp_path):
     arrays, notes = read_arrays(tmp_path / "w.safetensors")
     write_arrays(tmp_path / "w.safetensors", arrays, {**notes, "flowley_jax.seconds": "-1"})
     with pytest.raises(
-        FlowleyError, match=r"w\.safetensors: its note flowley_jax\.seconds=-1 must be above 0"
+        FlowleyError, match=r"w\.safetensors: its note flowley_jax\.seconds=-1 must be at least 0\.01"
     ):
         read_weights(tmp_path / "w.safetensors", tiny.MODEL)
 
