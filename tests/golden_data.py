@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from flowley_jax.interop import flowley_from_torch
 from flowley_jax.model import Flowley, ModelConfig
@@ -68,6 +69,11 @@ def conditions(name: str) -> tuple[jax.Array, jax.Array, jax.Array]:
         jnp.asarray(data[f"in/{key}"]) for key in ("visual_feature", "text_feature", "text_len")
     )
     return video, text, text_len
+
+
+def count_parameters(module: nnx.Module) -> int:
+    """Return the number of numbers in a module's parameters, which may be shapes only."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
 def relative_error(value: Any, golden: Any) -> float:

@@ -9,12 +9,14 @@ import numpy as np
 from flax import nnx
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop import audio_vae, bigvgan, clip, flowley, t5
+from flowley_jax.interop import audio_vae, bigvgan, clip, flowley, panns, t5, vggish
 from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.networks.audio_vae import AudioVae, VaeConfig
 from flowley_jax.networks.bigvgan import BigVgan, BigVganConfig
 from flowley_jax.networks.clip import ClipConfig, ClipVision
+from flowley_jax.networks.panns import Panns, PannsConfig
 from flowley_jax.networks.t5 import T5Config, T5Encoder
+from flowley_jax.networks.vggish import Vggish, VggishConfig
 
 Arrays = Mapping[str, np.ndarray]
 Settings = Mapping[str, Any]
@@ -125,6 +127,24 @@ FORMATS = {
             infer=t5.infer_config,
             module=T5Encoder,
             build=t5.t5_from_torch,
+        ),
+        ModelFormat(
+            name="panns",
+            title="a PANNs tagger",
+            markers=("conv_block1.conv1.weight",),
+            config_type=PannsConfig,
+            infer=panns.infer_config,
+            module=Panns,
+            build=panns.panns_from_torch,
+        ),
+        ModelFormat(
+            name="vggish",
+            title="VGGish",
+            markers=("embeddings.4.weight",),
+            config_type=VggishConfig,
+            infer=vggish.infer_config,
+            module=Vggish,
+            build=vggish.vggish_from_torch,
         ),
     )
 }

@@ -1,0 +1,43 @@
+"""Published VGGish networks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.modules import load_module
+from flowley_jax.networks.vggish import CONVOLUTIONS, LINEARS, Vggish, VggishConfig
+
+
+def infer_config(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> VggishConfig:
+    """Return the sizes of the network, from the shapes of its weights.
+
+    Raises:
+      FlowleyError: weights are missing.
+    """
+    del settings
+    try:
+        widths = [len(arrays[f"features.{index}.weight"]) for index in CONVOLUTIONS]
+        linear_widths = [len(arrays[f"embeddings.{index}.weight"]) for index in LINEARS]
+    except KeyError as error:
+        raise FlowleyError(f"VGGish lacks {error.args[0]}") from error
+    return VggishConfig(widths=tuple(widths), linear_widths=tuple(linear_widths))
+
+
+def vggish_from_torch(arrays: Mapping[str, np.ndarray], config: VggishConfig) -> Vggish:
+    """Return the network with published weights.
+
+    Raises:
+      FlowleyError: weights are missing or have the wrong shape; the message names the first ones.
+    """
+
+    def convert(name: str, array: np.ndarray) -> np.ndarray:
+        if array.ndim == 4:
+            return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
+        return np.ascontiguousarray(array.T) if array.ndim == 2 else array
+
+    module = load_module(lambda: Vggish(config, rngs=nnx.Rngs(0)), arrays, convert=convert, title="VGGish")
+    assert isinstance(module, Vggish)
+    return module
