@@ -217,7 +217,7 @@ def test_help_shows_the_defaults_of_the_file_that_is_given():
     given = config.values_text(["train", "--config=impacts.py:debug", "--config.seed=3"])
     assert "train.steps: int at least 1 = 4\n" in given and "the defaults of" in given
     records = ConfigFlag(RecordSettings, "Records.", default="records.py", values=flags.FlagValues())
-    assert "  seconds: float above 0 and at most 3600 = 4.0\n" in records.values_text(["extract"])
-    assert "  seconds: float above 0 and at most 3600 = 8.0\n" in records.values_text(
+    assert "  seconds: float at least 0.01 and at most 3600 = 4.0\n" in records.values_text(["extract"])
+    assert "  seconds: float at least 0.01 and at most 3600 = 8.0\n" in records.values_text(
         ["extract", "--config", "records.py:published"]
     )

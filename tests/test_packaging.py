@@ -116,10 +116,10 @@ CONFIGURED = ("data_prep.extract", "flowley_jax.demo", "flowley_jax.train")
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("data_prep.extract",), "  seconds: float above 0 and at most 3600 = 4.0"),
+        (("data_prep.extract",), "  seconds: float at least 0.01 and at most 3600 = 4.0"),
         (
             ("data_prep.extract", "--config=configs/records.py:published"),
-            "  seconds: float above 0 and at most 3600 = 8.0",
+            "  seconds: float at least 0.01 and at most 3600 = 8.0",
         ),
         (("flowley_jax.demo",), "  data.records: str = runs/demo/records"),
         (("flowley_jax.train", "--config", "vggsound.py:debug"), "  train.steps: int at least 1 = 2"),

@@ -10,7 +10,7 @@ from flax import nnx
 
 from flowley_jax.audio.latent_space import LatentSpace
 from flowley_jax.config import SampleConfig
-from flowley_jax.data.component_registry import Role, pretrained_component
+from flowley_jax.data.component_registry import ROLES, Role, pretrained_component
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import MANIFEST_FILE, WEIGHTS_FILE, Bundle
@@ -28,7 +28,7 @@ def load_published(
     """Return a sampler of the published system.
 
     Args:
-      folder: folder with one bundle of each format, in sub-folders named after the formats.
+      folder: folder with the bundles of the published system, in sub-folders named after their formats.
       settings: guidance scale and solver. The averaging length has no effect, because published weights are
         already averages.
       dtype: compute type of all stages.
@@ -109,13 +109,15 @@ def _open_bundles(folder: Path) -> dict[str, Bundle]:
     if not folder.is_dir():
         raise FlowleyError(f"{folder}: no such folder")
     files = MANIFEST_FILE, WEIGHTS_FILE
-    missing = [name for name in FORMATS if not all((folder / name / file).is_file() for file in files)]
+    needed = {"flowley", *(pretrained_component(role).bundle_format for role in ROLES)}
+    names = [name for name in FORMATS if name in needed]
+    missing = [name for name in names if not all((folder / name / file).is_file() for file in files)]
     if missing:
         titles = ", ".join(f"{name} ({FORMATS[name].title})" for name in missing)
         raise FlowleyError(
             f"{folder}: lacks {titles}; python -m flowley_jax.convert --source FILE --out {folder} makes them"
         )
-    bundles = {name: Bundle.open(folder / name) for name in FORMATS}
+    bundles = {name: Bundle.open(folder / name) for name in names}
     for name, bundle in bundles.items():
         bundle.check_format(name)
     return bundles

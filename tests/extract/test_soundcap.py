@@ -540,7 +540,7 @@ def test_sample_asks_for_captions_with_its_key_before_it_makes_the_sampler(clips
     (request,) = (json.loads(line) for line in log.read_text().splitlines())
     assert request["key"] == f"Bearer {os.environ['HOME']}"
     result = shell.run("flowley_jax.sample", *first, "--key-variable=HOME")
-    shell.fails_in_one_line(result, "--key-variable names the key of --soundcap-server, which is missing")
+    shell.fails_in_one_line(result, "--key-variable needs --soundcap-server")
 
 
 def test_captions_become_prompts_and_clips_with_a_fault_stay(clips, tmp_path, in_process):
