@@ -98,7 +98,7 @@ def test_events_keep_their_times(drawn, target):
         _check(drawn[0], drawn[1], target, Path(folder))
 
 
-@pytest.mark.scale
+@pytest.mark.soak
 @settings(max_examples=400, deadline=None)
 @given(drawn=clips(), target=st.sampled_from(SUFFIXES))
 def test_events_keep_their_times_in_many_clips(drawn, target):
