@@ -82,9 +82,17 @@ def test_pickled_module_is_refused_by_name(tmp_path):
         read_arrays(tmp_path / "a.pth")
 
 
-def test_files_older_than_the_zip_format_are_recognised(tmp_path):
+def test_files_older_than_the_zip_format_have_the_same_tensors(tmp_path):
     torch.save(_tensors(), tmp_path / "a.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(FlowleyError, match=r"before version 1\.6"):
+    _assert_same(read_arrays(tmp_path / "a.pth")[0], _tensors())
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95, 0.999])
+def test_truncated_files_of_the_older_format_are_recognised(tmp_path, share):
+    torch.save(_tensors(), tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(FlowleyError, match=r"a\.pth: is (damaged|not a PyTorch checkpoint)"):
         read_arrays(tmp_path / "a.pth")
 
 
