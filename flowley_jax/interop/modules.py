@@ -51,6 +51,14 @@ def load_module(
     return module
 
 
+def in_our_layout(name: str, array: np.ndarray) -> np.ndarray:
+    """Return a PyTorch kernel (out, in, h, w) as (h, w, in, out), and a linear weight as (in, out)."""
+    del name
+    if array.ndim == 4:
+        return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
+    return np.ascontiguousarray(array.T) if array.ndim == 2 else array
+
+
 def is_float(array: np.ndarray) -> bool:
     """Return whether an array has a type that published weights have; quantised ones lack their scales."""
     return array.dtype.name in _FLOATS

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.modules import load_module
+from flowley_jax.interop.modules import in_our_layout, load_module
 from flowley_jax.networks.panns import BLOCKS, MEL_SHAPE, Panns, PannsConfig
 
 
@@ -38,14 +38,8 @@ def panns_from_torch(arrays: Mapping[str, np.ndarray], config: PannsConfig) -> P
     Raises:
       FlowleyError: weights are missing or have the wrong shape; the message names the first ones.
     """
-
-    def convert(name: str, array: np.ndarray) -> np.ndarray:
-        if array.ndim == 4:
-            return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
-        return np.ascontiguousarray(array.T) if array.ndim == 2 else array
-
     module = load_module(
-        lambda: Panns(config, rngs=nnx.Rngs(0)), arrays, convert=convert, title="the PANNs tagger"
+        lambda: Panns(config, rngs=nnx.Rngs(0)), arrays, convert=in_our_layout, title="the PANNs tagger"
     )
     assert isinstance(module, Panns)
     return module

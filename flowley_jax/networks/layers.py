@@ -1,4 +1,7 @@
-"""Layers of published networks, with PyTorch's names; linear weights are (in, out)."""
+"""Layers of published networks, with PyTorch's names.
+
+Linear weights are (in, out), and kernels (height, width, in, out).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,25 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         return linear(x, self.weight[...], self.bias[...])
+
+
+class Convolution(nnx.Module):
+    """A 3×3 convolution that keeps the height and the width."""
+
+    def __init__(self, before: int, after: int, *, use_bias: bool = True, rngs: nnx.Rngs):
+        init = jax.nn.initializers.he_normal()
+        self.weight = nnx.Param(init(rngs.params(), (3, 3, before, after), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((after,), jnp.float32)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.weight[...].astype(x.dtype),
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y if self.bias is None else y + per_channel(self.bias[...], y)
 
 
 def linear(x: Array, weight: Array, bias: Array) -> Array:

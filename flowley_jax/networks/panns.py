@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from flowley_jax.errors import FlowleyError
 from flowley_jax.model.layers import per_channel
-from flowley_jax.networks.layers import Linear
+from flowley_jax.networks.layers import Convolution, Linear
 
 SAMPLE_RATE = 16_000
 _WINDOW, _HOP, _BINS, _LOWEST_HZ = 512, 160, 64, 50
@@ -61,27 +61,12 @@ class BatchNorm(nnx.Module):
         return x * per_channel(scale, x) + per_channel(shift, x)
 
 
-class Convolution(nnx.Module):
-    """A 3×3 convolution without bias that keeps the number of frames and bins."""
-
-    def __init__(self, before: int, after: int, *, rngs: nnx.Rngs):
-        self.weight = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (3, 3, before, after)))
-
-    def __call__(self, x: Float[Array, "B T bins C"]) -> Float[Array, "B T bins D"]:
-        return jax.lax.conv_general_dilated(
-            x,
-            self.weight[...].astype(x.dtype),
-            window_strides=(1, 1),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-
 class ConvolutionBlock(nnx.Module):
     """Two convolutions, each followed by normalisation and ReLU."""
 
     def __init__(self, before: int, after: int, *, rngs: nnx.Rngs):
-        self.conv1, self.conv2 = Convolution(before, after, rngs=rngs), Convolution(after, after, rngs=rngs)
+        self.conv1 = Convolution(before, after, use_bias=False, rngs=rngs)
+        self.conv2 = Convolution(after, after, use_bias=False, rngs=rngs)
         self.bn1, self.bn2 = BatchNorm(after), BatchNorm(after)
 
     def __call__(self, x: Float[Array, "B T bins C"]) -> Float[Array, "B T bins D"]:

@@ -8,15 +8,13 @@ out).
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.model.layers import per_channel
-from flowley_jax.networks.layers import Linear
+from flowley_jax.networks.layers import Convolution, Linear
 
 SAMPLE_RATE = 16_000
 _WINDOW, _HOP, _FFT, _BINS = 400, 160, 512, 64
@@ -57,24 +55,6 @@ class VggishConfig:
         """Width of an example after the convolutions."""
         factor = 2 ** len(_HALVED_AFTER)
         return EXAMPLE // factor * (_BINS // factor) * self.widths[-1]
-
-
-class Convolution(nnx.Module):
-    """A 3×3 convolution that keeps the number of frames and bins."""
-
-    def __init__(self, before: int, after: int, *, rngs: nnx.Rngs):
-        self.weight = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (3, 3, before, after)))
-        self.bias = nnx.Param(jnp.zeros(after))
-
-    def __call__(self, x: Float[Array, "B T bins C"]) -> Float[Array, "B T bins D"]:
-        y = jax.lax.conv_general_dilated(
-            x,
-            self.weight[...].astype(x.dtype),
-            window_strides=(1, 1),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return y + per_channel(self.bias[...], y)
 
 
 class Vggish(nnx.Module):
