@@ -72,6 +72,7 @@ test-scale: venv  ## run the longer tests: simulated devices, several processes,
 
 test-soak: .torch  ## run the tests for a release: more meshes, twenty kills, the published sizes (an hour)
 	PYTHONPATH=.torch $(PY) -m pytest -q -m soak --timeout 3600 tests $(ARGS)
+	$(PY) -m pytest -q -n 2 --hypothesis-profile=new tests/audio tests/common tests/data tests/flow tests/media $(ARGS)
 
 # Benchmarks and tests compare with PyTorch; the programs of this project do not need it.
 .torch: $(STAMP)

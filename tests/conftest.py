@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Tiny networks take longer to compile than to run, and half as long without the newer fusion emitter.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
+import hypothesis
 import jax
 import matplotlib
 import pytest
@@ -27,6 +28,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 gc.set_threshold(200_000, 50, 100)
 # Grain's worker processes read absl flags, which no test parses.
 flags.FLAGS.mark_as_parsed()
+
+
+# A change is tested by the same examples wherever it is tested; make test-soak draws others.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("new", derandomize=False)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -167,8 +167,8 @@ def _gain(envelope: np.ndarray, ceiling: float, hold: int) -> np.ndarray:
     kernel = np.hanning(2 * hold + 3)[1:-1]
     smooth = scipy.signal.oaconvolve(lowest, kernel / kernel.sum(), mode="valid")
     touched = scipy.ndimage.minimum_filter1d(lowest, 2 * hold + 1)[hold:-hold] < 1
-    # A mean of ones is not exactly 1.
-    return np.where(touched, smooth, 1.0)
+    # A mean of ones is not exactly 1, and may be above it.
+    return np.where(touched, np.minimum(smooth, 1.0), 1.0)
 
 
 def _envelope(wave: np.ndarray, rate: int) -> np.ndarray:

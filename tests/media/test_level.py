@@ -105,6 +105,15 @@ def test_limited_waves_stay_below_the_ceiling_and_quiet_ones_are_unchanged(wave,
     assert (np.abs(limited) <= np.abs(wave)).all() and (limited * wave >= 0).all()
 
 
+def test_rounding_turns_nothing_up():
+    """Far from a peak, the gain is a mean of ones."""
+    rng = np.random.default_rng(0)
+    for size in range(3000, 3040):
+        wave = (1e-3 * rng.standard_normal(size)).astype(np.float32)
+        wave[-1] = 2.0
+        assert (np.abs(limit_true_peak(wave, 96_000)) <= np.abs(wave)).all()
+
+
 def test_only_the_surroundings_of_a_peak_are_turned_down():
     wave = _sine(0.02, 200_000, peak=0.5)
     wave[100_000] = 3.0
