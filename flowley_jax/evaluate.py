@@ -136,7 +136,7 @@ def _score_caches(generated: Path, reference: Path) -> int:
         theirs = {name: value for name, value in scores.metrics.items() if name not in EXTRA}
         for file, content in zip(files, (json.dumps(theirs, indent=2), text), strict=True):
             write_text(file, content + "\n")
-        print(f"scores: {files[0]}, and with intervals {files[1]}", file=sys.stderr)
+        print(f"scores: {files[0]}; in full: {files[1]}", file=sys.stderr)
     return 0
 
 
