@@ -99,9 +99,7 @@ def run_installed(installed: Path, *arguments: str, cwd: Path) -> subprocess.Com
 
 def test_wheel_holds_code_and_data(installed):
     files = {str(path.relative_to(installed)) for path in installed.rglob("*")}
-    assert {
-        f"flowley_jax/{name}" for name in ("py.typed", "demo/report/page.css", "demo/report/page.js")
-    } <= files
+    assert {f"flowley_jax/{name}" for name in ("py.typed", "report/page.css", "report/page.js")} <= files
     assert {f"flowley_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")} <= files
     for folder in ("flowley_jax", "data_prep"):
         for suffix in (".py", ".txt", ".css", ".js"):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowley_jax.demo.report import ReportClip, write_report
-from flowley_jax.demo.report.curves import column, running_mean
-from flowley_jax.demo.report.images import heat_map
-from flowley_jax.demo.report.plot import ticks
 from flowley_jax.errors import FlowleyError
+from flowley_jax.report import ReportClip, write_report
+from flowley_jax.report.curves import column, running_mean
+from flowley_jax.report.images import heat_map
+from flowley_jax.report.plot import ticks
 
 HOSTILE = "a <script>alert('x')</script> & \"glass\" ball"
 
@@ -63,7 +63,7 @@ def make_clip(folder: Path, title: str, *, real: bool = True) -> ReportClip:
         real_mel=generator.normal(size=(100, 20)),
         generated_mel=generator.normal(size=(80, 20)),
         frame_rate=50.0,
-        f1=0.6667,
+        remarks="F1 0.67 · 2 true events, 1 onset",
     )
 
 

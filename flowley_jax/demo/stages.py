@@ -15,10 +15,11 @@ from data_prep.settings import RecordSettings
 from flowley_jax.audio.mel import log_mel
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.data.clip_table import read_clip_table
-from flowley_jax.demo.report import ReportClip, write_report
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.held_out import HeldOut, score_held_out
+from flowley_jax.evaluation.synchrony import ClipScore
 from flowley_jax.media.read import read_audio
+from flowley_jax.report import ReportClip, write_report
 from flowley_jax.sampling.made_files import MadeFiles, staged
 from flowley_jax.sampling.sampler import Sampler
 from flowley_jax.training.loop import train
@@ -179,6 +180,7 @@ def _report_clips(scored: HeldOut, sampler: Sampler, clips: Path) -> list[Report
         shown.append(
             ReportClip(
                 title=captions[clip.id],
+                remarks=_remarks(clip),
                 video=video,
                 real_video=real_video,
                 events=clip.events,
@@ -186,7 +188,14 @@ def _report_clips(scored: HeldOut, sampler: Sampler, clips: Path) -> list[Report
                 real_mel=mels[0],
                 generated_mel=mels[1],
                 frame_rate=components.sample_rate / components.codec.mel.hop,
-                f1=clip.score.f1,
             )
         )
     return shown
+
+
+def _remarks(clip: ClipScore) -> str:
+    events, onsets = len(clip.events), len(clip.detected)
+    return (
+        f"F1 {clip.score.f1:.2f} · {events} true event{'s' * (events != 1)}, "
+        f"{onsets} onset{'s' * (onsets != 1)} detected in the generated sound"
+    )

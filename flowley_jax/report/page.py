@@ -9,9 +9,9 @@ import numpy as np
 
 from flowley_jax.common.files import write_text
 from flowley_jax.common.trees import flatten_mapping
-from flowley_jax.demo.report.clips import ReportClip, clip_section
-from flowley_jax.demo.report.curves import Row, curves_section
-from flowley_jax.demo.report.masks import masks_section
+from flowley_jax.report.clips import ReportClip, clip_section
+from flowley_jax.report.curves import Row, curves_section
+from flowley_jax.report.masks import masks_section
 
 # The page may show what it contains and must fetch nothing.
 POLICY = (
@@ -29,8 +29,9 @@ def write_report(
     masks: np.ndarray | None,
     clips: Sequence[ReportClip],
     settings: Mapping[str, object],
+    tables: Sequence[str] = (),
 ) -> None:
-    """Write one self-contained HTML file; an older one is replaced only when the new one is complete.
+    """Write the report of a training; see `write_page`.
 
     All text is plain text and is escaped here.
 
@@ -43,14 +44,29 @@ def write_report(
       masks: PSCA's soft masks (N2, Ta, Tv) in [0, 1], or None for a model without PSCA.
       clips: clips to show, in the order of the page.
       settings: settings of the run; nested mappings get dotted names.
+      tables: sections to show after the headline figures.
 
     Raises:
       FlowleyError: a video is missing or cannot be read, or the page cannot be written.
     """
-    sections = [_figures(figures), curves_section(history), _clips(clips)]
+    sections = [_figures(figures), *tables, curves_section(history), clips_section("Clips", clips)]
     if masks is not None:
         sections.append(masks_section(masks))
-    sections.append(_settings(settings))
+    sections.append(settings_section(settings))
+    write_page(path, title, sections)
+
+
+def write_page(path: Path, title: str, sections: Sequence[str]) -> None:
+    """Write one self-contained HTML file; an older one is replaced only when the new one is complete.
+
+    Args:
+      path: file to write; its folder is created if needed.
+      title: heading of the page, in plain text.
+      sections: HTML of the sections; empty ones are left out.
+
+    Raises:
+      FlowleyError: the page cannot be written.
+    """
     write_text(path, _page(title, "\n".join(filter(None, sections))))
 
 
@@ -74,12 +90,18 @@ def _figures(figures: Mapping[str, tuple[str, str]]) -> str:
     return f'<dl class="figures">{cards}</dl>' if cards else ""
 
 
-def _clips(clips: Sequence[ReportClip]) -> str:
+def clips_section(title: str, clips: Sequence[ReportClip]) -> str:
+    """Return the HTML section of clips; it is empty without clips.
+
+    Raises:
+      FlowleyError: a video is missing or cannot be read.
+    """
     articles = "\n".join(clip_section(clip) for clip in clips)
-    return f"<section><h2>Clips</h2>\n{articles}\n</section>" if articles else ""
+    return f"<section><h2>{escape(title)}</h2>\n{articles}\n</section>" if articles else ""
 
 
-def _settings(settings: Mapping[str, object]) -> str:
+def settings_section(settings: Mapping[str, object]) -> str:
+    """Return the HTML section of settings; nested mappings get dotted names."""
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
         for name, value in flatten_mapping(settings)
@@ -88,4 +110,4 @@ def _settings(settings: Mapping[str, object]) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files("flowley_jax.demo.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("flowley_jax.report").joinpath(name).read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from flowley_jax.demo.report.images import heat_map, palette
+from flowley_jax.report.images import heat_map, palette
 
 COLOURS = "cividis"
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowley_jax.demo.report.plot import path_data, plot, ticks
+from flowley_jax.report.plot import path_data, plot, ticks
 
 Row = Mapping[str, float]
 

@@ -7,26 +7,27 @@ from pathlib import Path
 
 import numpy as np
 
-from flowley_jax.demo.report.images import file_uri, heat_map
-from flowley_jax.demo.report.plot import time_axis
+from flowley_jax.report.images import file_uri, heat_map
+from flowley_jax.report.plot import time_axis
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportClip:
-    """One held-out clip as the report shows it.
+    """One clip as the report shows it.
 
     Attributes:
       title: caption, in plain text.
-      video: the video with the generated sound.
+      remarks: what to say of its scores, in plain text.
+      video: the video or sound file with the generated sound.
       real_video: the video with the real sound, if it exists.
       events: (events,) true event times in seconds.
       detected: (onsets,) onsets detected in the generated sound, in seconds.
       real_mel, generated_mel: (frames, bins) log-mel spectrograms.
       frame_rate: frames per second of the spectrograms.
-      f1: F1 of `detected` against `events`.
     """
 
     title: str
+    remarks: str
     video: Path
     real_video: Path | None
     events: np.ndarray
@@ -34,7 +35,6 @@ class ReportClip:
     real_mel: np.ndarray
     generated_mel: np.ndarray
     frame_rate: float
-    f1: float
 
     def __post_init__(self) -> None:
         for name in ("real_mel", "generated_mel"):
@@ -59,8 +59,7 @@ def clip_section(clip: ReportClip) -> str:
         videos += _video(clip.real_video, "real sound")
     return (
         f'<article class="clip"><h3>{escape(clip.title)}</h3>'
-        f'<p class="score"><b>F1 {clip.f1:.2f}</b> · {_count(len(clip.events), "true event")}, '
-        f"{_count(len(clip.detected), 'onset')} detected in the generated sound</p>"
+        f'<p class="score">{escape(clip.remarks)}</p>'
         f'<div class="clip-body"><div class="videos">{videos}</div>{_timeline(clip)}</div></article>'
     )
 
@@ -81,9 +80,16 @@ def _timeline(clip: ReportClip) -> str:
         f'<svg class="onsets" aria-hidden="true">{_marks(clip.events, clip.seconds, "true", "0", "45%")}'
         f"{_marks(clip.detected, clip.seconds, 'heard', '55%', '100%')}</svg>"
         f"{_spectrogram(clip, clip.generated_mel, 'generated sound', low, high)}"
-        f'<i class="playhead" hidden></i></div>{time_axis(clip.seconds)}'
+        f'<i class="playhead" hidden></i></div>{time_axis(clip.seconds)}{_legend(clip)}</div>'
+    )
+
+
+def _legend(clip: ReportClip) -> str:
+    if not len(clip.events) and not len(clip.detected):
+        return ""
+    return (
         '<p class="legend"><span class="key true">true events</span>'
-        '<span class="key heard">onsets detected in the generated sound</span></p></div>'
+        '<span class="key heard">onsets detected in the generated sound</span></p>'
     )
 
 
@@ -100,7 +106,3 @@ def _spectrogram(clip: ReportClip, mel: np.ndarray, name: str, low: float, high:
 def _marks(times: Iterable[float], seconds: float, style: str, top: str, bottom: str) -> str:
     positions = (f"{100 * time / seconds:.2f}%" for time in times)
     return "".join(f'<line class="{style}" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>' for x in positions)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
