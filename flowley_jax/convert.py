@@ -2,7 +2,8 @@
 
 A source is a file (.safetensors, .pth, .pt, .bin, .ckpt or ….index.json), a folder with such a file, or the
 name of a repository on the Hugging Face hub. The names of the weights show which model it is. Its bundle is
-written to DIR/flowley, DIR/clip, DIR/t5, DIR/audio_vae or DIR/bigvgan.
+written to a folder of DIR that is named after the model: flowley, clip, t5, audio_vae or bigvgan, and for the
+networks of the evaluation panns, vggish, passt, clap, imagebind or synchformer.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,11 @@ from absl import flags
 from flowley_jax.cli import run_main
 from flowley_jax.errors import FlowleyError
 
+# The keys of `interop.registry.FORMATS`, whose import takes seconds.
+_MODELS = (
+    *("flowley", "clip", "t5", "audio_vae", "bigvgan"),
+    *("panns", "vggish", "passt", "clap", "imagebind", "synchformer"),
+)
 _SOURCE = flags.DEFINE_multi_string(
     "source",
     None,
@@ -32,7 +38,7 @@ _LEVEL_FROM = flags.DEFINE_string(
 _EXPECT = flags.DEFINE_enum(
     "expect",
     None,
-    ["flowley", "clip", "t5", "audio_vae", "bigvgan"],
+    _MODELS,
     "Fail if the source holds a different model.",
 )
 

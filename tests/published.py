@@ -102,6 +102,21 @@ def write_network(path: Path, config: ModelConfig) -> Path:
     return path
 
 
+def torch_weights(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Return the weights of an evaluation network under their published names and in PyTorch's layout."""
+    arrays = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        name, array = ".".join(map(str, path)), np.asarray(variable[...])
+        if name.endswith("pos_embed") and array.ndim == 4:
+            array = array.transpose(0, 3, 1, 2)
+        elif array.ndim in (4, 5):
+            array = np.moveaxis(array, (-2, -1), (1, 0))
+        elif array.ndim == 2 and not name.endswith(("embeddings.weight", "bias_table")):
+            array = array.T
+        arrays[name] = np.asarray(array, order="C")
+    return arrays
+
+
 def _clip_shapes(config: ClipConfig) -> dict[str, tuple[int, ...]]:
     width, mlp, patch = config.width, config.mlp_width, config.patch_size
     shapes = {

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,12 +12,11 @@ import numpy as np
 from flowley_jax.common.component import ProgramMemory
 from flowley_jax.common.device_batches import DeviceBatches, Replicated
 from flowley_jax.common.ranges import Count
-from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import Bundle
 from flowley_jax.interop.pretrained import Dtype, PretrainedComponent
+from flowley_jax.interop.tokenizers import read_tokenizer, tokens_of
 from flowley_jax.networks.t5 import T5Encoder
 
-log = logging.getLogger(__name__)
 BATCH_SIZE = 32
 _TINY = 1e-12
 
@@ -62,18 +60,7 @@ class T5Text(PretrainedComponent):
         Returns:
           Padded ids (N, max_tokens) int32, and a mask of the same shape that is true at the caption's tokens.
         """
-        tokenized = self._tokenizer(list(captions))["input_ids"]
-        ids = np.full((len(tokenized), self.max_tokens), self._tokenizer.pad_token_id, np.int32)
-        valid = np.zeros(ids.shape, np.bool_)
-        for row, (caption, tokens) in enumerate(zip(captions, tokenized, strict=True)):
-            if len(tokens) > self.max_tokens:
-                log.warning(
-                    "prompt '%s…' has %d tokens and is cut to %d", caption[:40], len(tokens), self.max_tokens
-                )
-                tokens = [*tokens[: self.max_tokens - 1], tokens[-1]]
-            ids[row, : len(tokens)] = tokens
-            valid[row, : len(tokens)] = True
-        return ids, valid
+        return tokens_of(self._tokenizer, captions, self.max_tokens)
 
     def memory(self, *, clips: int, length: int) -> ProgramMemory:
         """Return the memory that one caption per clip needs; every caption has `max_tokens` tokens."""
@@ -84,14 +71,7 @@ class T5Text(PretrainedComponent):
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        auto_tokenizer = _import_auto_tokenizer()
-        folder = self.bundle.check_tokenizer()
-        try:
-            return auto_tokenizer.from_pretrained(folder, local_files_only=True)
-        # The library lets through whatever its parsers raise.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise FlowleyError(f"{folder}: the tokenizer cannot be read ({reason})") from error
+        return read_tokenizer(self.bundle.check_tokenizer(), "AutoTokenizer")
 
     @functools.cached_property
     def _program(self) -> DeviceBatches:
@@ -113,18 +93,3 @@ def normalised_states(model: T5Encoder, ids: jax.Array, valid: jax.Array) -> jax
     states = model(ids, valid)
     norm = jnp.linalg.norm(states, axis=1, keepdims=True)
     return states / jnp.maximum(norm, _TINY)
-
-
-def _import_auto_tokenizer() -> Any:
-    # On import, the library advises to install PyTorch, which a tokenizer does not need.
-    logger = logging.getLogger("transformers")
-    logger.addFilter(_is_not_advice)
-    try:
-        from transformers import AutoTokenizer
-    finally:
-        logger.removeFilter(_is_not_advice)
-    return AutoTokenizer
-
-
-def _is_not_advice(record: logging.LogRecord) -> bool:
-    return "PyTorch was not found" not in record.getMessage()

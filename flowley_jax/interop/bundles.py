@@ -26,15 +26,13 @@ from flowley_jax.common.ranges import SECONDS, Range
 from flowley_jax.common.typed import typed_from
 from flowley_jax.errors import FlowleyError, shown
 from flowley_jax.interop.registry import FORMATS, ModelFormat
+from flowley_jax.interop.tokenizers import TOKENIZER_FILES
 from flowley_jax.interop.trained_length import trained_length
 from flowley_jax.interop.weight_files import ENTRY, read_arrays, read_notes, write_arrays
 from flowley_jax.model import ModelConfig
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
-# Any one of these is a whole tokenizer.
-_TOKENIZERS = ("tokenizer.json", "spiece.model")
 # Beginning of the notes that this package writes.
 OWN_NOTES = "flowley_jax."
 _VERSION = 1
@@ -198,7 +196,14 @@ class Bundle:
     @property
     def tokenizer(self) -> tuple[SourceFile, ...]:
         """The files of the tokenizer in the folder; empty if the bundle was made without one."""
-        return tuple(source for source in self.sources if source.name in TOKENIZER_FILES)
+        files = TOKENIZER_FILES.get(self.format)
+        return tuple(source for source in self.sources if files and source.name in files.names)
+
+    @property
+    def lacks_tokenizer(self) -> bool:
+        """Whether the model needs a tokenizer, and the bundle was made without a whole one."""
+        files = TOKENIZER_FILES.get(self.format)
+        return files is not None and not files.are_whole([source.name for source in self.tokenizer])
 
     def check_format(self, *expected: str) -> None:
         """Raise a FlowleyError unless the bundle has one of the expected formats."""
@@ -256,10 +261,11 @@ class Bundle:
           FlowleyError: the bundle was made without one, or a file is missing, damaged or was replaced.
         """
         folder = self.locate()
-        if not {source.name for source in self.tokenizer}.intersection(_TOKENIZERS):
+        if self.lacks_tokenizer:
+            needed = TOKENIZER_FILES[self.format].needed
             raise FlowleyError(
-                f"{folder}: has no tokenizer; put tokenizer.json and tokenizer_config.json next to the "
-                "published weights and convert them again"
+                f"{folder}: has no tokenizer; put {needed} next to the published weights and convert "
+                "them again"
             )
         for source in self.tokenizer:
             _check_sha256(folder / source.name, source.sha256)

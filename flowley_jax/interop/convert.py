@@ -11,8 +11,9 @@ from flowley_jax.common.files import atomic_write, check_new_file, is_partial, n
 from flowley_jax.common.locks import lock_folder
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.bundles import OWN_NOTES, Bundle, SourceFile, write_bundle
-from flowley_jax.interop.registry import FORMATS, check_format, describe, identify
+from flowley_jax.interop.registry import FORMATS, check_format, describe, identify, needed_weights
 from flowley_jax.interop.sources import check_tokenizer_files, find_weights, read_settings
+from flowley_jax.interop.tokenizers import TOKENIZER_FILES
 from flowley_jax.interop.trained_length import noted_length
 from flowley_jax.interop.weight_files import SUFFIXES, is_pickled, read_arrays, write_arrays
 
@@ -45,7 +46,7 @@ def convert(
         weights.
     """
     weights = find_weights(source)
-    arrays, notes = read_arrays(weights.path)
+    arrays, notes = read_arrays(weights.path, select=needed_weights)
     if expect:
         check_format(arrays, FORMATS[expect], str(weights.path))
     model_format = identify(arrays)
@@ -53,7 +54,7 @@ def convert(
         known = ", ".join(entry.title for entry in FORMATS.values())
         raise FlowleyError(f"{weights.path}: is {describe(arrays)}; known: {known}")
     settings = weights.settings_file(model_format.name)
-    tokenizer = weights.tokenizer if model_format.name == "t5" else ()
+    tokenizer = weights.tokenizer_files(model_format.name)
     check_tokenizer_files(tokenizer)
     weight_sources = tuple(SourceFile.of(path) for path in weights.files)
     other_sources = tuple(SourceFile.of(path) for path in (settings, *tokenizer) if path)
@@ -105,7 +106,7 @@ def inspect(source: str, *, expect: str | None = None) -> str:
       FlowleyError: the source cannot be read, or does not have the expected format.
     """
     weights = find_weights(source)
-    arrays, _ = read_arrays(weights.path)
+    arrays, _ = read_arrays(weights.path, select=needed_weights)
     if expect:
         check_format(arrays, FORMATS[expect], str(weights.path))
     parameters = sum(int(np.size(array)) for array in arrays.values())
@@ -142,12 +143,9 @@ def write_back(folder: Path, path: Path, *, overwrite: bool = False) -> None:
 
 def _warn_of_gaps(path: Path, bundle: Bundle, notes: Mapping[str, str]) -> None:
     """Warn if a bundle lacks a tokenizer, or if the file of a run does not name the length of its clips."""
-    if bundle.format == "t5" and not bundle.tokenizer:
-        log.warning(
-            "%s: no tokenizer next to the weights; put tokenizer.json and tokenizer_config.json there and "
-            "run this again",
-            path,
-        )
+    if bundle.lacks_tokenizer:
+        needed = TOKENIZER_FILES[bundle.format].needed
+        log.warning("%s: no tokenizer next to the weights; put %s there and run this again", path, needed)
     is_export = any(key.startswith(OWN_NOTES) for key in notes)
     if bundle.format == "flowley" and is_export and noted_length(notes) is None:
         log.warning(

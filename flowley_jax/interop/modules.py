@@ -47,15 +47,16 @@ def load_module(
     if problems:
         raise FlowleyError(f"the weights do not fit {title}; {summary(problems, 'weights')}")
     for name, variable in parameters.items():
-        variable.set_value(jnp.asarray(converted[name]))
+        # Large models would need the memory of both copies at once.
+        variable.set_value(jnp.asarray(converted.pop(name)))
     return module
 
 
 def in_our_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """Return a PyTorch kernel (out, in, h, w) as (h, w, in, out), and a linear weight as (in, out)."""
+    """Return a PyTorch kernel (out, in, …) as (…, in, out), and a linear weight (out, in) as (in, out)."""
     del name
-    if array.ndim == 4:
-        return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
+    if array.ndim in (4, 5):
+        return np.ascontiguousarray(np.moveaxis(array, (1, 0), (-2, -1)))
     return np.ascontiguousarray(array.T) if array.ndim == 2 else array
 
 

@@ -2,19 +2,36 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop import audio_vae, bigvgan, clip, flowley, panns, t5, vggish
+from flowley_jax.interop import (
+    audio_vae,
+    bigvgan,
+    clap,
+    clip,
+    flowley,
+    imagebind,
+    panns,
+    passt,
+    synchformer,
+    t5,
+    vggish,
+)
 from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.networks.audio_vae import AudioVae, VaeConfig
 from flowley_jax.networks.bigvgan import BigVgan, BigVganConfig
+from flowley_jax.networks.clap import Clap, ClapConfig
 from flowley_jax.networks.clip import ClipConfig, ClipVision
+from flowley_jax.networks.imagebind import ImageBind, ImageBindConfig
 from flowley_jax.networks.panns import Panns, PannsConfig
+from flowley_jax.networks.passt import Passt, PasstConfig
+from flowley_jax.networks.synchformer import Synchformer
+from flowley_jax.networks.synchformer_config import SynchformerConfig
 from flowley_jax.networks.t5 import T5Config, T5Encoder
 from flowley_jax.networks.vggish import Vggish, VggishConfig
 
@@ -35,6 +52,7 @@ class ModelFormat:
       infer: function from arrays and published settings (empty if there are none) to the sizes.
       module: class of the model; it is constructed from the sizes.
       build: function from arrays and sizes to the model.
+      needs: function from a weight's name to whether the model needs it; others are neither read nor kept.
     """
 
     name: str
@@ -44,6 +62,7 @@ class ModelFormat:
     infer: Callable[[Arrays, Settings], Any]
     module: Any
     build: Callable[[Arrays, Any], nnx.Module]
+    needs: Callable[[str], bool] = lambda name: True
 
     def config_of(self, arrays: Arrays, settings: Settings) -> Any:
         """Return the sizes of the model.
@@ -146,6 +165,43 @@ FORMATS = {
             module=Vggish,
             build=vggish.vggish_from_torch,
         ),
+        ModelFormat(
+            name="passt",
+            title="a PaSST tagger",
+            markers=("time_new_pos_embed",),
+            config_type=PasstConfig,
+            infer=passt.infer_config,
+            module=Passt,
+            build=passt.passt_from_torch,
+        ),
+        ModelFormat(
+            name="clap",
+            title="LAION-CLAP",
+            markers=("audio_branch.patch_embed.proj.weight", "module.audio_branch.patch_embed.proj.weight"),
+            config_type=ClapConfig,
+            infer=clap.infer_config,
+            module=Clap,
+            build=clap.clap_from_torch,
+        ),
+        ModelFormat(
+            name="synchformer",
+            title="Synchformer",
+            markers=("transformer.OFF_tok",),
+            config_type=SynchformerConfig,
+            infer=synchformer.infer_config,
+            module=Synchformer,
+            build=synchformer.synchformer_from_torch,
+        ),
+        ModelFormat(
+            name="imagebind",
+            title="ImageBind",
+            markers=("modality_trunks.vision.blocks.0.attn.in_proj_weight",),
+            config_type=ImageBindConfig,
+            infer=imagebind.infer_config,
+            module=ImageBind,
+            build=imagebind.imagebind_from_torch,
+            needs=imagebind.is_needed,
+        ),
     )
 }
 
@@ -154,6 +210,7 @@ _OTHER_MODELS = {
     "discriminators.": "the discriminators of a vocoder",
     "mpd.": "the discriminators of a vocoder",
     "audio_encoder.": "an audio encoder",
+    "audio_model.audio_encoder.": "a CLAP model in the layout of transformers, which is not supported",
     "visual.trunk.": "a CLIP model with a different image network (timm), which is not supported",
     "joint_blocks.": "MMAudio's network",
     "transformer.h.": "a language model",
@@ -165,6 +222,12 @@ def identify(names: Iterable[str]) -> ModelFormat | None:
     """Return the format of a file with weights of these names, or None if it is unknown."""
     names = set(names)
     return next((entry for entry in FORMATS.values() if names.intersection(entry.markers)), None)
+
+
+def needed_weights(names: Collection[str]) -> Collection[str]:
+    """Return the names of the weights that the model of a file needs; all, if it is unknown."""
+    model_format = identify(names)
+    return names if model_format is None else [name for name in names if model_format.needs(name)]
 
 
 def describe(names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from flowley_jax.common.files import lfs_note
 from flowley_jax.common.json_files import read_json_object
 from flowley_jax.errors import FlowleyError
-from flowley_jax.interop.bundles import TOKENIZER_FILES
+from flowley_jax.interop.tokenizers import TOKENIZER_FILES
 from flowley_jax.interop.weight_files import INDEX, SUFFIXES, is_index, shards_of
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,8 @@ _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 # In order of preference: if both exist, only open_clip's file states the activation. Only CLIP has that file.
 _SETTINGS = ("open_clip_config.json", "config.json")
 _OPEN_CLIP_FORMAT = "clip"
+# Of LAION-CLAP, whose weights are not among `_WEIGHTS`, nothing is downloaded.
+_HUB_TOKENIZER = TOKENIZER_FILES["t5"].names
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _WEIGHTS = (
     "open_clip_model.safetensors",
@@ -33,17 +35,15 @@ _WEIGHTS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightSource:
-    """Published weights, and the tokenizer next to them.
+    """Published weights, and what is next to them.
 
     Attributes:
       path: file of the weights, or the index of several files.
       files: all files of the weights.
-      tokenizer: files of the tokenizer.
     """
 
     path: Path
     files: tuple[Path, ...]
-    tokenizer: tuple[Path, ...]
 
     def settings_file(self, model_format: str) -> Path | None:
         """Return the published configuration file next to the weights, or None if there is none.
@@ -54,6 +54,17 @@ class WeightSource:
         names = _SETTINGS if model_format == _OPEN_CLIP_FORMAT else _SETTINGS[1:]
         paths = (self.path.parent / name for name in names)
         return next((path for path in paths if path.is_file()), None)
+
+    def tokenizer_files(self, model_format: str) -> tuple[Path, ...]:
+        """Return the files of a tokenizer next to the weights; empty if the model needs none.
+
+        Args:
+          model_format: name of the model's format.
+        """
+        if model_format not in TOKENIZER_FILES:
+            return ()
+        paths = (self.path.parent / name for name in TOKENIZER_FILES[model_format].names)
+        return tuple(path for path in paths if path.is_file())
 
 
 def find_weights(source: str) -> WeightSource:
@@ -76,13 +87,8 @@ def find_weights(source: str) -> WeightSource:
             raise FlowleyError(f"{source}: no such file or folder")
         path = _download(source)
     weights = _weights_in(path) if path.is_dir() else path
-    folder = weights.parent
     files = tuple(shards_of(weights)) if is_index(weights) else (weights,)
-    return WeightSource(
-        path=weights,
-        files=files,
-        tokenizer=tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()),
-    )
+    return WeightSource(path=weights, files=files)
 
 
 def _weights_in(folder: Path) -> Path:
@@ -173,7 +179,7 @@ def _earlier_download(repository: str, error: Exception) -> Path:
         f"{repository}: no such file or folder, and the hub cannot be reached ({type(error).__name__}). "
         f"Download from https://huggingface.co/{repository}/tree/main the weights (one of "
         f"{', '.join(_WEIGHTS)}), the settings ({' or '.join(_SETTINGS)}) and, for a text encoder, "
-        f"{', '.join(TOKENIZER_FILES)}; put them into one folder and give its path as --source"
+        f"{', '.join(_HUB_TOKENIZER)}; put them into one folder and give its path as --source"
     ) from error
 
 
@@ -198,4 +204,4 @@ def _files_to_fetch(available: Sequence[str]) -> list[str]:
     if weights.endswith(INDEX):
         stem, suffix = weights.removesuffix(INDEX).split(".")
         shards = [name for name in available if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name)]
-    return [weights, *shards, *(name for name in (*_SETTINGS, *TOKENIZER_FILES) if name in available)]
+    return [weights, *shards, *(name for name in (*_SETTINGS, *_HUB_TOKENIZER) if name in available)]

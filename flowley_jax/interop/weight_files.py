@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ INDEX = ".index.json"
 ENTRY = "within"
 _ENTRIES = ("state_dict", "model", "module", "generator", "ema", "weights")
 
+# Function from the names of all arrays of a file to those that are wanted.
+Selection = Callable[[Collection[str]], Collection[str]]
+
 
 def is_index(path: Path) -> bool:
     """Return whether a file lists the shards of a model, by its name."""
@@ -33,11 +36,14 @@ def is_pickled(path: Path) -> bool:
     return path.suffix.lower() in PICKLED
 
 
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_arrays(
+    path: Path, *, select: Selection | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read arrays by name, in their stored types, and the file's notes.
 
     Args:
       path: .safetensors file; .pth, .pt, .bin or .ckpt file; or the `….index.json` of several shards.
+      select: function from the names of all arrays to those that are read; None reads all.
 
     Returns:
       The arrays and the notes. If a .pth, .pt, .bin or .ckpt file has the weights below its top level, the
@@ -50,14 +56,14 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise FlowleyError(f"{path}: no such file")
     try:
         if is_index(path):
-            return _read_shards(path), {}
+            return _read_shards(path, select), {}
         if is_pickled(path):
             with open_torch_file(path) as checkpoint:
                 tensors, entry = _state_dict(checkpoint, path)
-                arrays = {name: tensor.read() for name, tensor in tensors.items()}
+                arrays = {name: tensors[name].read() for name in _selected(tensors, select)}
             return arrays, {ENTRY: entry} if entry else {}
         if path.suffix.lower() == ".safetensors":
-            return _read_safetensors(path)
+            return _read_safetensors(path, select)
     except OSError as error:
         raise FlowleyError(f"{path}: cannot be read ({error.strerror or error})") from error
     raise FlowleyError(f"{path}: must end in .safetensors, {', '.join(PICKLED)} or {INDEX}")
@@ -133,10 +139,14 @@ def _umask() -> int:
     return mask
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _selected(names: Collection[str], select: Selection | None) -> Collection[str]:
+    return names if select is None else select(names)
+
+
+def _read_safetensors(path: Path, select: Selection | None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as opened:
-            names = opened.keys()
+            names = _selected(opened.keys(), select)
             return {name: _tensor(opened, name, path) for name in names}, opened.metadata() or {}
     except SafetensorError as error:
         reason = wrong_file_message(path) or f"{path}: is damaged or not a safetensors file ({error})"
@@ -154,13 +164,19 @@ def _tensor(opened: Any, name: str, path: Path) -> np.ndarray:
         ) from error
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
+def _read_shards(index: Path, select: Selection | None) -> dict[str, np.ndarray]:
     names = _weight_map(index)
-    files = {path.name: read_arrays(path)[0] for path in shards_of(index)}
-    missing = sorted(weight for weight, name in names.items() if weight not in files[name])
+    wanted = set(_selected(names, select))
+
+    def among_wanted(found: Collection[str]) -> Collection[str]:
+        return [weight for weight in found if weight in wanted]
+
+    files = {path.name: read_arrays(path, select=among_wanted)[0] for path in shards_of(index)}
+    kept = {weight: name for weight, name in names.items() if weight in wanted}
+    missing = sorted(weight for weight, name in kept.items() if weight not in files[name])
     if missing:
         raise FlowleyError(f"{index}: {len(missing)} listed weights are missing, the first is {missing[0]}")
-    return {weight: files[name][weight] for weight, name in names.items()}
+    return {weight: files[name][weight] for weight, name in kept.items()}
 
 
 def _state_dict(checkpoint: Any, path: Path) -> tuple[dict[str, StoredTensor], str]:

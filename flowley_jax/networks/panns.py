@@ -7,7 +7,6 @@ Attributes are named as in the published file, so that the path of a weight is i
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import librosa
 import numpy as np
@@ -15,15 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.model.layers import per_channel
-from flowley_jax.networks.layers import Convolution, Linear
+from flowley_jax.networks.layers import BatchNorm, Convolution, Linear
+from flowley_jax.networks.spectra import decibels, mel_power, periodic_hann
 
 SAMPLE_RATE = 16_000
 _WINDOW, _HOP, _BINS, _LOWEST_HZ = 512, 160, 64, 50
 # Shape of the published file's matrix from power spectra to mel bins.
 MEL_SHAPE = (_WINDOW // 2 + 1, _BINS)
-_LEAST_POWER = 1e-10
-_EPSILON = 1e-5
 BLOCKS = 6
 # Every block but the last halves the number of frames, so that shorter sounds would end with none.
 LEAST_SAMPLES = 2 ** (BLOCKS - 1) * _HOP - _HOP
@@ -46,19 +43,6 @@ class PannsConfig:
     def __post_init__(self):
         if len(self.widths) != BLOCKS:
             raise FlowleyError(f"PANNs: widths={self.widths} must be of {BLOCKS} blocks")
-
-
-class BatchNorm(nnx.Module):
-    """Normalisation of channels by stored statistics."""
-
-    def __init__(self, width: int):
-        self.weight, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
-        self.running_mean, self.running_var = nnx.Param(jnp.zeros(width)), nnx.Param(jnp.ones(width))
-
-    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        scale = self.weight[...] * jax.lax.rsqrt(self.running_var[...] + _EPSILON)
-        shift = self.bias[...] - self.running_mean[...] * scale
-        return x * per_channel(scale, x) + per_channel(shift, x)
 
 
 class ConvolutionBlock(nnx.Module):
@@ -99,22 +83,12 @@ class Panns(nnx.Module):
 
 def log_mel(waves: Float[Array, "B N"]) -> Float[Array, "B T bins"]:
     """Return the log-mel frames of waves in decibels, T = 1 + N // 160."""
-    padded = jnp.pad(waves.astype(jnp.float32), ((0, 0), (_WINDOW // 2,) * 2), mode="reflect")
-    starts = _HOP * jnp.arange(1 + waves.shape[1] // _HOP)
-    frames = padded[:, starts[:, None] + jnp.arange(_WINDOW)[None]]
-    frames *= per_channel(jnp.asarray(_hann()), frames)
-    power = jnp.square(jnp.abs(jnp.fft.rfft(frames)))
-    return 10.0 * jnp.log10(jnp.maximum(power @ _mel_matrix(), _LEAST_POWER))
+    return decibels(mel_power(waves, periodic_hann(_WINDOW), _HOP, _mel_matrix()))
 
 
 def _halved(x: Float[Array, "B T bins C"]) -> Float[Array, "B T bins C"]:
     """Average 2×2 frames and bins; odd ends are dropped."""
     return nnx.avg_pool(x, (2, 2), strides=(2, 2))
-
-
-@functools.cache
-def _hann() -> np.ndarray:
-    return (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(_WINDOW) / _WINDOW)).astype(np.float32)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import golden_data
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.numpy import save_file
 
 from flowley_jax.data.components import Components
 from flowley_jax.interop.bundles import MANIFEST_FILE
+from flowley_jax.interop.registry import FORMATS
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,11 @@ def test_invalid_flags_end_with_one_line(flags, message):
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+def test_every_model_can_be_expected():
+    (line,) = shell.run("flowley_jax.convert", "--source=a.pth", "--expect=word").stderr.splitlines()
+    assert [name for name in FORMATS if name not in re.findall(r"\w+", line)] == []
 
 
 def test_level_of_records_goes_into_the_bundle_of_the_codec(tmp_path):

@@ -27,7 +27,7 @@ def test_settings_and_tokenizer_of_a_folder_are_found(tmp_path):
     weights = find_weights(str(tmp_path))
     assert weights.path == tmp_path / "model.safetensors" and weights.files == (weights.path,)
     assert read_settings(weights.settings_file("t5")) == {"d_model": 8}
-    assert [path.name for path in weights.tokenizer] == ["tokenizer.json"]
+    assert [path.name for path in weights.tokenizer_files("t5")] == ["tokenizer.json"]
 
 
 def test_settings_of_open_clip_take_precedence(tmp_path):
