@@ -236,6 +236,32 @@ def read_audio(
     return np.ascontiguousarray(wave, np.float32)
 
 
+def read_channels(path: str | Path) -> tuple[np.ndarray, int]:
+    """Return the sound of a file as it is stored, from the file's start on.
+
+    Returns:
+      float32 (channels, N), where full scale is 1, and the sample rate in Hz.
+
+    Raises:
+      MediaError: the file is missing or unreadable, has no audio stream or no sample, samples that are not
+        finite, or a number of channels that changes.
+    """
+    path = Path(path)
+    with open_input(path) as container:
+        stream = required_stream("audio", container, path)
+        pieces = list(_channels(container, stream, path, None, whole=True))
+    if not pieces:
+        raise MediaError(f"{path}: its audio stream has no sample", "unreadable")
+    counts = {len(planes) for _, _, planes in pieces}
+    if len(counts) > 1:
+        raise MediaError(f"{path}: its sound changes from {min(counts)} to {max(counts)} channels")
+    waves = [
+        place([Piece(time, rate, planes[channel]) for time, rate, planes in pieces])
+        for channel in range(counts.pop())
+    ]
+    return np.stack(waves), pieces[0][1]
+
+
 def _duration(path: Path, container) -> float:
     """Return the duration that the header states, or else the one that the packets show."""
     return container.duration / av.time_base if container.duration else stream_spans(path).end
