@@ -18,6 +18,7 @@ from flowley_jax.cli import run_main
 from flowley_jax.common.number_flags import define_int
 from flowley_jax.common.ranges import PROCESSES, Range
 from flowley_jax.errors import FlowleyError
+from flowley_jax.evaluation.run import TAGGER_FILE
 
 # With balance α = 1, cross-attention reads only text; video then enters only through the joint attention.
 VARIANTS = {
@@ -26,7 +27,20 @@ VARIANTS = {
     "plain cross-attention": ["--config.model.window=-1"],
     "no visual cross-attention": ["--config.model.balance=1.0"],
 }
-FIGURES = ("f1", "median_abs_error_ms", "precision", "recall")
+# Metric, heading, digits and unit of each column.
+FIGURES = (
+    ("onset-F1", "F1", 3, ""),
+    ("onset-error-ms", "median error", 1, " ms"),
+    ("onset-precision", "precision", 3, ""),
+    ("onset-recall", "recall", 3, ""),
+    ("AV-Align", "AV-Align", 3, ""),
+    ("FD-TAGGER", "FD", 1, ""),
+    ("KAD-TAGGER", "KAD", 2, ""),
+    ("KL-TAGGER-softmax", "KL", 2, ""),
+    ("material-accuracy", "materials", 2, ""),
+    ("motion-accuracy", "motions", 2, ""),
+    ("valid_loss", "validation loss", 4, ""),
+)
 POLL_SECONDS = 20.0
 
 _OUT = flags.DEFINE_string("out", "runs/ablation", "Folder for the runs and the table.")
@@ -61,6 +75,7 @@ class Run:
         command = [
             *(sys.executable, "-m", "benchmarks.ablation_run"),
             *(f"--out={self.folder}", f"--clips={clips}"),
+            f"--tagger={self.folder.parent / TAGGER_FILE}",
             *("--config=configs/impacts.py", f"--config.data.records={records}"),
             *(f"--config.seed={self.seed}", f"--config.train.steps={steps}"),
             # Never: previews cost time and are not scored.
@@ -144,19 +159,18 @@ def _table(runs: list[Run]) -> dict[str, dict]:
                 "std": float(np.std([result[name] for result in results], ddof=min(1, len(results) - 1))),
                 "runs": [result[name] for result in results],
             }
-            for name in (*FIGURES, "valid_loss")
+            for name, *_ in FIGURES
         }
     return rows
 
 
 def _markdown(table: dict[str, dict]) -> str:
     lines = [
-        "| variant | F1 | median error | precision | recall | validation loss |",
-        "|---|---|---|---|---|---|",
+        f"| variant | {' | '.join(heading for _, heading, *_ in FIGURES)} |",
+        "|---" * (1 + len(FIGURES)) + "|",
     ]
     for variant, row in table.items():
-        cells = [_cell(row["f1"], 3), _cell(row["median_abs_error_ms"], 1) + " ms"]
-        cells += [_cell(row["precision"], 3), _cell(row["recall"], 3), _cell(row["valid_loss"], 4)]
+        cells = (_cell(row[name], digits) + unit for name, _, digits, unit in FIGURES)
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -11,12 +11,13 @@ from flowley_jax.config_flag import experiment_flag
 _CONFIG = experiment_flag("Training configuration.")
 _CLIPS = flags.DEFINE_string("clips", None, "Folder of the clip set.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of the run.", required=True)
+_TAGGER = flags.DEFINE_string("tagger", None, "File of the embedded tagger of all runs.", required=True)
 
 
 def main() -> int:
     """Run the command line; return 0 when result.json is written, 75 when a signal stopped the training."""
     from flowley_jax.common.files import write_text
-    from flowley_jax.evaluation.held_out import score_held_out
+    from flowley_jax.demo.scoring import GENERATED, score_impacts
     from flowley_jax.sampling.sampler import Sampler
     from flowley_jax.training.loop import train
     from flowley_jax.training.metrics import read_history
@@ -24,11 +25,17 @@ def main() -> int:
     config, out = _CONFIG.value, Path(_OUT.value)
     if train(config, out / "train").interrupted:
         return STOPPED_EARLY
-    scored = score_held_out(
-        Sampler.from_run(out / "train"), Path(_CLIPS.value), out / "samples", seed=config.seed
+    evaluation = score_impacts(
+        Sampler.from_run(out / "train"),
+        Path(_CLIPS.value),
+        out / "samples",
+        out / "evaluation",
+        seed=config.seed,
+        workers=1,
+        tagger=Path(_TAGGER.value),
     )
     losses = [row["valid/loss"] for row in read_history(out / "train") if "valid/loss" in row]
-    figures = {**scored.rows["generated"].figures, "valid_loss": losses[-1]}
+    figures = {**evaluation.rows[GENERATED].metrics, "valid_loss": losses[-1]}
     write_text(out / "result.json", json.dumps(figures) + "\n")
     return 0
 

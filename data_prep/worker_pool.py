@@ -149,6 +149,15 @@ class WorkerPool:
             self._free.put(worker)
 
 
+@contextlib.contextmanager
+def mapping_pool(
+    function: Callable[..., Any], *, count: int, time_limit: float
+) -> Iterator[Callable[[Iterable[tuple]], Iterator[Any]]]:
+    """Yield `WorkerPool.map` of workers that end with the block; see `WorkerPool` for the arguments."""
+    with contextlib.closing(WorkerPool(function, count=count, time_limit=time_limit)) as pool:
+        yield pool.map
+
+
 def _send(stream: Any, value: Any) -> None:
     content = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     stream.write(_SIZE.pack(len(content)))

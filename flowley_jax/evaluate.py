@@ -1,10 +1,14 @@
 """Score sounds, or features of sounds.
 
+The field's table, from the videos of a clip table and the sounds that a run or another program made for them:
+  python -m flowley_jax.evaluate --table clips.tsv --workdir RUN --out DIR
+  python -m flowley_jax.evaluate --table clips.tsv --sounds DIR --networks BUNDLES --out DIR
 Level, and synchrony with known events: python -m flowley_jax.evaluate --sounds DIR [--events events.jsonl]
 Metrics of features that are computed already:
   python -m flowley_jax.evaluate --generated-cache DIR --reference-cache DIR --out DIR
 """
 
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -14,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from flowley_jax.cli import run_main
+from flowley_jax.common.compilation_cache import define_compilation_cache, use_compilation_cache
 from flowley_jax.common.number_flags import define_float, define_int
-from flowley_jax.common.ranges import Range
+from flowley_jax.common.ranges import PROCESSES, SECONDS, SEEDS, Range
 from flowley_jax.errors import FlowleyError
 
 if TYPE_CHECKING:
@@ -23,14 +28,44 @@ if TYPE_CHECKING:
 
     from flowley_jax.data.components import Components
     from flowley_jax.evaluation.sounds import Sounds
+    from flowley_jax.evaluation.table_report import Request
 
-_SOUNDS = flags.DEFINE_string("sounds", None, "Folder of sounds, or of videos with sound, named by clip id.")
+_TABLE = flags.DEFINE_string("table", None, "Clip table (.tsv) whose videos are the reference.")
+_SPLIT = flags.DEFINE_string("split", None, "Rows of --table to score; by default those of test.")
+_SOUNDS = flags.DEFINE_multi_string(
+    "sounds",
+    None,
+    "Folder of sounds, or of videos with sound, named by clip id. With --table, it may be repeated, to "
+    "compare systems, and NAME=FOLDER names one.",
+)
+_NETWORKS = flags.DEFINE_string(
+    "networks", None, "Folder of the bundles of evaluation networks that flowley_jax.convert has made."
+)
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol",
+    None,
+    ["vggsound", "moviegen"],
+    "Length, captions and reference sounds of a published benchmark (docs/evaluation.md).",
+)
+_SECONDS = define_float(
+    "seconds",
+    None,
+    "Length that the networks take from the start of each clip; by default that of the clips of --workdir, "
+    "or 8.",
+    SECONDS,
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Compute type of the evaluation networks."
+)
+_SEED = define_int("seed", 0, "Random seed of the sounds that --workdir samples.", SEEDS)
+_WORKERS = define_int("workers", 2, "Processes that read clips.", PROCESSES)
 _EVENTS = flags.DEFINE_string("events", None, "File events.jsonl with the true event times.")
 _REAL = flags.DEFINE_string("real", None, "Folder of the clips with their real sound, to score as well.")
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of a training run; --real, encoded and decoded by its codec, is scored as the ceiling.",
+    "Folder of a training run. With --table and without --sounds, it samples the sounds; its codec gives the "
+    "score of real sounds that it has encoded and decoded.",
 )
 _TOLERANCE = define_float(
     "tolerance", 0.1, "Largest distance of an onset from its event, in seconds.", Range(least=0, most=60)
@@ -57,12 +92,16 @@ _RESAMPLES = define_int(
     Range(least=0, most=100_000),
 )
 _OUT = flags.DEFINE_string(
-    "out", None, "JSON file to write the figures to as well; with --generated-cache, a folder."
+    "out",
+    None,
+    "JSON file to write the figures to as well; with --table or --generated-cache, a folder.",
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the files of --out if they exist.")
+_COMPILATION_CACHE = define_compilation_cache()
 SAMPLE_RATE = 16000
 # Files of --out with --generated-cache: av-benchmark's metrics under its names, and everything.
 AV_BENCHMARK_FILE, SCORES_FILE = "output_metrics.json", "scores.json"
+_READ_SECONDS = 120.0
 _SHOWN_NAMES = 5
 _NOT_SCORED = {
     "missing": "clips with events but without a sound, which are not scored",
@@ -71,70 +110,139 @@ _NOT_SCORED = {
     "unreadable": "files that cannot be used",
     "ignored": "files that are neither sound nor video",
 }
+# Flags, and the flags one of which they need.
+_BELONGING = (
+    ((_SPLIT, _PROTOCOL, _SECONDS, _SEED, _WORKERS), ("--table",)),
+    ((_PAIRS,), ("--generated-cache",)),
+    ((_REAL,), ("--sounds without --table",)),
+    ((_EVENTS, _WORKDIR, _TOLERANCE), ("--table", "--sounds without --table")),
+    ((_NETWORKS, _DTYPE, _KAD_BANDWIDTH, _RESAMPLES), ("--table", "--generated-cache")),
+)
 
 
 def main() -> int:
-    """Print the scores, and the names of clips and files that are not scored, as JSON."""
+    """Print the scores, and the names of clips and files that are not scored."""
     _check_flags()
+    if _TABLE.value:
+        use_compilation_cache(_COMPILATION_CACHE.value)
+        return _evaluate_table(Path(_TABLE.value))
     if _GENERATED_CACHE.value and _REFERENCE_CACHE.value:
         return _score_caches(Path(_GENERATED_CACHE.value), Path(_REFERENCE_CACHE.value))
-    assert _SOUNDS.value
-    return _score_sounds(Path(_SOUNDS.value))
+    return _score_sounds(Path((_SOUNDS.value or [""])[0]))
 
 
 def _check_flags() -> None:
-    caches = (_GENERATED_CACHE, _REFERENCE_CACHE)
-    given = [flag for flag in caches if flag.value]
-    if not given and not _SOUNDS.value:
-        raise FlowleyError("--sounds must be given, or --generated-cache and --reference-cache")
-    if given and (len(given) < 2 or _SOUNDS.value):
+    caches = [flag for flag in (_GENERATED_CACHE, _REFERENCE_CACHE) if flag.value]
+    if not _TABLE.value and not caches and not _SOUNDS.value:
+        raise FlowleyError("give --table, --sounds, or --generated-cache and --reference-cache")
+    if caches and (len(caches) < 2 or _SOUNDS.value or _TABLE.value):
         raise FlowleyError(
-            "--generated-cache and --reference-cache must be given together, and not with --sounds"
+            "--generated-cache and --reference-cache must be given together, and not with --sounds or --table"
         )
-    belonging = {
-        "--sounds": (_EVENTS, _REAL, _WORKDIR, _TOLERANCE),
-        "--generated-cache": (_PAIRS, _KAD_BANDWIDTH, _RESAMPLES),
-    }
-    missing = "--generated-cache" if _SOUNDS.value else "--sounds"
-    if wrong := [_name(flag) for flag in belonging[missing] if flag.present]:
-        raise FlowleyError(f"{wrong[0]} applies only to {missing}")
-    if not _EVENTS.value and (wrong := [_name(flag) for flag in (_WORKDIR, _TOLERANCE) if flag.present]):
-        raise FlowleyError(f"{wrong[0]} needs --events, the true times that onsets are compared with")
+    mode = "--table" if _TABLE.value else "--generated-cache" if caches else "--sounds without --table"
+    for belonging, modes in _BELONGING:
+        if mode not in modes and (wrong := [_name(flag) for flag in belonging if flag.present]):
+            raise FlowleyError(f"{wrong[0]} applies only to {' and '.join(modes)}")
+    if not _EVENTS.value and _TOLERANCE.present:
+        raise FlowleyError("--tolerance needs --events, the true times that onsets are compared with")
+    if _DTYPE.present and not _NETWORKS.value:
+        raise FlowleyError("--dtype needs --networks")
+    if _TABLE.value:
+        _check_table_flags()
+    elif mode.startswith("--sounds"):
+        _check_sounds_flags()
+
+
+def _check_table_flags() -> None:
+    if not _OUT.value:
+        raise FlowleyError("--table needs --out, a folder for the features and the report")
+    if not _SOUNDS.value and not _WORKDIR.value:
+        raise FlowleyError("--table needs --sounds, or --workdir, the run that samples them")
+    if _OVERWRITE.value:
+        raise FlowleyError("--overwrite does not apply to --table, which replaces only what it made")
+    if _SEED.present and _SOUNDS.value:
+        raise FlowleyError("--seed applies only to sounds that --workdir samples, not to --sounds")
+
+
+def _check_sounds_flags() -> None:
+    if len(_SOUNDS.value or []) > 1:
+        raise FlowleyError("several --sounds need --table")
+    if _WORKDIR.present and not _EVENTS.value:
+        raise FlowleyError("--workdir needs --events, the true times that onsets are compared with")
+    if _WORKDIR.value and not _REAL.value:
+        raise FlowleyError(
+            "--workdir needs --real, the folder of the sounds that its codec encodes and decodes"
+        )
+    if _OVERWRITE.value and not _OUT.value:
+        raise FlowleyError("--overwrite needs --out, the file to replace")
 
 
 def _name(flag: Any) -> str:
     return f"--{flag.name.replace('_', '-')}"
 
 
+def _evaluate_table(table: Path) -> int:
+    """Sample sounds if none are given, score them, and print the table."""
+    from data_prep.worker_pool import mapping_pool
+    from flowley_jax.evaluation.table_report import evaluate_table
+
+    # One file that hangs or crashes a process costs only itself.
+    readers = functools.partial(mapping_pool, count=_WORKERS.value, time_limit=_READ_SECONDS)
+    result = evaluate_table(_request(table), readers)
+    for line in result.remarks:
+        print(line, file=sys.stderr)
+    print(result.table)
+    print(f"report: {result.report}; figures: {result.scores}", file=sys.stderr)
+    return 0
+
+
+def _request(table: Path) -> "Request":
+    from flowley_jax.evaluation.table_report import Request
+
+    return Request(
+        table=table,
+        split=_SPLIT.value or "test",
+        out=Path(_OUT.value or ""),
+        systems=tuple(_SOUNDS.value or ()),
+        workdir=Path(_WORKDIR.value) if _WORKDIR.value else None,
+        networks=Path(_NETWORKS.value) if _NETWORKS.value else None,
+        protocol=_PROTOCOL.value,
+        seconds=_SECONDS.value,
+        dtype=_DTYPE.value,
+        seed=_SEED.value,
+        events=Path(_EVENTS.value) if _EVENTS.value else None,
+        tolerance=_TOLERANCE.value,
+        bandwidth=_KAD_BANDWIDTH.value,
+        resamples=_RESAMPLES.value,
+    )
+
+
 def _score_caches(generated: Path, reference: Path) -> int:
     """Score features, and print the scores as JSON."""
-    import dataclasses
-
     from flowley_jax.common.files import check_new_file, write_text
-    from flowley_jax.evaluation.feature_scores import EXTRA, score_features
+    from flowley_jax.evaluation.feature_scores import ScoreOptions, score_features
+    from flowley_jax.evaluation.feature_sets import FeatureSet
+    from flowley_jax.evaluation.tables import as_json, av_benchmark_metrics
 
     out = Path(_OUT.value) if _OUT.value else None
     files = [out / name for name in (AV_BENCHMARK_FILE, SCORES_FILE)] if out else []
     for file in files:
         check_new_file(file, overwrite=_OVERWRITE.value)
-    scores = score_features(
-        generated,
-        reference,
-        pairs=_PAIRS.value,
-        bandwidth=_KAD_BANDWIDTH.value,
-        resamples=_RESAMPLES.value,
-    )
-    report = {**dataclasses.asdict(scores), "kad_bandwidth": _KAD_BANDWIDTH.value}
-    text = json.dumps(report, indent=2)
+    options = ScoreOptions(pairs=_PAIRS.value, bandwidth=_KAD_BANDWIDTH.value, resamples=_RESAMPLES.value)
+    scores = score_features(FeatureSet(generated), FeatureSet(reference), options)
+    text = json.dumps({**as_json(scores), "kad_bandwidth": _KAD_BANDWIDTH.value}, indent=2)
     print(text)
     for kind, names in scores.without_reference.items():
         if names:
             print(f"{kind}: clips without a reference: {_listed(names)}", file=sys.stderr)
     for file, names in scores.not_finite.items():
         print(f"{file}: left out, because features are not finite: {_listed(names)}", file=sys.stderr)
+    for metric, reason in scores.undefined.items():
+        print(f"{metric}: no value: {reason}", file=sys.stderr)
     if out:
-        theirs = {name: value for name, value in scores.metrics.items() if name not in EXTRA}
-        for file, content in zip(files, (json.dumps(theirs, indent=2), text), strict=True):
+        for file, content in zip(
+            files, (json.dumps(av_benchmark_metrics(scores), indent=2), text), strict=True
+        ):
             write_text(file, content + "\n")
         print(f"scores: {files[0]}; in full: {files[1]}", file=sys.stderr)
     return 0
@@ -150,12 +258,6 @@ def _score_sounds(folder: Path) -> int:
     from flowley_jax.evaluation.synchrony import read_events
     from flowley_jax.runs.workdir import load_components
 
-    if _WORKDIR.value and not _REAL.value:
-        raise FlowleyError(
-            "--workdir needs --real, the folder of the sounds that its codec encodes and decodes"
-        )
-    if _OVERWRITE.value and not _OUT.value:
-        raise FlowleyError("--overwrite needs --out, the file to replace")
     if _OUT.value:
         check_new_file(Path(_OUT.value), overwrite=_OVERWRITE.value)
     events = read_events(Path(_EVENTS.value)) if _EVENTS.value else None

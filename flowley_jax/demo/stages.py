@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,19 @@ from data_prep.settings import RecordSettings
 from flowley_jax.audio.mel import log_mel
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.data.clip_table import read_clip_table
+from flowley_jax.demo.scoring import GENERATED, score_impacts
 from flowley_jax.errors import FlowleyError
-from flowley_jax.evaluation.held_out import HeldOut, score_held_out
-from flowley_jax.evaluation.synchrony import ClipScore
+from flowley_jax.evaluation.during_training import train
+from flowley_jax.evaluation.feature_scores import FeatureScores
+from flowley_jax.evaluation.feature_sets import FeatureSet
+from flowley_jax.evaluation.rows import CEILING, FLOOR, REAL
+from flowley_jax.evaluation.run import FEATURES_FOLDER, Evaluation
+from flowley_jax.evaluation.synchrony import read_events
+from flowley_jax.evaluation.tables import TABLE_HINT, table_rows, table_text
 from flowley_jax.media.read import read_audio
-from flowley_jax.report import ReportClip, write_report
+from flowley_jax.report import ReportClip, table_section, write_report
 from flowley_jax.sampling.made_files import MadeFiles, staged
 from flowley_jax.sampling.sampler import Sampler
-from flowley_jax.training.loop import train
 from flowley_jax.training.metrics import read_history
 
 SHOWN_CLIPS = 6
@@ -30,12 +37,29 @@ OVERVIEW_CLIPS = 3
 # Says which report and picture in the folder this program made, and may therefore replace.
 MADE_FILES = "demo.jsonl"
 OWNER = "demo"
-# Explains the rows of `flowley_jax.evaluation.synchrony.compare` to readers of the report.
-MEANINGS = {
-    "generated": "Onsets detected in the generated sound, compared with the true times within ±100 ms.",
-    "ceiling": "The real sound, encoded and decoded: the best that a model of these latents can do.",
-    "floor": "The generated sound compared with the events of another clip: the score of chance.",
-    "real": "The real sound itself: the limit of the onset detector.",
+# Figures of the generated sounds, and those of every row, by their names in the last line.
+_FIGURES = {"median_abs_error_ms": "onset-error-ms", "precision": "onset-precision", "recall": "onset-recall"}
+_ROW_FIGURES = {
+    "f1": "onset-F1",
+    "fd": "FD-TAGGER",
+    "kl": "KL-TAGGER-softmax",
+    "material_accuracy": "material-accuracy",
+}
+# Metric, digits, unit and meaning of each headline figure of the report.
+_HEADLINES = {
+    "F1 of onsets": (
+        *("onset-F1", 2, ""),
+        "Onsets detected in the generated sound, compared with the true times within ±100 ms.",
+    ),
+    "median error": ("onset-error-ms", 0, " ms", "Median distance of a matched onset from its true time."),
+    "right materials": (
+        *("material-accuracy", 2, ""),
+        "Share of the clips in whose sound the tagger finds the materials of the picture.",
+    ),
+    "Fréchet distance": (
+        *("FD-TAGGER", 0, ""),
+        "Distance of the generated sounds' embeddings from the real ones' (tagger).",
+    ),
 }
 
 
@@ -88,73 +112,61 @@ def run_demonstration(
     _heading("training")
     if train(config, out / "train").interrupted:
         raise FlowleyError("training was interrupted; run the same command again to resume")
-    _heading("sampling sound for the held-out clips")
+    _heading("sampling sound for the held-out clips, and scoring it")
     sampler = Sampler.from_run(out / "train")
-    scored = score_held_out(sampler, clips, out / "samples")
-    for line in scored.failed:
+    samples = out / "samples"
+    evaluation = score_impacts(sampler, clips, samples, out / "evaluation", workers=workers)
+    for line in itertools.chain.from_iterable(evaluation.failed.values()):
         print(f"skipped: {line}", file=sys.stderr)
-    figures = _figures(scored, seconds=time.monotonic() - started)
+    figures = _figures(evaluation.rows, seconds=time.monotonic() - started)
     _heading("writing the report")
     with staged([report, overview], functools.partial(made_files.claim, OWNER)) as partials:
-        _write_report(partials[0], config, scored, sampler, clips, out)
-        draw_contact_sheet(clips, partials[1], generated=out / "samples", clips=OVERVIEW_CLIPS)
-    print(f"videos with generated sound: {out / 'samples'}")
+        _write_report(partials[0], config, evaluation, sampler, clips, out)
+        draw_contact_sheet(clips, partials[1], generated=samples, clips=OVERVIEW_CLIPS)
+    print(f"videos with generated sound: {samples}")
     print(f"report: {report} (and a picture, {overview})")
-    print(_table(scored))
-    return {**figures, "samples": str(out / "samples"), "report": str(report)}
+    print(table_text(evaluation.rows))
+    return {**figures, "samples": str(samples), "report": str(report)}
 
 
 def _heading(stage: str) -> None:
     print(f"== {stage}", file=sys.stderr, flush=True)
 
 
-def _figures(scored: HeldOut, *, seconds: float) -> dict[str, float | int | str | None]:
-    figures = {name: row.figures for name, row in scored.rows.items()}
+def _figures(rows: Mapping[str, FeatureScores], *, seconds: float) -> dict[str, float | int | str | None]:
+    generated = rows[GENERATED]
+    of_rows = {"": GENERATED, "ceiling_": CEILING, "floor_": FLOOR, "real_": REAL}
     return {
-        "f1": figures["generated"]["f1"],
-        "median_abs_error_ms": figures["generated"]["median_abs_error_ms"],
-        "precision": figures["generated"]["precision"],
-        "recall": figures["generated"]["recall"],
-        "ceiling_f1": figures["ceiling"]["f1"],
-        "floor_f1": figures["floor"]["f1"],
-        "real_f1": figures["real"]["f1"],
-        "clips": len(scored.rows["generated"].clips),
+        **{name: generated.metrics.get(metric) for name, metric in _FIGURES.items()},
+        **{
+            f"{prefix}{name}": rows[row].metrics.get(metric)
+            for prefix, row in of_rows.items()
+            for name, metric in _ROW_FIGURES.items()
+        },
+        "clips": generated.clips["onset-F1"][0],
         "seconds": round(seconds, 1),
     }
 
 
-def _table(scored: HeldOut) -> str:
-    lines = [f"{'':10} {'precision':>9} {'recall':>9} {'F1':>9} {'|error|':>9}"]
-    for name, row in scored.rows.items():
-        cells = (f"{row.figures[key]:9.3f}" for key in ("precision", "recall", "f1"))
-        lines.append(f"{name:10} {' '.join(cells)} {_milliseconds(row.figures['median_abs_error_ms']):>9}")
-    return "\n".join(lines)
-
-
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f} ms"
-
-
 def _write_report(
-    path: Path, config: ExperimentConfig, scored: HeldOut, sampler: Sampler, clips: Path, out: Path
+    path: Path, config: ExperimentConfig, evaluation: Evaluation, sampler: Sampler, clips: Path, out: Path
 ) -> None:
+    generated = evaluation.rows[GENERATED].metrics
     figures = {
-        f"{name} F1": (f"{scored.rows[name].figures['f1']:.2f}", meaning)
-        for name, meaning in MEANINGS.items()
+        name: (f"{generated[metric]:.{digits}f}{unit}", meaning)
+        for name, (metric, digits, unit, meaning) in _HEADLINES.items()
+        if metric in generated
     }
-    error = scored.rows["generated"].figures["median_abs_error_ms"]
-    figures["generated, median error"] = (
-        _milliseconds(error),
-        "Median distance between a matched onset and its true time.",
-    )
+    columns, rows = table_rows(evaluation.rows)
     write_report(
         path,
         title="Flowley-JAX on generated impacts",
         figures=figures,
         history=read_history(out / "train"),
         masks=_masks(config, sampler),
-        clips=_report_clips(scored, sampler, clips),
+        clips=_report_clips(evaluation, sampler, clips, out),
         settings=dataclasses.asdict(config),
+        tables=[table_section("Scores", columns, rows, notes=[TABLE_HINT])],
     )
 
 
@@ -167,24 +179,27 @@ def _masks(config: ExperimentConfig, sampler: Sampler) -> np.ndarray | None:
     return np.stack([mask.matrix(scale, dims.audio_length, dims.video_length) for scale in model.fade_scales])
 
 
-def _report_clips(scored: HeldOut, sampler: Sampler, clips: Path) -> list[ReportClip]:
+def _report_clips(evaluation: Evaluation, sampler: Sampler, clips: Path, out: Path) -> list[ReportClip]:
     """Return the first clips of the split; they are not chosen by their scores."""
     components, shown = sampler.components, []
     captions = {clip.id: clip.caption for clip in read_clip_table(clips / "clips.tsv")}
-    for clip in scored.rows["generated"].clips[:SHOWN_CLIPS]:
-        video, real_video = scored.videos[clip.id], clips / "test" / f"{clip.id}.mp4"
+    events = read_events(clips / "events.jsonl")
+    onsets = FeatureSet(out / "evaluation" / FEATURES_FOLDER / GENERATED).read("onsets")
+    for name, f1 in itertools.islice(evaluation.rows[GENERATED].per_clip["onset-F1"].items(), SHOWN_CLIPS):
+        video, real_video = out / "samples" / f"{name}.mp4", clips / "test" / f"{name}.mp4"
         mels = [
             log_mel(read_audio(path, sample_rate=components.sample_rate), components.codec.mel)
             for path in (real_video, video)
         ]
+        counts = _count(len(events[name]), "true event"), _count(len(onsets[name]), "onset")
         shown.append(
             ReportClip(
-                title=captions[clip.id],
-                remarks=_remarks(clip),
+                title=captions[name],
+                remarks=f"F1 {f1:.2f} · {counts[0]}, {counts[1]} detected in the generated sound",
                 video=video,
                 real_video=real_video,
-                events=clip.events,
-                detected=clip.detected,
+                events=events[name],
+                detected=onsets[name],
                 real_mel=mels[0],
                 generated_mel=mels[1],
                 frame_rate=components.sample_rate / components.codec.mel.hop,
@@ -193,9 +208,5 @@ def _report_clips(scored: HeldOut, sampler: Sampler, clips: Path) -> list[Report
     return shown
 
 
-def _remarks(clip: ClipScore) -> str:
-    events, onsets = len(clip.events), len(clip.detected)
-    return (
-        f"F1 {clip.score.f1:.2f} · {events} true event{'s' * (events != 1)}, "
-        f"{onsets} onset{'s' * (onsets != 1)} detected in the generated sound"
-    )
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

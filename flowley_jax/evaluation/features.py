@@ -1,20 +1,25 @@
-"""Features of the evaluation's networks by clip id, in files: av-benchmark's caches, and our own.
+"""Features of clips by clip id, in files: av-benchmark's caches, and our own.
 
 A folder holds one side: generated or reference clips. av-benchmark writes one `.pth` file per network, a
-dictionary of tensors by clip id. Our own files, `<name>.safetensors`, hold the same arrays by clip id.
+dictionary of tensors by clip id. Our own files, `features-00000.safetensors` and so on, hold some clips each:
+the arrays are named "kind/clip id". What makes them is in their notes.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from flowley_jax.common.files import name_errors
 from flowley_jax.errors import FlowleyError
 from flowley_jax.interop.torch_files import StoredTensor, open_torch_file
 from flowley_jax.interop.torch_writer import write_torch_file
-from flowley_jax.interop.weight_files import read_arrays, write_arrays
+from flowley_jax.interop.weight_files import read_notes, write_arrays
 
 Features = Mapping[str, np.ndarray]
 
@@ -24,15 +29,15 @@ class FeatureKind:
     """One kind of features.
 
     Attributes:
-      name: name of our own file, without its extension.
-      file: name of av-benchmark's file.
+      name: name in our own files.
+      file: name of av-benchmark's file; empty if it has none.
       entry: entry of a clip's value in that file, if it holds several.
       ndim: dimensions of a clip's features.
       has_windows: whether the first dimension is that of windows, whose number varies.
     """
 
     name: str
-    file: str
+    file: str = ""
     entry: str = ""
     ndim: int = 1
     has_windows: bool = False
@@ -54,55 +59,132 @@ KINDS = {
         FeatureKind(name="clap_laion_text", file="clap_laion_text.pth"),
         FeatureKind(name="clap_ms_audio", file="clap_ms_audio.pth"),
         FeatureKind(name="clap_ms_text", file="clap_ms_text.pth"),
+        FeatureKind(name="tagger_embed"),
+        FeatureKind(name="tagger_logits"),
+        FeatureKind(name="tagger_labels"),
+        FeatureKind(name="level"),
+        FeatureKind(name="audio_peaks", has_windows=True),
+        FeatureKind(name="video_peaks", has_windows=True),
+        FeatureKind(name="video_format"),
+        FeatureKind(name="onsets", has_windows=True),
+        FeatureKind(name="protocol_onsets", ndim=2, has_windows=True),
+        FeatureKind(name="events", has_windows=True),
     )
 }
+_PART = "features-{:05d}.safetensors"
+_PARTS = "features-*.safetensors"
 
 
 def present_kinds(folder: Path) -> list[str]:
     """Return the names of the features that a folder holds.
 
     Raises:
-      FlowleyError: there is no such folder, or it holds one kind in both formats.
+      FlowleyError: there is no such folder, a file is damaged, or the folder holds one kind in both formats.
     """
     if not folder.is_dir():
         raise FlowleyError(f"{folder}: no such folder; files of features are expected there")
-    return [name for name in KINDS if _path(folder, name) is not None]
+    own = {kind for path in _parts(folder) for kind, _ in _names(path)}
+    theirs = {kind.name for kind in KINDS.values() if kind.file and (folder / kind.file).is_file()}
+    if both := sorted(own & theirs):
+        raise FlowleyError(
+            f"{folder}: holds {both[0]} in {KINDS[both[0]].file} and in {_PARTS}; remove one of the two"
+        )
+    return [name for name in KINDS if name in own | theirs]
 
 
-def read_features(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """Return the features of one kind by clip id, in the order of the file.
+@contextlib.contextmanager
+def open_features(folder: Path, name: str) -> Iterator[dict[str, StoredTensor]]:
+    """Open the features of one kind, and yield them by clip id; each is read when it is asked for.
 
     Args:
       folder: the folder.
       name: a key of `KINDS`.
 
     Raises:
-      FlowleyError: the file is missing, damaged, or not a cache of this kind; its name is in the message.
+      FlowleyError: the files are missing, damaged, or not of this kind; the message names the file.
     """
-    path = _path(folder, name)
-    if path is None:
-        raise FlowleyError(f"{folder}: has neither {name}.safetensors nor {KINDS[name].file}")
-    if path.suffix == ".safetensors":
-        features = read_arrays(path)[0]
-    else:
-        with open_torch_file(path) as checkpoint:
-            features = {clip: tensor.read() for clip, tensor in _tensors(checkpoint, KINDS[name], path)}
-    _check(features, KINDS[name], path)
-    return features
+    kind = KINDS[name]
+    if name not in present_kinds(folder):
+        files = f"{kind.file} nor {_PARTS}" if kind.file else _PARTS
+        raise FlowleyError(f"{folder}: has neither {files} with {name}")
+    if kind.file and (folder / kind.file).is_file():
+        with open_torch_file(folder / kind.file) as checkpoint:
+            yield dict(_tensors(checkpoint, kind, folder / kind.file))
+        return
+    with contextlib.ExitStack() as stack:
+        stored: dict[str, StoredTensor] = {}
+        for path in _parts(folder):
+            opened = stack.enter_context(_opened(path))
+            for own, clip in _names(path):
+                if own == name:
+                    stored[clip] = _slice(opened, f"{own}/{clip}", path)
+        yield dict(sorted(stored.items()))
 
 
-def write_features(folder: Path, name: str, features: Features) -> Path:
-    """Write the features of one kind as `<name>.safetensors`, and return its path.
+def write_features(folder: Path, features: Mapping[str, Features], notes: Mapping[str, Any]) -> Path:
+    """Add features to a folder as its next file, and return its path.
+
+    Args:
+      folder: the folder; it is created if necessary.
+      features: features by kind and clip id.
+      notes: values for JSON that say how they were made.
 
     Raises:
-      FlowleyError: the features are not of this kind, or the file cannot be written.
+      FlowleyError: the features are not of their kind, or the file cannot be written.
     """
-    path = folder / f"{name}.safetensors"
-    _check(features, KINDS[name], path)
+    for name, by_clip in features.items():
+        check_features(by_clip, KINDS[name], folder)
     with name_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_arrays(path, features, {})
+    number = max((int(path.stem.split("-")[1]) for path in _parts(folder)), default=-1) + 1
+    path = folder / _PART.format(number)
+    arrays = {
+        f"{name}/{clip}": array for name, by_clip in features.items() for clip, array in by_clip.items()
+    }
+    write_arrays(path, arrays, {key: json.dumps(value) for key, value in notes.items()})
     return path
+
+
+def check_features(features: Features, kind: FeatureKind, path: Path) -> None:
+    """Refuse features that are not of a kind, and an empty set.
+
+    Args:
+      features: features by clip id.
+      kind: the kind.
+      path: the file or folder, for the message.
+
+    Raises:
+      FlowleyError: there is no clip, or an array has another type or shape.
+    """
+    if not features:
+        raise FlowleyError(f"{path}: holds {kind.name} of no clip")
+    first, fixed = next(iter(features)), slice(int(kind.has_windows), None)
+    for clip, array in features.items():
+        if array.ndim != kind.ndim or not np.issubdtype(array.dtype, np.floating):
+            raise FlowleyError(
+                f"{path}: {kind.name} of {clip} is {array.shape} of {array.dtype}; {kind.ndim} dimensions of "
+                "floating-point numbers are expected"
+            )
+        if array.shape[fixed] != features[first].shape[fixed]:
+            raise FlowleyError(
+                f"{path}: {kind.name} of {clip} is {array.shape}, but of {first} {features[first].shape}"
+            )
+
+
+def read_parts(folder: Path) -> Iterator[tuple[Path, dict[str, set[str]], dict[str, Any]]]:
+    """Yield our own files of a folder: the path, the clip ids by kind, and the notes.
+
+    Raises:
+      FlowleyError: a file is damaged.
+    """
+    for path in _parts(folder):
+        clips: dict[str, set[str]] = {}
+        for kind, clip in _names(path):
+            clips.setdefault(kind, set()).add(clip)
+        try:
+            yield path, clips, {key: json.loads(value) for key, value in read_notes(path).items()}
+        except ValueError as error:
+            raise FlowleyError(f"{path}: its notes are damaged ({error})") from error
 
 
 def write_av_benchmark_features(folder: Path, features: Mapping[str, Features]) -> None:
@@ -113,11 +195,14 @@ def write_av_benchmark_features(folder: Path, features: Mapping[str, Features]) 
       features: features by kind and clip id. The kinds that share a file must have the same clips.
 
     Raises:
-      FlowleyError: features are not of their kind, or kinds of one file have other clips.
+      FlowleyError: features are not of their kind, kinds of one file have other clips, or av-benchmark has no
+        file for them.
     """
+    if unknown := [name for name in features if not KINDS[name].file]:
+        raise FlowleyError(f"{folder}: av-benchmark has no file for {', '.join(unknown)}")
     files: dict[str, dict[str, Features]] = {}
     for name, by_clip in features.items():
-        _check(by_clip, KINDS[name], folder / KINDS[name].file)
+        check_features(by_clip, KINDS[name], folder / KINDS[name].file)
         files.setdefault(KINDS[name].file, {})[name] = by_clip
     for file, kinds in files.items():
         first = next(iter(kinds.values()))
@@ -130,13 +215,39 @@ def write_av_benchmark_features(folder: Path, features: Mapping[str, Features]) 
             write_torch_file(folder / file, first)
 
 
-def _path(folder: Path, name: str) -> Path | None:
-    """Return the file of a kind, or None if there is none."""
-    paths = [folder / f"{name}.safetensors", folder / KINDS[name].file]
-    present = [path for path in paths if path.is_file()]
-    if len(present) > 1:
-        raise FlowleyError(f"{folder}: holds {paths[0].name} and {paths[1].name}; remove one of the two")
-    return present[0] if present else None
+def _parts(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(_PARTS) if path.stem.split("-")[1].isdigit())
+
+
+def _names(path: Path) -> list[tuple[str, str]]:
+    """Return the kind and clip id of each array of one of our own files."""
+    with _opened(path) as opened:
+        names = [tuple(name.split("/", 1)) for name in opened.keys()]  # noqa: SIM118
+    for name in names:
+        if len(name) != 2 or name[0] not in KINDS:
+            raise FlowleyError(
+                f"{path}: array {'/'.join(name)!r} is not named after a kind of features and a clip"
+            )
+    return names
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise FlowleyError(f"{path}: is damaged or not a safetensors file ({error})") from error
+
+
+def _slice(opened: Any, name: str, path: Path) -> StoredTensor:
+    def read() -> np.ndarray:
+        try:
+            return opened.get_tensor(name)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise FlowleyError(f"{path}: {name} has a type that is not supported ({error})") from error
+
+    return StoredTensor(read=read)
 
 
 def _tensors(checkpoint: object, kind: FeatureKind, path: Path) -> Iterable[tuple[str, StoredTensor]]:
@@ -148,19 +259,3 @@ def _tensors(checkpoint: object, kind: FeatureKind, path: Path) -> Iterable[tupl
             what = f"a dictionary with the tensor {kind.entry!r}" if kind.entry else "a tensor"
             raise FlowleyError(f"{path}: entry {clip!r} is not a clip id with {what}")
         yield clip, tensor
-
-
-def _check(features: Features, kind: FeatureKind, path: Path) -> None:
-    if not features:
-        raise FlowleyError(f"{path}: holds no clip")
-    first, fixed = next(iter(features)), slice(int(kind.has_windows), None)
-    for clip, array in features.items():
-        if array.ndim != kind.ndim or not np.issubdtype(array.dtype, np.floating):
-            raise FlowleyError(
-                f"{path}: {clip} has features {array.shape} of {array.dtype}; {kind.ndim} dimensions of "
-                "floating-point numbers are expected"
-            )
-        if array.shape[fixed] != features[first].shape[fixed]:
-            raise FlowleyError(
-                f"{path}: {clip} has features {array.shape}, but {first} has {features[first].shape}"
-            )

@@ -29,34 +29,54 @@ class Sounds:
     ignored: list[str]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoundFiles:
+    """The files of sounds in a folder; see `Sounds` for the attributes."""
+
+    paths: dict[str, Path]
+    unreadable: list[str]
+    ignored: list[str]
+
+
+def sound_files(folder: Path) -> SoundFiles:
+    """Return the sound files and videos of a folder by clip id.
+
+    Hidden files, folders in it and the log of the sampler are skipped; suffixes count in any case.
+
+    Raises:
+      FlowleyError: the folder is missing.
+    """
+    if not folder.is_dir():
+        raise FlowleyError(f"{folder}: no such folder; sounds named by clip id are expected there")
+    files = SoundFiles(paths={}, unreadable=[], ignored=[])
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if path.is_dir() or path.name == SAMPLE_LOG_FILE:
+            continue
+        if path.suffix.lower() not in SUFFIXES:
+            files.ignored.append(path.name)
+        elif not path.is_file():
+            # Opening a pipe would wait for its writer.
+            files.unreadable.append(f"{path}: is not a file")
+        elif (clip_id := one_form(path.stem)) in files.paths:
+            files.unreadable.append(f"{path}: another sound in this folder is also called {path.stem}")
+        else:
+            files.paths[clip_id] = path
+    return files
+
+
 def read_sounds(folder: Path, *, sample_rate: int) -> Sounds:
-    """Read all sound files and videos of a folder.
+    """Read the sounds of a folder; see `sound_files` for which these are.
 
     Args:
-      folder: folder of the files. Hidden files, folders in it and the log of the sampler are skipped;
-        suffixes count in any case.
+      folder: folder of the files.
       sample_rate: sample rate to resample to, in Hz.
 
     Raises:
       FlowleyError: the folder is missing or holds no readable sound.
     """
-    if not folder.is_dir():
-        raise FlowleyError(f"{folder}: no such folder; sounds named by clip id are expected there")
-    sounds = Sounds(waves={}, unreadable=[], ignored=[])
-    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-        if path.is_dir() or path.name == SAMPLE_LOG_FILE:
-            continue
-        if path.suffix.lower() not in SUFFIXES:
-            sounds.ignored.append(path.name)
-            continue
-        if not path.is_file():
-            # Opening a pipe would wait for its writer.
-            sounds.unreadable.append(f"{path}: is not a file")
-            continue
-        clip_id = one_form(path.stem)
-        if clip_id in sounds.waves:
-            sounds.unreadable.append(f"{path}: another sound in this folder is also called {path.stem}")
-            continue
+    files = sound_files(folder)
+    sounds = Sounds(waves={}, unreadable=files.unreadable, ignored=files.ignored)
+    for clip_id, path in files.paths.items():
         try:
             sounds.waves[clip_id] = read_audio(path, sample_rate=sample_rate)
         except FlowleyError as error:

@@ -2,20 +2,37 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import shell
-from golden_data import load
+from flax import nnx
+from golden_data import load, settings, state_dict
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.evaluation.feature_scores import EXTRA, clean_id, score_features
+from flowley_jax.evaluation import feature_scores
+from flowley_jax.evaluation.feature_scores import AV_BENCHMARK, ScoreOptions, clean_id
+from flowley_jax.evaluation.feature_sets import FeatureSet
 from flowley_jax.evaluation.features import (
     KINDS,
     present_kinds,
-    read_features,
     write_av_benchmark_features,
     write_features,
 )
+from flowley_jax.interop.modules import in_our_layout
+from flowley_jax.networks.synchformer import Synchformer
+from flowley_jax.networks.synchformer_config import SynchformerConfig
+
+
+def read_features(folder, kind):
+    return FeatureSet(folder).read(kind)
+
+
+def score_features(generated, reference, **options):
+    return feature_scores.score_features(
+        FeatureSet(generated), FeatureSet(reference), ScoreOptions(**options)
+    )
+
 
 # Names of the golden caches' arrays.
 GOLDEN = {"imagebind": "ib", "clap_laion": "clap_laion", "clap_ms": "clap_ms"}
@@ -34,6 +51,7 @@ def _golden_side(side):
         f"clap_laion_{other}": "clap_laion",
         f"clap_ms_{other}": "clap_ms",
     }
+    names[f"synchformer_{modality}"] = "sync"
     features = {}
     for kind, name in names.items():
         rows = golden[f"cache/{side}/{name}"]
@@ -51,8 +69,22 @@ def folders(tmp_path_factory):
         write_av_benchmark_features(root / "theirs" / side, features)
         (root / "ours" / side).mkdir(parents=True)
         for kind, by_clip in features.items():
-            write_features(root / "ours" / side, kind, by_clip)
+            write_features(root / "ours" / side, {kind: by_clip}, {})
     return root
+
+
+def _published_head():
+    """Return the head that the golden offsets are of."""
+    arrays = state_dict("av_metrics_small")
+    layers, heads = 1, settings("av_metrics_small")["heads"]
+    config = SynchformerConfig(
+        width=16, mlp_width=64, layers=0, head_layers=layers, head_heads=heads, heads=4
+    )
+    model = Synchformer(config, rngs=nnx.Rngs(0))
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        if (name := ".".join(map(str, path))) in arrays:
+            variable.set_value(jnp.asarray(in_our_layout(name, arrays[name])))
+    return model.offset_logits
 
 
 @pytest.mark.parametrize("form", ["theirs", "ours"])
@@ -63,10 +95,12 @@ def test_scores_of_folders_are_av_benchmark_s(folders, form, pairs):
     expected = {
         key.removeprefix(prefix): float(value)
         for key, value in golden.items()
-        if key.startswith(prefix) and value.ndim == 0 and "sigmoid" not in key and "DeSync" not in key
+        if key.startswith(prefix) and value.ndim == 0 and "sigmoid" not in key
     }
-    scores = score_features(folders / form / "pred", folders / form / "gt", pairs=pairs)
-    assert scores.metrics.keys() - set(EXTRA) == expected.keys()
+    scores = score_features(
+        folders / form / "pred", folders / form / "gt", pairs=pairs, offset_logits=_published_head()
+    )
+    assert scores.metrics.keys() & set(AV_BENCHMARK) == expected.keys()
     for name, value in expected.items():
         assert scores.metrics[name] == pytest.approx(value, rel=1e-6), name
     name = "passt_embed_paired" if pairs else "passt_embed"
@@ -86,7 +120,7 @@ def test_clips_whose_features_are_not_finite_are_left_out_and_named(tmp_path):
             features["clip_05"] = np.full(10, np.nan, np.float32)
         else:
             features["clip_07"] = np.full(10, np.inf, np.float32)
-        write_features(tmp_path / side, "passt_embed", features)
+        write_features(tmp_path / side, {"passt_embed": features}, {})
     scores = score_features(tmp_path / "pred", tmp_path / "gt")
     assert scores.clips["FD-PASST"] == [36] and np.isfinite(scores.metrics["FD-PASST"])
     assert list(scores.not_finite.values()) == [["clip_05"], ["clip_07"]]
@@ -106,18 +140,22 @@ def test_intervals_hold_the_values(folders):
 def test_features_are_read_back_as_written(tmp_path, kind):
     rng, shape = np.random.default_rng(0), (3, 2, 4)[: KINDS[kind].ndim]
     features = {name: rng.standard_normal(shape).astype(np.float32) for name in ("b", "a", "ü 1")}
-    write_features(tmp_path, kind, features)
+    write_features(tmp_path, {kind: features}, {})
     (tmp_path / "pth").mkdir()
-    write_av_benchmark_features(tmp_path / "pth", {kind: features})
-    assert present_kinds(tmp_path) == [kind] and kind in present_kinds(tmp_path / "pth")
-    for folder in (tmp_path, tmp_path / "pth"):
+    folders = [tmp_path]
+    assert present_kinds(tmp_path) == [kind]
+    if KINDS[kind].file:
+        write_av_benchmark_features(tmp_path / "pth", {kind: features})
+        assert kind in present_kinds(tmp_path / "pth")
+        # The order of the clips is part of the Inception score.
+        assert list(read_features(tmp_path / "pth", kind)) == ["b", "a", "ü 1"]
+        folders.append(tmp_path / "pth")
+    for folder in folders:
         again = read_features(folder, kind)
         assert again.keys() == features.keys()
         for name, array in features.items():
             np.testing.assert_array_equal(again[name], array)
             assert again[name].dtype == np.float32
-    # The order of the clips is part of the Inception score.
-    assert list(read_features(tmp_path / "pth", kind)) == ["b", "a", "ü 1"]
 
 
 @pytest.mark.parametrize(
@@ -154,19 +192,19 @@ def _features(**changes):
 def test_wrong_files_are_named(tmp_path):
     with pytest.raises(FlowleyError, match=r"none: no such folder"):
         present_kinds(tmp_path / "none")
-    with pytest.raises(FlowleyError, match=r"has neither passt_embed\.safetensors nor passt_features_embed"):
+    with pytest.raises(FlowleyError, match=r"has neither passt_features_embed\.pth nor features-"):
         read_features(tmp_path, "passt_embed")
-    with pytest.raises(
-        FlowleyError, match=r"passt_embed\.safetensors: a has features \(2,\), but|b has feat"
-    ):
-        write_features(tmp_path, "passt_embed", _features(b=np.zeros(2, np.float32)))
-    with pytest.raises(FlowleyError, match=r"b has features \(3,\) of int64; 1 dimensions of floating"):
-        write_features(tmp_path, "passt_embed", _features(b=np.zeros(3, int)))
-    with pytest.raises(FlowleyError, match=r"passt_embed\.safetensors: holds no clip"):
-        write_features(tmp_path, "passt_embed", {})
-    write_features(tmp_path, "passt_embed", _features())
+    with pytest.raises(FlowleyError, match=r"passt_embed of b is \(2,\), but of a \(3,\)"):
+        write_features(tmp_path, {"passt_embed": _features(b=np.zeros(2, np.float32))}, {})
+    with pytest.raises(FlowleyError, match=r"passt_embed of b is \(3,\) of int64; 1 dimensions of floating"):
+        write_features(tmp_path, {"passt_embed": _features(b=np.zeros(3, int))}, {})
+    with pytest.raises(FlowleyError, match=r"holds passt_embed of no clip"):
+        write_features(tmp_path, {"passt_embed": {}}, {})
+    write_features(tmp_path, {"passt_embed": _features()}, {})
     write_av_benchmark_features(tmp_path, {"passt_embed": _features()})
-    with pytest.raises(FlowleyError, match=r"holds passt_embed\.safetensors and passt_features_embed\.pth"):
+    with pytest.raises(
+        FlowleyError, match=r"holds passt_embed in passt_features_embed\.pth and in features-"
+    ):
         present_kinds(tmp_path)
     different = {"pann_2048": _features(), "pann_logits": {"a": np.zeros(3, np.float32)}}
     with pytest.raises(FlowleyError, match=r"pann_features\.pth: its features .* are of different clips"):
@@ -201,10 +239,10 @@ def test_a_cache_without_the_tensors_of_its_kind_is_refused(tmp_path):
 def test_folders_without_a_common_metric_or_pair_are_refused(tmp_path):
     for name in ("mine", "theirs"):
         (tmp_path / name).mkdir()
-    write_features(tmp_path / "mine", "passt_embed", _features())
+    write_features(tmp_path / "mine", {"passt_embed": _features()}, {})
     with pytest.raises(FlowleyError, match=r"mine has passt_embed, .*theirs has none: no metric"):
         score_features(tmp_path / "mine", tmp_path / "theirs")
-    write_features(tmp_path / "theirs", "passt_embed", {"c": np.ones(3, np.float32)})
+    write_features(tmp_path / "theirs", {"passt_embed": {"c": np.ones(3, np.float32)}}, {})
     with pytest.raises(
         FlowleyError, match=r"none of the clips with passt_embed has a reference .* like 'a' and 'c'"
     ):
@@ -222,7 +260,7 @@ def test_the_command_writes_the_scores_of_folders(folders, tmp_path):
     assert result.returncode == 0, result.stderr
     theirs = json.loads((tmp_path / "scores" / "output_metrics.json").read_text())
     assert theirs["FD-PANN"] == pytest.approx(golden["expected/FD-PANN"], rel=1e-6)
-    assert not set(theirs) & set(EXTRA)
+    assert set(theirs) <= set(AV_BENCHMARK)
     report = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert report == json.loads(result.stdout)
     kad = golden["kad/passt_embed_paired/gaussian/f64"]
@@ -238,15 +276,21 @@ def test_the_command_writes_the_scores_of_folders(folders, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--sounds must be given, or --generated-cache and --reference-cache"),
+        ([], "give --table, --sounds, or --generated-cache and --reference-cache"),
         (["--generated-cache=a"], "--generated-cache and --reference-cache must be given together"),
         (
             ["--sounds=a", "--generated-cache=c", "--reference-cache=d"],
-            "must be given together, and not with --sounds",
+            "must be given together, and not with --sounds or --table",
         ),
         (["--sounds=a", "--workdir=b"], "--workdir needs --events"),
-        (["--sounds=a", "--events=b", "--resamples=3"], "--resamples applies only to --generated-cache"),
-        (["--generated-cache=a", "--reference-cache=b", "--real=c"], "--real applies only to --sounds"),
+        (
+            ["--sounds=a", "--events=b", "--resamples=3"],
+            "--resamples applies only to --table and --generated-cache",
+        ),
+        (
+            ["--generated-cache=a", "--reference-cache=b", "--real=c"],
+            "--real applies only to --sounds without --table",
+        ),
         (["--generated-cache=none", "--reference-cache=b"], "none: no such folder"),
     ],
 )

@@ -300,7 +300,7 @@ def test_unreadable_sounds_are_named_and_the_others_are_read(tmp_path):
     sounds = read_sounds(tmp_path, sample_rate=RATE)
     assert list(sounds.waves) == ["a", "c"] and sounds.ignored == ["notes.txt"]
     np.testing.assert_allclose(sounds.waves["a"], quiet, rtol=0, atol=1.1 / 32768)
-    line, not_finite, pipe = sounds.unreadable
+    pipe, line, not_finite = sounds.unreadable
     assert pipe == f"{tmp_path / 'pipe.wav'}: is not a file"
     assert line.startswith(f"{tmp_path / 'b.mp4'}: ")
     assert not_finite.startswith(f"{tmp_path / 'nan.wav'}: ") and "NaN" in not_finite

@@ -1,0 +1,88 @@
+"""The embedded tagger of an evaluation: trained once on the real sounds of a table, then kept in a file."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from flowley_jax.data.clip_table import TableClip
+from flowley_jax.errors import FlowleyError
+from flowley_jax.evaluation.extraction import Reader
+from flowley_jax.evaluation.labels import all_classes
+from flowley_jax.evaluation.preparation import Preparation
+from flowley_jax.evaluation.tagger import Tagger, load_tagger, save_tagger
+from flowley_jax.evaluation.tagger_training import LEAST_CLIPS, MOST_CLASSES, train_tagger
+
+log = logging.getLogger(__name__)
+# More clips would only take longer.
+MOST_CLIPS = 2000
+_TRAINED_ON = "trained_on"
+
+
+def tagger_clips(table: Sequence[TableClip]) -> list[TableClip]:
+    """Return the clips of a table that can train a tagger; none if there are too few, or too many classes."""
+    training = [clip for clip in table if clip.split == "train" and clip.label]
+    classes = all_classes(clip.label for clip in training)
+    if len(training) < LEAST_CLIPS or not 2 <= len(classes) <= MOST_CLASSES:
+        log.info("no embedded tagger: %d training clips with %d classes", len(training), len(classes))
+        return []
+    return training[:MOST_CLIPS]
+
+
+def embedded_tagger(
+    clips: Sequence[TableClip],
+    path: Path,
+    *,
+    seconds: float,
+    readers: Callable[[Preparation], AbstractContextManager[Reader]],
+) -> Tagger:
+    """Return the tagger of a file, or train it on the real sounds of clips and write the file.
+
+    Args:
+      clips: labelled clips, such as those of `tagger_clips`.
+      path: the file.
+      seconds: length of the sounds; shorter ones are left out.
+      readers: source of the processes that read files.
+
+    Raises:
+      FlowleyError: the file holds a tagger that other clips or lengths trained, too few sounds can be read,
+        or the labels name too many classes.
+    """
+    content = json.dumps([seconds, *((clip.id, clip.label) for clip in clips)])
+    trained_on = hashlib.sha256(content.encode()).hexdigest()
+    if path.exists():
+        tagger, notes = load_tagger(path)
+        if notes.get(_TRAINED_ON) != trained_on:
+            raise FlowleyError(f"{path}: was trained on other clips or another length of them; remove it")
+        return tagger
+    with readers(Preparation(("tagger",), seconds)) as read:
+        calls = [(str(clip.video_path), ("tagger",)) for clip in clips]
+        results = list(tqdm(read(calls), "reading real sounds", len(calls), unit="clip", disable=None))
+    usable = [
+        (result["tagger"]["log_mels"], clip.label)
+        for clip, result in zip(clips, results, strict=True)
+        if isinstance(result, dict) and not isinstance(result["tagger"], str)
+    ]
+    if len(usable) < LEAST_CLIPS:
+        raise FlowleyError(
+            f"the embedded tagger needs {LEAST_CLIPS} labelled training clips of {seconds:g} s with sound; "
+            f"{len(usable)} of {len(clips)} can be used"
+        )
+    with tqdm(desc="training the tagger", unit="epoch", disable=None) as bar:
+
+        def progress(epoch: int, epochs: int, loss: float) -> None:
+            bar.total = epochs
+            bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
+            bar.update(epoch - bar.n)
+
+        log_mels, labels = zip(*usable, strict=True)
+        tagger = train_tagger(np.stack(log_mels), list(labels), progress=progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tagger(tagger, path, {_TRAINED_ON: trained_on})
+    # The file is what later evaluations use, to the bit.
+    return load_tagger(path)[0]

@@ -1,0 +1,79 @@
+"""The rows of a table of scores: systems, and what their scores are to be compared with."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flowley_jax.evaluation.extractors import EXTRACTORS, SOUND
+from flowley_jax.evaluation.feature_scores import (
+    FeatureScores,
+    ScoreOptions,
+    compare_features,
+    score_features,
+)
+from flowley_jax.evaluation.feature_sets import FeatureSet, half, of_other_clips
+
+# Rows that are no systems, and what they say.
+CEILING, REAL, FLOOR = "codec", "real", "other clip"
+MEANINGS = {
+    CEILING: "The real sound, encoded and decoded by the codec: the best that a model of its latents can do.",
+    REAL: "The real sound itself; distances are those between two halves of the clips.",
+    FLOOR: "The first system's sound of another clip: the score of chance.",
+}
+# Features of a sound that a metric takes.
+_OF_SOUND = {kind for name in SOUND for kind in EXTRACTORS[name].kinds} - {"level"}
+_DISTANCES = ("FD-", "KAD-")
+_SETS = (*_DISTANCES, "ISC-")
+
+
+def score_rows(
+    systems: Mapping[str, Path], reference: Path, options: ScoreOptions, *, ceiling: Path | None = None
+) -> dict[str, FeatureScores]:
+    """Score systems, and the rows that they are compared with as far as features for them are there.
+
+    Args:
+      systems: folder of the features of each system, by name.
+      reference: folder of the features of the real sounds, of the pictures and of the captions.
+      options: how to compare them.
+      ceiling: folder of the features of real sounds that the codec has encoded and decoded.
+
+    Raises:
+      FlowleyError: a folder or file is missing or damaged, or no metric of a system has a value.
+    """
+    real = FeatureSet(reference)
+    rows = {name: score_features(FeatureSet(folder), real, options) for name, folder in systems.items()}
+    first = next(iter(systems.values()))
+    if ceiling is not None:
+        rows[CEILING] = compare_features(FeatureSet(ceiling), real, options)
+    if _OF_SOUND.intersection(real.kinds()):
+        rows[REAL] = _real(reference, options)
+    if any(not metric.startswith(_SETS) for metric in next(iter(rows.values())).metrics):
+        others = compare_features(FeatureSet(first), of_other_clips(reference), options)
+        rows[FLOOR] = _only(others, lambda metric: not metric.startswith(_SETS))
+    return rows
+
+
+def _real(reference: Path, options: ScoreOptions) -> FeatureScores:
+    """Return the scores of real sounds: distances of halves, and all else but what is 0 by definition."""
+    halves = dataclasses.replace(options, pairs=False)
+    distances = compare_features(half(reference, 0), half(reference, 1), halves)
+    itself = compare_features(FeatureSet(reference), FeatureSet(reference), options)
+    return _joined(
+        _only(distances, lambda metric: metric.startswith(_DISTANCES)),
+        _only(itself, lambda metric: not metric.startswith((*_DISTANCES, "KL-"))),
+    )
+
+
+def _only(scores: FeatureScores, wanted: Callable[[str], bool]) -> FeatureScores:
+    """Return the scores of some metrics."""
+    names = ("metrics", "intervals", "clips", "bandwidths", "per_clip", "undefined")
+    kept = {
+        name: {metric: value for metric, value in getattr(scores, name).items() if wanted(metric)}
+        for name in names
+    }
+    return dataclasses.replace(scores, **kept)
+
+
+def _joined(first: FeatureScores, second: FeatureScores) -> FeatureScores:
+    fields = [field.name for field in dataclasses.fields(FeatureScores)]
+    return FeatureScores(**{name: {**getattr(first, name), **getattr(second, name)} for name in fields})

@@ -1,0 +1,284 @@
+"""Evaluate systems on the clips of a table: extract features, and score them in the rows of one table."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from flowley_jax.common.files import sha256
+from flowley_jax.data.clip_table import TableClip
+from flowley_jax.data.components import Components
+from flowley_jax.errors import FlowleyError
+from flowley_jax.evaluation.captions import ClapCaptions
+from flowley_jax.evaluation.embedded_tagger import embedded_tagger
+from flowley_jax.evaluation.extraction import (
+    Evaluator,
+    Evaluators,
+    Reader,
+    available,
+    extract,
+    file_fingerprint,
+)
+from flowley_jax.evaluation.extractors import PICTURE, SOUND
+from flowley_jax.evaluation.feature_scores import FeatureScores, ScoreOptions
+from flowley_jax.evaluation.labels import targets
+from flowley_jax.evaluation.networks import find_networks, offset_head
+from flowley_jax.evaluation.preparation import Preparation
+from flowley_jax.evaluation.rows import CEILING, score_rows
+from flowley_jax.evaluation.sounds import one_form, sound_files
+from flowley_jax.evaluation.synchrony import round_trip
+from flowley_jax.interop.bundles import Bundle
+from flowley_jax.media.read import read_audio
+from flowley_jax.media.write import write_audio
+
+TAGGER_FILE = "tagger.safetensors"
+FEATURES_FOLDER, CODEC_FOLDER = "features", "codec"
+REFERENCE = "reference"
+
+# Function from a preparation to a block in which processes read files with it.
+Readers = Callable[[Preparation], contextlib.AbstractContextManager[Reader]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How clips are evaluated.
+
+    Attributes:
+      seconds: length that the networks take, from the start of each clip.
+      networks: folder of bundles of evaluation networks; None for the embedded evaluators only.
+      tagger: file of the embedded tagger, which is trained if there is none; None for one in the folder of
+        the evaluation.
+      dtype: compute type of the networks.
+      captions: column of the table that LAION-CLAP compares sounds with, "caption" or "label".
+      real_sound: whether the videos of the table have the real sound.
+      bandwidth: the side that decides the bandwidth of KAD.
+      resamples: resampled sets of clips for the intervals of distances; 0 for no interval.
+      tolerance: largest distance of an onset from its event, in seconds.
+    """
+
+    seconds: float = 8.0
+    networks: Path | None = None
+    tagger: Path | None = None
+    dtype: str = "float32"
+    captions: str = "caption"
+    real_sound: bool = True
+    bandwidth: str = "reference"
+    resamples: int = 100
+    tolerance: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores of systems on the clips of a table.
+
+    Attributes:
+      rows: scores by row, see `rows`.
+      missing: ids of clips of the table without a sound, by system.
+      left_out: ids of sounds that are not in the table, by system.
+      failed: one line for every clip, or network of a clip, without features, by folder of features.
+      networks: names of the networks that were used.
+    """
+
+    rows: dict[str, FeatureScores]
+    missing: dict[str, list[str]]
+    left_out: dict[str, list[str]]
+    failed: dict[str, list[str]]
+    networks: list[str]
+
+
+def evaluate_clips(
+    clips: Sequence[TableClip],
+    systems: Mapping[str, Path],
+    out: Path,
+    settings: EvaluationSettings,
+    *,
+    readers: Readers,
+    training: Sequence[TableClip] = (),
+    events: Mapping[str, np.ndarray] | None = None,
+    components: Components | None = None,
+) -> Evaluation:
+    """Extract the features of the clips and of each system's sounds, and score them.
+
+    Features stay in the sub-folder `features` of `out`, and are not computed again next time.
+
+    Args:
+      clips: clips to evaluate; their videos are the reference.
+      systems: folder of each system's sounds, which are named by clip id, by the name of the system.
+      out: folder for the features, the tagger and the sounds of the codec.
+      settings: how to evaluate.
+      readers: source of the processes that read files.
+      training: clips whose real sounds and labels train the embedded tagger; without any, there is none.
+      events: true times of events in seconds, by clip id, for the scores of onsets.
+      components: components of a run, whose codec gives the row of the best that it can do.
+
+    Raises:
+      FlowleyError: a folder cannot be used, no clip of the table has a sound of some system, or no metric has
+        a value.
+    """
+    run = _Run(clips, out, settings, readers, events)
+    run.add_networks(training)
+    run.extract_reference()
+    sounds = {name: run.sounds_of(name, folder) for name, folder in systems.items()}
+    for name, files in sounds.items():
+        run.extract(name, files, SOUND)
+    if components is not None and settings.real_sound:
+        run.extract(CEILING, run.round_trips(components), SOUND)
+    rows = score_rows(
+        {name: run.folder(name) for name in systems},
+        run.folder(REFERENCE),
+        run.score_options(),
+        ceiling=run.folder(CEILING) if CEILING in run.extracted else None,
+    )
+    return Evaluation(
+        rows=rows,
+        missing=run.missing,
+        left_out=run.left_out,
+        failed=run.failed,
+        networks=list(run.evaluators.networks),
+    )
+
+
+class _Run:
+    """One evaluation: its networks, and what has been extracted."""
+
+    def __init__(
+        self,
+        clips: Sequence[TableClip],
+        out: Path,
+        settings: EvaluationSettings,
+        readers: Readers,
+        events: Mapping[str, np.ndarray] | None,
+    ):
+        self.clips = {one_form(clip.id): clip for clip in clips}
+        self.out, self.settings, self.readers, self.events = out, settings, readers, events
+        self.evaluators, self.classes = Evaluators({}), ()
+        self.extracted: list[str] = []
+        self.missing: dict[str, list[str]] = {}
+        self.left_out: dict[str, list[str]] = {}
+        self.failed: dict[str, list[str]] = {}
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of features of a system, or of the reference."""
+        return self.out / FEATURES_FOLDER / name
+
+    def add_networks(self, training: Sequence[TableClip]) -> None:
+        """Find the bundles, and train the embedded tagger or load it."""
+        networks = {}
+        if self.settings.networks is not None:
+            networks = find_networks(self.settings.networks, self.settings.dtype)
+        if training:
+            path = self.settings.tagger or self.out / TAGGER_FILE
+            tagger = embedded_tagger(training, path, seconds=self.settings.seconds, readers=self.readers)
+            networks["tagger"] = Evaluator(identity=sha256(path), load=lambda: tagger)
+            self.classes = tagger.config.classes
+        self.evaluators = Evaluators(networks)
+
+    def sounds_of(self, system: str, folder: Path) -> dict[str, str]:
+        """Return the files of a system's sounds by clip id, of clips that are in the table."""
+        files = sound_files(folder)
+        self.failed[system] = [*files.unreadable]
+        self.missing[system] = sorted(self.clips.keys() - files.paths.keys())
+        self.left_out[system] = sorted(files.paths.keys() - self.clips.keys())
+        found = {clip: str(path) for clip, path in files.paths.items() if clip in self.clips}
+        if not found:
+            raise FlowleyError(
+                f"{folder}: none of its sounds belongs to a clip of the table; the ids are like "
+                f"{next(iter(files.paths), '(none)')!r} and {next(iter(self.clips))!r}"
+            )
+        return found
+
+    def extract_reference(self) -> None:
+        """Extract the features of real sounds, pictures, captions, labels and events."""
+        videos = {name: str(clip.video_path) for name, clip in self.clips.items()}
+        self.extract(REFERENCE, videos, (*(SOUND if self.settings.real_sound else ()), *PICTURE))
+        if "clap" in self.evaluators.networks:
+            tokens = ClapCaptions(bundle=self._bundle("clap"))
+            captions = {
+                name: text
+                for name, clip in self.clips.items()
+                if (text := clip.label if self.settings.captions == "label" else clip.caption)
+            }
+            self._extract_texts("captions", captions, lambda text: {"ids": tokens([text])[0]})
+        if self.classes:
+            labels = {name: clip.label for name, clip in self.clips.items() if clip.label}
+            self._extract_texts(
+                "labels", labels, lambda label: {"tagger_labels": targets([label], self.classes)[0]}
+            )
+        if self.events is not None:
+            events = {
+                name: json.dumps(times.tolist()) for name, times in self.events.items() if name in self.clips
+            }
+            self._extract_texts("events", events, lambda text: {"events": np.array(json.loads(text), float)})
+
+    def extract(self, name: str, files: Mapping[str, str], extractors: Iterable[str]) -> None:
+        """Extract the features of files by clip id into a folder."""
+        names = available(extractors, self.evaluators)
+        preparation = Preparation(tuple(names), self.settings.seconds)
+        with (
+            self.readers(preparation) as read,
+            tqdm(total=len(files), desc=f"features of {name}", unit="clip", disable=None) as bar,
+        ):
+            failed = extract(
+                files,
+                names,
+                self.evaluators,
+                self.folder(name),
+                seconds=self.settings.seconds,
+                read=read,
+                fingerprint=file_fingerprint,
+                progress=bar.update,
+            )
+        self.failed.setdefault(name, []).extend(failed)
+        self.extracted.append(name)
+
+    def round_trips(self, components: Components) -> dict[str, str]:
+        """Encode and decode the real sounds, write them, and return the files by clip id."""
+        folder, rate = self.out / CODEC_FOLDER, components.sample_rate
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {}
+        for name, clip in tqdm(self.clips.items(), desc="sounds of the codec", unit="clip", disable=None):
+            path = folder / f"{name}.wav"
+            files[name] = str(path)
+            if path.is_file():
+                continue
+            try:
+                wave = read_audio(clip.video_path, sample_rate=rate, seconds=self.settings.seconds)
+                write_audio(path, round_trip(wave, components)[: len(wave)], rate)
+            except FlowleyError as error:
+                self.failed.setdefault(CEILING, []).append(f"{name}: {error}")
+                del files[name]
+        return files
+
+    def score_options(self) -> ScoreOptions:
+        """Return how features are compared."""
+        return ScoreOptions(
+            bandwidth=self.settings.bandwidth,
+            resamples=self.settings.resamples,
+            offset_logits=offset_head(self.evaluators),
+            classes=self.classes,
+            tolerance=self.settings.tolerance,
+        )
+
+    def _extract_texts(
+        self, extractor: str, texts: Mapping[str, str], prepare: Callable[[str], dict[str, np.ndarray]]
+    ) -> None:
+        def read(calls: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[Any]:
+            return ({extractor: prepare(text)} for text, _ in calls)
+
+        extract(
+            texts,
+            [extractor],
+            self.evaluators,
+            self.folder(REFERENCE),
+            seconds=self.settings.seconds,
+            read=read,
+        )
+
+    def _bundle(self, name: str) -> Bundle:
+        assert self.settings.networks is not None
+        return Bundle.open(self.settings.networks / name)
