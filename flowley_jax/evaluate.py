@@ -220,7 +220,8 @@ def _request(table: Path) -> "Request":
 def _score_caches(generated: Path, reference: Path) -> int:
     """Score features, and print the scores as JSON."""
     from flowley_jax.common.files import check_new_file, write_text
-    from flowley_jax.evaluation.feature_scores import ScoreOptions, score_features
+    from flowley_jax.evaluation.feature_metrics import ScoreOptions
+    from flowley_jax.evaluation.feature_scores import score_features
     from flowley_jax.evaluation.feature_sets import FeatureSet
     from flowley_jax.evaluation.tables import as_json, av_benchmark_metrics
 

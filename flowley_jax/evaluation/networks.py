@@ -10,7 +10,7 @@ import numpy as np
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.extraction import Evaluator, Evaluators
 from flowley_jax.evaluation.extractors import EXTRACTORS
-from flowley_jax.evaluation.feature_scores import OffsetLogits
+from flowley_jax.evaluation.feature_metrics import OffsetLogits
 from flowley_jax.interop.bundles import MANIFEST_FILE, Bundle
 
 

@@ -5,12 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flowley_jax.evaluation.extractors import EXTRACTORS, SOUND
-from flowley_jax.evaluation.feature_scores import (
-    FeatureScores,
-    ScoreOptions,
-    compare_features,
-    score_features,
-)
+from flowley_jax.evaluation.feature_metrics import ScoreOptions
+from flowley_jax.evaluation.feature_scores import FeatureScores, compare_features, score_features
 from flowley_jax.evaluation.feature_sets import FeatureSet, half, of_other_clips
 
 # Rows that are no systems, and what they say.

@@ -14,7 +14,9 @@ from flowley_jax.common.files import sha256
 from flowley_jax.data.clip_table import TableClip
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
+from flowley_jax.evaluation.bootstrap import Interval
 from flowley_jax.evaluation.captions import ClapCaptions
+from flowley_jax.evaluation.comparison import compare_systems
 from flowley_jax.evaluation.embedded_tagger import embedded_tagger
 from flowley_jax.evaluation.extraction import (
     Evaluator,
@@ -25,7 +27,8 @@ from flowley_jax.evaluation.extraction import (
     file_fingerprint,
 )
 from flowley_jax.evaluation.extractors import PICTURE, SOUND
-from flowley_jax.evaluation.feature_scores import FeatureScores, ScoreOptions
+from flowley_jax.evaluation.feature_metrics import ScoreOptions
+from flowley_jax.evaluation.feature_scores import FeatureScores
 from flowley_jax.evaluation.labels import targets
 from flowley_jax.evaluation.networks import find_networks, offset_head
 from flowley_jax.evaluation.preparation import Preparation
@@ -78,6 +81,7 @@ class Evaluation:
 
     Attributes:
       rows: scores by row, see `rows`.
+      differences: metrics minus those of the first system, by system and metric; see `comparison`.
       missing: ids of clips of the table without a sound, by system.
       left_out: ids of sounds that are not in the table, by system.
       failed: one line for every clip, or network of a clip, without features, by folder of features.
@@ -85,6 +89,7 @@ class Evaluation:
     """
 
     rows: dict[str, FeatureScores]
+    differences: dict[str, dict[str, Interval]]
     missing: dict[str, list[str]]
     left_out: dict[str, list[str]]
     failed: dict[str, list[str]]
@@ -128,14 +133,16 @@ def evaluate_clips(
         run.extract(name, files, SOUND)
     if components is not None and settings.real_sound:
         run.extract(CEILING, run.round_trips(components), SOUND)
+    folders, options = {name: run.folder(name) for name in systems}, run.score_options()
     rows = score_rows(
-        {name: run.folder(name) for name in systems},
+        folders,
         run.folder(REFERENCE),
-        run.score_options(),
+        options,
         ceiling=run.folder(CEILING) if CEILING in run.extracted else None,
     )
     return Evaluation(
         rows=rows,
+        differences=compare_systems(folders, run.folder(REFERENCE), options),
         missing=run.missing,
         left_out=run.left_out,
         failed=run.failed,

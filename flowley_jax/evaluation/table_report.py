@@ -20,12 +20,21 @@ from flowley_jax.evaluation.labels import all_classes
 from flowley_jax.evaluation.run import Evaluation, EvaluationSettings, Readers, evaluate_clips
 from flowley_jax.evaluation.sounds import one_form, sound_files
 from flowley_jax.evaluation.synchrony import read_events
-from flowley_jax.evaluation.tables import as_json, av_benchmark_metrics, table_rows, table_text
+from flowley_jax.evaluation.tables import (
+    as_json,
+    av_benchmark_metrics,
+    difference_lines,
+    difference_rows,
+    interval_groups,
+    table_rows,
+    table_text,
+)
 from flowley_jax.media.read import read_audio
 from flowley_jax.report import (
     ReportClip,
     bars_section,
     clips_section,
+    intervals_section,
     settings_section,
     table_section,
     write_page,
@@ -150,12 +159,17 @@ def evaluate_table(request: Request, readers: Readers) -> TableResult:
     with staged([report, scores, *metrics], functools.partial(made_files.claim, _OWNER)) as partials:
         _write_report(partials[0], request, evaluation, chosen, systems, facts, remarks)
         content = {"facts": facts, "rows": {name: as_json(row) for name, row in evaluation.rows.items()}}
+        content["differences"] = {
+            name: {metric: dataclasses.asdict(interval) for metric, interval in intervals.items()}
+            for name, intervals in evaluation.differences.items()
+        }
         content |= {name: getattr(evaluation, name) for name in ("missing", "left_out", "failed")}
         write_text(partials[1], json.dumps(content, indent=2) + "\n")
         for name, path in zip(systems, partials[2:], strict=True):
             theirs = av_benchmark_metrics(evaluation.rows[name])
             write_text(path, json.dumps(theirs, indent=2) + "\n")
-    return TableResult(table=table_text(evaluation.rows), remarks=remarks, report=report, scores=scores)
+    lines = [table_text(evaluation.rows), *difference_lines(evaluation.differences, next(iter(systems)))]
+    return TableResult(table="\n".join(lines), remarks=remarks, report=report, scores=scores)
 
 
 def _settings(request: Request, run_seconds: float | None) -> EvaluationSettings:
@@ -261,6 +275,12 @@ def _write_report(
     ]
     sections = [table_section("Scores", columns, rows, notes=notes)]
     first = next(iter(systems))
+    if len(systems) > 1:
+        columns, rows = difference_rows(evaluation.differences)
+        note = "95 % intervals of paired resampling: both systems on the clips that both have."
+        sections.append(table_section(f"Differences from {first}", columns, rows, notes=[note]))
+        groups = interval_groups({name: evaluation.rows[name] for name in systems})
+        sections.append(intervals_section("Scores with 95 % intervals", "Each on its own scale.", groups))
     metric = next((name for name in _RANKING if name in evaluation.rows[first].per_clip), None)
     if metric is not None:
         sections.append(_label_bars(metric, {name: evaluation.rows[name] for name in systems}, clips))

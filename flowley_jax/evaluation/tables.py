@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flowley_jax.evaluation.bootstrap import Interval
 from flowley_jax.evaluation.feature_scores import AV_BENCHMARK, FeatureScores
 from flowley_jax.evaluation.rows import MEANINGS
 from flowley_jax.report.table import TableRow
@@ -94,6 +95,48 @@ def table_rows(rows: Mapping[str, FeatureScores]) -> tuple[Sequence[str], list[T
     ]
 
 
+def difference_lines(differences: Mapping[str, Mapping[str, Interval]], first: str) -> list[str]:
+    """Return a line for each metric that a system's interval tells apart from the first one's."""
+    lines = []
+    for name, intervals in differences.items():
+        known = [(column, intervals[column.metric]) for column in COLUMNS if column.metric in intervals]
+        apart = [(column, interval) for column, interval in known if interval.low * interval.high > 0.0]
+        lines.append(f"{name} minus {first}: {len(apart)} of {len(known)} metrics differ")
+        lines += [f"  {column.title}: {_difference(column, interval)}" for column, interval in apart]
+    return lines
+
+
+def difference_rows(
+    differences: Mapping[str, Mapping[str, Interval]],
+) -> tuple[Sequence[str], list[TableRow]]:
+    """Return the headings and the rows of a table of the same differences for a report."""
+    columns = [c for c in COLUMNS if any(c.metric in intervals for intervals in differences.values())]
+    return [column.title for column in columns], [
+        TableRow(
+            name=name,
+            meaning="",
+            cells=[
+                _difference(column, intervals[column.metric]) if column.metric in intervals else "–"
+                for column in columns
+            ],
+        )
+        for name, intervals in differences.items()
+    ]
+
+
+def interval_groups(rows: Mapping[str, FeatureScores]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Return low end, estimate and high end of each metric of each row, for `intervals_section`."""
+    groups: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for column in COLUMNS:
+        for name, row in rows.items():
+            if interval := row.intervals.get(column.metric):
+                low, estimate, high = (
+                    column.scale * end for end in (interval.low, interval.estimate, interval.high)
+                )
+                groups.setdefault(column.title, {})[name] = low, estimate, high
+    return groups
+
+
 def as_json(scores: FeatureScores) -> dict[str, Any]:
     """Return scores for JSON."""
     return dataclasses.asdict(scores)
@@ -108,6 +151,12 @@ def _value(row: FeatureScores, column: Column) -> str:
     value = row.metrics.get(column.metric)
     # Adding 0 turns −0 into 0.
     return "–" if value is None else f"{round(column.scale * value, column.digits) + 0.0:.{column.digits}f}"
+
+
+def _difference(column: Column, interval: Interval) -> str:
+    """Return a difference and half the length of its interval."""
+    half = column.scale * (interval.high - interval.low) / 2.0
+    return f"{column.scale * interval.estimate:+.{column.digits}f} ± {half:.{column.digits}f}"
 
 
 def _hint(row: FeatureScores, column: Column) -> str:

@@ -58,17 +58,24 @@ def bars_section(
     if not groups:
         return ""
     series = list(dict.fromkeys(name for values in groups.values() for name in values))
-    keys = "".join(f'<span class="key {_style(series.index(name))}">{escape(name)}</span>' for name in series)
     body = "".join(
         f"<dt>{escape(group)}</dt><dd>"
-        + "".join(_bar(value, most, _style(series.index(name))) for name, value in values.items())
+        + "".join(_bar(value, most, style_of(series.index(name))) for name, value in values.items())
         + "</dd>"
         for group, values in groups.items()
     )
     return (
         f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>'
-        f'<div class="legend">{keys}</div><dl class="bars">{body}</dl></section>'
+        f'{legend(series)}<dl class="bars">{body}</dl></section>'
     )
+
+
+def legend(series: Sequence[str]) -> str:
+    """Return the HTML legend of series, in plain text."""
+    keys = "".join(
+        f'<span class="key {style_of(index)}">{escape(name)}</span>' for index, name in enumerate(series)
+    )
+    return f'<div class="legend">{keys}</div>'
 
 
 def _row(row: TableRow) -> str:
@@ -86,5 +93,6 @@ def _bar(value: float, most: float, style: str) -> str:
     return f'<span class="bar {style}"><i style="width:{width:.1f}%"></i>{value:.2f}</span>'
 
 
-def _style(index: int) -> str:
+def style_of(index: int) -> str:
+    """Return the CSS class of a series; there are three colours."""
     return ("first", "second", "third")[min(index, 2)]

@@ -11,7 +11,8 @@ from golden_data import load, settings, state_dict
 
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation import feature_scores
-from flowley_jax.evaluation.feature_scores import AV_BENCHMARK, ScoreOptions, clean_id
+from flowley_jax.evaluation.feature_metrics import ScoreOptions, clean_id
+from flowley_jax.evaluation.feature_scores import AV_BENCHMARK
 from flowley_jax.evaluation.feature_sets import FeatureSet
 from flowley_jax.evaluation.features import (
     KINDS,
