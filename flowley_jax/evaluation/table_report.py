@@ -17,7 +17,8 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.embedded_tagger import tagger_clips
 from flowley_jax.evaluation.feature_scores import FeatureScores
 from flowley_jax.evaluation.labels import all_classes
-from flowley_jax.evaluation.run import Evaluation, EvaluationSettings, Readers, evaluate_clips
+from flowley_jax.evaluation.rows import CEILING, FLOOR, REAL
+from flowley_jax.evaluation.run import REFERENCE, Evaluation, EvaluationSettings, Readers, evaluate_clips
 from flowley_jax.evaluation.sounds import one_form, sound_files
 from flowley_jax.evaluation.synchrony import read_events
 from flowley_jax.evaluation.tables import (
@@ -52,6 +53,8 @@ SAMPLED = "generated"
 # Says which reports and figures in the folder this program made, and may therefore replace.
 _MADE_FILES, _OWNER = "evaluate.jsonl", "evaluate"
 _SECONDS = 8.0
+# Names of rows and folders that are no systems.
+_RESERVED = (REAL, CEILING, FLOOR, REFERENCE)
 # Length, captions and reference of published benchmarks; av-benchmark takes 8 s of both.
 _PROTOCOLS: Mapping[str, dict[str, Any]] = {
     "vggsound": {"seconds": 8.0, "captions": "label", "real_sound": True},
@@ -197,6 +200,8 @@ def _systems(texts: Sequence[str]) -> dict[str, Path]:
             name, folder = Path(text).resolve().name, text
         if not name or name != Path(name).name or name.startswith(".") or not folder:
             raise FlowleyError(f"--sounds {text}: must be a folder, or NAME=FOLDER with a name for a folder")
+        if name in _RESERVED:
+            raise FlowleyError(f"--sounds {text}: {name!r} is the name of another row; name it, NAME=FOLDER")
         if name in systems:
             raise FlowleyError(f"--sounds {text}: another system is also called {name}; name it, NAME=FOLDER")
         systems[name] = Path(folder)

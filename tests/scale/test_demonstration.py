@@ -37,6 +37,8 @@ def test_figures_are_json_and_in_range(demonstration):
     figures = json.loads(json.dumps(figures))
     for name in ("f1", "precision", "recall", "ceiling_f1", "floor_f1", "real_f1"):
         assert 0.0 <= figures[name] <= 1.0
+    # Six training clips are too few for a tagger.
+    assert figures["fd"] is None and figures["material_accuracy"] is None
     assert figures["ceiling_f1"] > 0.8 and figures["real_f1"] > 0.8
     assert 1 <= figures["clips"] <= 4
 
