@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from flowley_jax.evaluation.feature_sets import FeatureSet
 from flowley_jax.evaluation.frechet import frechet_distance
 from flowley_jax.evaluation.kernel_distance import KernelAudioDistance, kernel_audio_distance
 from flowley_jax.evaluation.labels import accuracy
+from flowley_jax.evaluation.levels import ClipLevel
 from flowley_jax.evaluation.onset_protocol import Onsets, compare_clip
 from flowley_jax.evaluation.onsets import TOLERANCE, OnsetScore, aggregate, match_onsets
 from flowley_jax.evaluation.similarity import cosine_similarities
@@ -148,6 +150,7 @@ class FeatureMetrics:
                 metric: functools.partial(self._add_similarity, metric, *kinds)
                 for metric, kinds in _SIMILARITIES.items()
             },
+            "LUFS": self._add_level,
             "DeSync": self._add_desync,
             "AV-Align": self._add_av_align,
             "onset-F1": self._add_onsets,
@@ -229,6 +232,17 @@ class FeatureMetrics:
             pairs = self._paired(mine, theirs)
             values = cosine_similarities(np.stack(pairs.evaluated), np.stack(pairs.reference))
             self._add_mean(metric, pairs.clips, values)
+
+    def _add_level(self) -> None:
+        """Add the mean loudness of the sounds, and the shares of clipped sounds and of silent time."""
+        if "level" not in self._mine:
+            return
+        levels = {clip: ClipLevel.of_array(x) for clip, x in self._sides[0].read("level").items()}
+        loud = {clip: level.lufs for clip, level in levels.items() if math.isfinite(level.lufs)}
+        if loud:
+            self._add_mean("LUFS", list(loud), np.array(list(loud.values())))
+        self._add_mean("clipped", list(levels), np.array([float(x.is_clipped) for x in levels.values()]))
+        self._add_mean("silence", list(levels), np.array([x.silent_share for x in levels.values()]))
 
     def _add_desync(self) -> None:
         """Add the mean offset that Synchformer finds; only a few clips are in memory at once."""

@@ -31,6 +31,16 @@ class ClipLevel:
     is_clipped: bool
     silent_share: float
 
+    @classmethod
+    def of_array(cls, array: np.ndarray) -> "ClipLevel":
+        """Return the levels of an array (4,) that `as_array` returned."""
+        lufs, peak, is_clipped, silent_share = map(float, array)
+        return cls(lufs=lufs, true_peak=peak, is_clipped=bool(is_clipped), silent_share=silent_share)
+
+    def as_array(self) -> np.ndarray:
+        """Return the levels as an array, (4,) float64."""
+        return np.array([self.lufs, self.true_peak, self.is_clipped, self.silent_share], np.float64)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Levels:

@@ -145,8 +145,7 @@ def _tagger(media: ClipMedia) -> Arrays:
 
 
 def _level(media: ClipMedia) -> Arrays:
-    level = clip_level(*media.as_stored())
-    return {"level": np.array(dataclasses.astuple(level), np.float64)}
+    return {"level": clip_level(*media.as_stored()).as_array()}
 
 
 def _audio_peaks(media: ClipMedia) -> Arrays:

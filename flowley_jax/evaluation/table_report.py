@@ -16,9 +16,17 @@ from flowley_jax.data.clip_table import TableClip, read_clip_table
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.embedded_tagger import tagger_clips
 from flowley_jax.evaluation.feature_scores import FeatureScores
+from flowley_jax.evaluation.feature_sets import FeatureSet
 from flowley_jax.evaluation.labels import all_classes
 from flowley_jax.evaluation.rows import CEILING, FLOOR, REAL
-from flowley_jax.evaluation.run import REFERENCE, Evaluation, EvaluationSettings, Readers, evaluate_clips
+from flowley_jax.evaluation.run import (
+    FEATURES_FOLDER,
+    REFERENCE,
+    Evaluation,
+    EvaluationSettings,
+    Readers,
+    evaluate_clips,
+)
 from flowley_jax.evaluation.sounds import one_form, sound_files
 from flowley_jax.evaluation.synchrony import read_events
 from flowley_jax.evaluation.tables import (
@@ -230,6 +238,7 @@ def _facts(
         "clips": clips,
         "seconds": settings.seconds,
         "captions": f"column {'label' if settings.captions == 'label' else 'text_description'}",
+        "pictures": _pictures(request.out),
         "resampler": _RESAMPLER,
         "networks": ", ".join(evaluation.networks) or "none",
         "dtype": settings.dtype,
@@ -238,6 +247,13 @@ def _facts(
         "missing": {name: len(ids) for name, ids in evaluation.missing.items()},
         "failed": {name: len(lines) for name, lines in evaluation.failed.items()},
     }
+
+
+def _pictures(out: Path) -> str:
+    """Return the sizes and rates of the pictures, on which AV-Align depends."""
+    formats = FeatureSet(out / FEATURES_FOLDER / REFERENCE).read("video_format").values()
+    names = sorted({f"{width:g}×{height:g} at {rate:.4g} fps" for rate, width, height in formats})
+    return ", ".join(names[:_SHOWN_NAMES]) + (", …" if len(names) > _SHOWN_NAMES else "")
 
 
 def _remarks(evaluation: Evaluation) -> list[str]:

@@ -57,6 +57,9 @@ COLUMNS = (
     Column(metric="material-accuracy", title="material ↑"),
     Column(metric="motion-accuracy", title="motion ↑"),
     Column(metric="class-accuracy", title="classes ↑"),
+    Column(metric="LUFS", title="LUFS", digits=1),
+    Column(metric="clipped", title="clipped ↓"),
+    Column(metric="silence", title="silence"),
 )
 
 TABLE_HINT = (
