@@ -6,6 +6,7 @@ The field's table, from the videos of a clip table and the sounds that a run or 
 Level, and synchrony with known events: python -m flowley_jax.evaluate --sounds DIR [--events events.jsonl]
 Metrics of features that are computed already:
   python -m flowley_jax.evaluate --generated-cache DIR --reference-cache DIR --out DIR
+Features of --table as av-benchmark's files: python -m flowley_jax.evaluate --export-features DIR --out DIR
 """
 
 import functools
@@ -76,6 +77,9 @@ _GENERATED_CACHE = flags.DEFINE_string(
 _REFERENCE_CACHE = flags.DEFINE_string(
     "reference_cache", None, "Folder of the features of the reference clips."
 )
+_EXPORT_FEATURES = flags.DEFINE_string(
+    "export_features", None, "Folder of features that --table wrote, to write as av-benchmark's .pth files."
+)
 _PAIRS = flags.DEFINE_bool(
     "pairs", True, "Whether generated and reference clips belong together by id; see --generated-cache."
 )
@@ -94,7 +98,8 @@ _RESAMPLES = define_int(
 _OUT = flags.DEFINE_string(
     "out",
     None,
-    "JSON file to write the figures to as well; with --table or --generated-cache, a folder.",
+    "JSON file to write the figures to as well; a folder with --table, --generated-cache and "
+    "--export-features.",
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the files of --out if they exist.")
 _COMPILATION_CACHE = define_compilation_cache()
@@ -123,6 +128,8 @@ _BELONGING = (
 def main() -> int:
     """Print the scores, and the names of clips and files that are not scored."""
     _check_flags()
+    if _EXPORT_FEATURES.value:
+        return _export_features(Path(_EXPORT_FEATURES.value), Path(_OUT.value or ""))
     if _TABLE.value:
         use_compilation_cache(_COMPILATION_CACHE.value)
         return _evaluate_table(Path(_TABLE.value))
@@ -132,6 +139,9 @@ def main() -> int:
 
 
 def _check_flags() -> None:
+    if _EXPORT_FEATURES.value:
+        _check_export_flags()
+        return
     caches = [flag for flag in (_GENERATED_CACHE, _REFERENCE_CACHE) if flag.value]
     if not _TABLE.value and not caches and not _SOUNDS.value:
         raise FlowleyError("give --table, --sounds, or --generated-cache and --reference-cache")
@@ -151,6 +161,15 @@ def _check_flags() -> None:
         _check_table_flags()
     elif mode.startswith("--sounds"):
         _check_sounds_flags()
+
+
+def _check_export_flags() -> None:
+    if not _OUT.value:
+        raise FlowleyError("--export-features needs --out, a folder for av-benchmark's files")
+    others = (_TABLE, _SOUNDS, _GENERATED_CACHE, _REFERENCE_CACHE, _EVENTS, _WORKDIR, _TOLERANCE)
+    others += tuple(flag for belonging, _ in _BELONGING for flag in belonging)
+    if wrong := [_name(flag) for flag in others if flag.present]:
+        raise FlowleyError(f"{wrong[0]} does not go with --export-features")
 
 
 def _check_table_flags() -> None:
@@ -215,6 +234,24 @@ def _request(table: Path) -> "Request":
         bandwidth=_KAD_BANDWIDTH.value,
         resamples=_RESAMPLES.value,
     )
+
+
+def _export_features(folder: Path, out: Path) -> int:
+    """Write features as av-benchmark's files, and print their paths."""
+    from flowley_jax.common.files import check_new_file
+    from flowley_jax.evaluation.feature_sets import FeatureSet
+    from flowley_jax.evaluation.features import KINDS, write_av_benchmark_features
+
+    features = FeatureSet(folder)
+    kinds = [kind for kind in features.kinds() if KINDS[kind].file]
+    if not kinds:
+        raise FlowleyError(f"{folder}: has no features that av-benchmark knows")
+    files = list(dict.fromkeys(out / KINDS[kind].file for kind in kinds))
+    for file in files:
+        check_new_file(file, overwrite=_OVERWRITE.value)
+    write_av_benchmark_features(out, {kind: features.read(kind) for kind in kinds})
+    print("\n".join(map(str, files)))
+    return 0
 
 
 def _score_caches(generated: Path, reference: Path) -> int:

@@ -191,12 +191,12 @@ def write_av_benchmark_features(folder: Path, features: Mapping[str, Features]) 
     """Write features as av-benchmark's files, which it reads with `torch.load`.
 
     Args:
-      folder: folder for the files.
+      folder: folder for the files; it is created if necessary.
       features: features by kind and clip id. The kinds that share a file must have the same clips.
 
     Raises:
       FlowleyError: features are not of their kind, kinds of one file have other clips, or av-benchmark has no
-        file for them.
+        file for them, or a file cannot be written.
     """
     if unknown := [name for name in features if not KINDS[name].file]:
         raise FlowleyError(f"{folder}: av-benchmark has no file for {', '.join(unknown)}")
@@ -204,6 +204,8 @@ def write_av_benchmark_features(folder: Path, features: Mapping[str, Features]) 
     for name, by_clip in features.items():
         check_features(by_clip, KINDS[name], folder / KINDS[name].file)
         files.setdefault(KINDS[name].file, {})[name] = by_clip
+    with name_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for file, kinds in files.items():
         first = next(iter(kinds.values()))
         if any(by_clip.keys() != first.keys() for by_clip in kinds.values()):

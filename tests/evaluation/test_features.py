@@ -297,3 +297,17 @@ def test_the_command_writes_the_scores_of_folders(folders, tmp_path):
 )
 def test_flags_that_do_not_fit_are_named(flags, message):
     shell.fails_in_one_line(shell.run("flowley_jax.evaluate", *flags), message)
+
+
+def test_features_are_exported_as_av_benchmark_s_files(folders, tmp_path):
+    flags = (f"--export-features={folders / 'ours/pred'}", f"--out={tmp_path / 'caches'}")
+    result = shell.run("flowley_jax.evaluate", *flags)
+    assert result.returncode == 0, result.stderr
+    assert str(tmp_path / "caches/pann_features.pth") in result.stdout.splitlines()
+    assert present_kinds(tmp_path / "caches") == present_kinds(folders / "theirs/pred")
+    for kind in present_kinds(tmp_path / "caches"):
+        for clip, array in read_features(folders / "theirs/pred", kind).items():
+            np.testing.assert_array_equal(read_features(tmp_path / "caches", kind)[clip], array)
+    shell.fails_in_one_line(shell.run("flowley_jax.evaluate", *flags), "pann_features.pth: already exists")
+    wrong = shell.run("flowley_jax.evaluate", *flags, "--resamples=3")
+    shell.fails_in_one_line(wrong, "--resamples does not go with --export-features")
