@@ -15,7 +15,11 @@ from flowley_jax.evaluation.classes import inception_score, kl_divergences
 from flowley_jax.evaluation.desync import offset_magnitudes
 from flowley_jax.evaluation.feature_sets import FeatureSet
 from flowley_jax.evaluation.frechet import frechet_distance
-from flowley_jax.evaluation.kernel_distance import KernelAudioDistance, kernel_audio_distance
+from flowley_jax.evaluation.kernel_distance import (
+    KernelAudioDistance,
+    kernel_audio_distance,
+    kernel_inception_distance,
+)
 from flowley_jax.evaluation.labels import accuracy
 from flowley_jax.evaluation.levels import ClipLevel
 from flowley_jax.evaluation.onset_protocol import Onsets, compare_clip
@@ -38,6 +42,8 @@ _ONSET_FIGURES = {
     "onset-recall": "recall",
     "onset-error-ms": "median_abs_error_ms",
 }
+# Random subsets of KID, and the most rows of each, as usual for it.
+_KID_SUBSETS, _KID_ROWS = 100, 1000
 # Pairs of clips whose offsets are computed at once.
 _PAIRS = 16
 
@@ -158,7 +164,7 @@ class FeatureMetrics:
         }
 
     def _add_distances(self, network: str, kind: str, *, pairs: bool = False) -> None:
-        """Add the Fréchet and the kernel distance of features of clips, each (D,) or (windows, D)."""
+        """Add the Fréchet and the kernel distances of features of clips, each (D,) or (windows, D)."""
         if not self._both(kind):
             return
         if pairs:
@@ -187,6 +193,9 @@ class FeatureMetrics:
         )
         self.statistics[f"KAD-{network}"] = Statistic(
             function=lambda *rows: kernel(*rows).score, sizes=sizes, clips=clips, bandwidth=whole_bandwidth
+        )
+        self.statistics[f"KID-{network}"] = Statistic(
+            function=lambda *rows: _inception_distance(*chosen(rows)), sizes=sizes, clips=clips, resamples=0
         )
 
     def _add_classes(self, network: str, kind: str, *, pairs: bool = False) -> None:
@@ -377,6 +386,11 @@ class FeatureMetrics:
 
 class _NoPairsError(FlowleyError):
     """No generated clip has a reference."""
+
+
+def _inception_distance(evaluated: np.ndarray, reference: np.ndarray) -> float:
+    size = min(_KID_ROWS, len(evaluated), len(reference))
+    return kernel_inception_distance(evaluated, reference, subsets=_KID_SUBSETS, size=size).mean
 
 
 def _figure(scores: Sequence[OnsetScore], rows: np.ndarray, figure: str) -> float:

@@ -18,7 +18,7 @@ MEANINGS = {
 }
 # Features of a sound that a metric takes.
 _OF_SOUND = {kind for name in SOUND for kind in EXTRACTORS[name].kinds} - {"level"}
-_DISTANCES = ("FD-", "KAD-")
+_DISTANCES = ("FD-", "KAD-", "KID-")
 # Metrics that compare no clip with its own reference.
 _SETS = (*_DISTANCES, "ISC-", "LUFS", "clipped", "silence")
 

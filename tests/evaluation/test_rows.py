@@ -47,6 +47,7 @@ def test_each_row_compares_what_its_meaning_says(folders):
     assert rows[FLOOR].metrics == {"KL-PASST-softmax": pytest.approx(others)}
     halves = frechet_distance(real[::2].astype(np.float64), real[1::2].astype(np.float64))
     assert rows[REAL].metrics["FD-PASST"] == pytest.approx(halves)
+    assert rows["far"].metrics["KID-PASST"] > rows["near"].metrics["KID-PASST"]
     # These would be 0 for the real sound by definition.
     assert "KL-PASST-softmax" not in rows[REAL].metrics
     distances = [rows[name].metrics["FD-PASST"] for name in (CEILING, "near", "far")]

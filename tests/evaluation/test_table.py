@@ -14,9 +14,11 @@ from data_prep.impacts.generate import ClipSetConfig, generate
 from data_prep.worker_pool import mapping_pool
 from flowley_jax.data.clip_table import read_clip_table
 from flowley_jax.errors import FlowleyError
+from flowley_jax.evaluation import extraction
 from flowley_jax.evaluation.classes import kl_divergences
 from flowley_jax.evaluation.feature_sets import FeatureSet
 from flowley_jax.evaluation.features import read_parts
+from flowley_jax.evaluation.preparation import Preparation
 from flowley_jax.evaluation.rows import CEILING, FLOOR, REAL
 from flowley_jax.evaluation.run import EvaluationSettings, evaluate_clips
 from flowley_jax.evaluation.table_report import Request, evaluate_table
@@ -135,6 +137,35 @@ def _must_not_read(path, names):
     raise AssertionError(f"{path} is read again for {names}")
 
 
+def test_an_interrupted_extraction_resumes_with_the_clips_that_are_left(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "PART_CLIPS", 2)
+    monkeypatch.setattr(extraction, "_READ_CLIPS", 1)
+    files = {f"test_0000{index}": str(clips / f"test/test_0000{index}.mp4") for index in range(4)}
+    read_files = []
+
+    def read(calls, limit):
+        for path, names in calls:
+            if len(read_files) == limit:
+                raise KeyboardInterrupt
+            read_files.append(path)
+            yield Preparation(names, SECONDS)(path)
+
+    def extract_with(limit):
+        return extraction.extract(
+            files,
+            ["level"],
+            extraction.Evaluators({}),
+            tmp_path,
+            seconds=SECONDS,
+            read=functools.partial(read, limit=limit),
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        extract_with(3)
+    assert extract_with(9) == [] and read_files[3:] == list(files.values())[2:]
+    assert FeatureSet(tmp_path).read("level").keys() == files.keys()
+
+
 def test_features_of_what_has_changed_are_refused(result, clips, networks, tmp_path):
     request, _ = result
     out = tmp_path / "out"
@@ -186,8 +217,6 @@ def test_clips_that_cannot_be_used_are_named_and_left_out(clips, tmp_path):
 
 def test_another_number_of_clips_at_once_changes_nothing(result, monkeypatch):
     """Parts and batches that do not divide the clips."""
-    from flowley_jax.evaluation import extraction
-
     request, _ = result
     monkeypatch.setattr(extraction, "PART_CLIPS", 3)
     monkeypatch.setattr(extraction, "_READ_CLIPS", 2)
