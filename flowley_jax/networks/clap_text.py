@@ -13,8 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.networks.layers import LayerNorm, Linear, attend
-from flowley_jax.networks.t5 import Embedding
+from flowley_jax.networks.layers import Embedding, LayerNorm, Linear, attend
 
 # Token of padding. Positions of the other tokens count from the number after it.
 PADDING = 1

@@ -16,11 +16,9 @@ from jaxtyping import Array, Float
 
 from flowley_jax.errors import FlowleyError
 from flowley_jax.model.layers import per_channel
-from flowley_jax.networks.layers import Linear, linear
+from flowley_jax.networks.layers import LayerNorm, Linear, linear, unit
 
 Activation = Literal["quick_gelu", "gelu"]
-_LAYER_NORM_EPSILON = 1e-5
-_TINY = 1e-12
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -101,8 +99,7 @@ class ClipVision(nnx.Module):
         x = jnp.concatenate([first, x], axis=1) + self.positional_embedding[...].astype(dtype)[None]
         x = self.transformer(self.ln_pre(x))
         embedding = (self.ln_post(x[:, 0]) @ self.proj[...].astype(dtype)).astype(jnp.float32)
-        norm = jnp.linalg.norm(embedding, axis=-1, keepdims=True)
-        return embedding / jnp.maximum(norm, _TINY)
+        return unit(embedding)
 
 
 class Patches(nnx.Module):
@@ -183,18 +180,3 @@ class Mlp(nnx.Module):
         if self.activation == "quick_gelu":
             return self.c_proj(hidden * jax.nn.sigmoid(1.702 * hidden))
         return self.c_proj(jax.nn.gelu(hidden, approximate=False))
-
-
-class LayerNorm(nnx.Module):
-    """Layer norm over the last axis, with float32 statistics."""
-
-    def __init__(self, width: int):
-        self.weight = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
-
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        y = x.astype(jnp.float32)
-        centred = y - jnp.mean(y, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + _LAYER_NORM_EPSILON)
-        return (normed * per_channel(self.weight[...], y) + per_channel(self.bias[...], y)).astype(x.dtype)

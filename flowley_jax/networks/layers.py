@@ -28,6 +28,13 @@ class Linear(nnx.Module):
         return linear(x, self.weight[...], None if self.bias is None else self.bias[...])
 
 
+class Embedding(nnx.Module):
+    """Table of vectors."""
+
+    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(jax.random.normal(rngs.params(), (rows, width), jnp.float32))
+
+
 class Mlp(nnx.Module):
     """Two linear maps with the exact GELU between them."""
 

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from flowley_jax.model.layers import per_channel
+from flowley_jax.networks.layers import Embedding
 
 FeedForward = Literal["gated-gelu", "relu"]
 
@@ -197,13 +198,6 @@ class Linear(nnx.Module):
         # One plain matrix product, because XLA:CPU runs the batched form half as fast.
         rows = x.reshape(-1, x.shape[-1]) @ self.weight[...].astype(x.dtype)
         return rows.reshape(*x.shape[:-1], -1)
-
-
-class Embedding(nnx.Module):
-    """Table of vectors."""
-
-    def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
-        self.weight = nnx.Param(jax.random.normal(rngs.params(), (rows, width), jnp.float32))
 
 
 class RMSNorm(nnx.Module):
