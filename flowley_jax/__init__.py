@@ -12,13 +12,13 @@ from flowley_jax.common.interrupt import end_imports_on_interrupt
 if TYPE_CHECKING:
     from flowley_jax.config import ExperimentConfig, SampleConfig, experiment_from
     from flowley_jax.errors import FlowleyError
+    from flowley_jax.evaluation.during_training import train
     from flowley_jax.flow.solver import SolverConfig
     from flowley_jax.kernels.psca import SoftMask, psca
     from flowley_jax.media.read import read_audio, read_frames
     from flowley_jax.media.write import mux_audio, write_audio
     from flowley_jax.model import Flowley, ModelConfig
     from flowley_jax.sampling import Clip, Sampler
-    from flowley_jax.training.loop import train
 
 # `python -m` finds the command in this package: its imports take seconds before it can handle Ctrl-C itself.
 if sys.argv[:1] == ["-m"]:
@@ -59,7 +59,7 @@ _MODULES = {
     "psca": "kernels.psca",
     "read_audio": "media.read",
     "read_frames": "media.read",
-    "train": "training.loop",
+    "train": "evaluation.during_training",
     "write_audio": "media.write",
 }
 

@@ -148,7 +148,7 @@ class EmaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Length of the run, and how often it logs, validates and stores its state.
+    """Length of the run, and how often it logs, validates, evaluates and stores its state.
 
     Attributes:
       steps: training steps in total.
@@ -157,6 +157,10 @@ class TrainConfig:
       log_every: steps between log lines.
       valid_every: steps between validations.
       preview_every: steps between previews, which sample validation clips.
+      evaluate_every: steps between evaluations, which sample and score clips of the valid split; 0 for none.
+      evaluate_clips: number of clips that an evaluation samples: the first ones of the valid split.
+      evaluate_networks: folder of bundles of evaluation networks, from flowley_jax.convert; empty for the
+        embedded tagger only.
       checkpoint_every: steps between checkpoints.
       checkpoint_minutes: once the last checkpoint is this old, in minutes, the next log line stores another
         one.
@@ -171,6 +175,9 @@ class TrainConfig:
     log_every: Count = 100
     valid_every: Count = 2000
     preview_every: Count = 10_000
+    evaluate_every: CountOrZero = 0
+    evaluate_clips: Annotated[int, Range(least=2)] = 32
+    evaluate_networks: str = ""
     checkpoint_every: Count = 1000
     checkpoint_minutes: Positive = 10.0
     keep_checkpoints: Count = 3

@@ -44,7 +44,7 @@ def main() -> int:
             "trains on random records; to read them, give --config.data.generate=0"
         )
     distributed.initialize(coordinator=_COORDINATOR.value, count=_PROCESSES.value, index=_PROCESS.value)
-    from flowley_jax.training.loop import train
+    from flowley_jax.evaluation.during_training import train
 
     workdir = Path(_WORKDIR.value)
     if config.data.generate:
@@ -91,7 +91,7 @@ class _CallableModule(types.ModuleType):
     """
 
     def __call__(self, config: ExperimentConfig, workdir: Path) -> "Outcome":
-        from flowley_jax.training.loop import train
+        from flowley_jax.evaluation.during_training import train
 
         return train(config, workdir)
 

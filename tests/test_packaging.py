@@ -66,11 +66,11 @@ def test_public_names_are_imported_on_first_use():
 
 def test_train_is_a_function_and_a_module():
     code = (
-        "import flowley_jax.training.loop as loop\n"
-        "from flowley_jax import train; assert train is loop.train\n"
+        "import flowley_jax.evaluation.during_training as during_training\n"
+        "from flowley_jax import train; assert train is during_training.train\n"
         # Once the module is imported, Python finds it under this name: it can be called like the function.
         "import flowley_jax.train; assert flowley_jax.train.main.__name__ == 'main'\n"
-        "loop.train = lambda *arguments: arguments\n"
+        "during_training.train = lambda *arguments: arguments\n"
         "from flowley_jax import train; print(train('config', 'workdir'))"
     )
     assert python(code) == "('config', 'workdir')"

@@ -22,7 +22,7 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.during_training import train
 from flowley_jax.evaluation.feature_scores import FeatureScores
 from flowley_jax.evaluation.feature_sets import FeatureSet
-from flowley_jax.evaluation.rows import CEILING, FLOOR, REAL
+from flowley_jax.evaluation.rows import CODEC, OTHER_CLIP, REAL
 from flowley_jax.evaluation.run import FEATURES_FOLDER, Evaluation
 from flowley_jax.evaluation.synchrony import read_events
 from flowley_jax.evaluation.tables import TABLE_HINT, table_rows, table_text
@@ -117,7 +117,7 @@ def run_demonstration(
     samples = out / "samples"
     evaluation = score_impacts(sampler, clips, samples, out / "evaluation", workers=workers)
     for line in itertools.chain.from_iterable(evaluation.failed.values()):
-        print(f"skipped: {line}", file=sys.stderr)
+        print(f"no features: {line}", file=sys.stderr)
     figures = _figures(evaluation.rows, seconds=time.monotonic() - started)
     _heading("writing the report")
     with staged([report, overview], functools.partial(made_files.claim, OWNER)) as partials:
@@ -135,7 +135,7 @@ def _heading(stage: str) -> None:
 
 def _figures(rows: Mapping[str, FeatureScores], *, seconds: float) -> dict[str, float | int | str | None]:
     generated = rows[GENERATED]
-    of_rows = {"": GENERATED, "ceiling_": CEILING, "floor_": FLOOR, "real_": REAL}
+    of_rows = {"": GENERATED, "ceiling_": CODEC, "floor_": OTHER_CLIP, "real_": REAL}
     return {
         **{name: generated.metrics.get(metric) for name, metric in _FIGURES.items()},
         **{

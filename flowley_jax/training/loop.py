@@ -25,6 +25,7 @@ from flowley_jax.runs.snapshots import EmaSnapshots
 from flowley_jax.runs.workdir import BASE, check_base, has_steps, open_workdir
 from flowley_jax.runs.workdir_lock import locked_workdir
 from flowley_jax.training.checkpoint import RunCheckpoints
+from flowley_jax.training.evaluation import Evaluation, Evaluator, report_scores
 from flowley_jax.training.flops import step_rate
 from flowley_jax.training.metrics import Reports, StepMetrics
 from flowley_jax.training.sharding import Layout, make_layout
@@ -58,12 +59,13 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
-    """The parts of a run that do not change: its configuration, folder, components and layout."""
+    """The parts of a run that do not change: its configuration, folder, components, layout and evaluator."""
 
     config: ExperimentConfig
     workdir: Path
     components: Components
     layout: Layout
+    evaluator: Evaluator | None
 
     @property
     def records(self) -> Path:
@@ -74,19 +76,24 @@ class _Run:
         return StepConfig.from_experiment(self.config)
 
 
-def train(config: ExperimentConfig, workdir: Path) -> Outcome:
+def train(config: ExperimentConfig, workdir: Path, *, evaluator: Evaluator | None = None) -> Outcome:
     """Train until `config.train.steps`, resuming from the newest checkpoint in `workdir`.
 
     On SIGTERM or Ctrl-C, finish the current step, store the state and return. While the folder is in use by
     another training, wait for that one to end.
 
+    Args:
+      config: configuration of the run.
+      workdir: folder of the run.
+      evaluator: prepares the evaluations that `train.evaluate_every` asks for.
+
     Raises:
-      FlowleyError: the records do not fit the model, or the folder belongs to another run or is in use; or
-        another process of the run has ended.
+      FlowleyError: the records do not fit the model, or the folder belongs to another run or is in use; the
+        run cannot be evaluated as it is configured; or another process of the run has ended.
       NonFiniteLossError: `train.max_skipped` steps in a row had a non-finite loss or gradient.
     """
     with distributed.name_lost_process():
-        run = _checked_run(config, workdir)
+        run = _checked_run(config, workdir, evaluator)
         with locked_workdir(workdir):
             # Not in a variable of this frame, which would hold the weights to the end.
             return _train(run, _claim_workdir(run))
@@ -99,6 +106,7 @@ def _train(run: _Run, start: weights.Weights | None) -> Outcome:
     log.info("%s; %d clips per step", layout, config.data.batch_size)
     _log_splits(run.records, config.data.batch_size)
     batches = _local_batches(run)
+    evaluation = _start_evaluation(run, timing)
     validates = has_split(run.records, "valid")
 
     with (
@@ -165,6 +173,9 @@ def _train(run: _Run, start: weights.Weights | None) -> Outcome:
                 if validates and step % every.preview_every == 0 and not stop.check():
                     with metrics.paused("reports", step=step):
                         _write_previews(run, reports, step, state)
+                if evaluation and _is_due(step, every.evaluate_every, last=every.steps) and not stop.check():
+                    with metrics.paused("reports", step=step):
+                        _report_scores(run, evaluation, reports, step, state, stop=stop.check)
             # Their memory is shared with the readers, which end below.
             del rows, batch
             if stop.requested and step > first:
@@ -182,9 +193,14 @@ def _is_due(step: int, interval: int, *, last: int) -> bool:
     return step % interval == 0 or step == last
 
 
-def _checked_run(config: ExperimentConfig, workdir: Path) -> _Run:
+def _checked_run(config: ExperimentConfig, workdir: Path, evaluator: Evaluator | None) -> _Run:
     """Check everything that could prevent the run, before anything is written."""
     records = Path(config.data.records)
+    if config.train.evaluate_every and evaluator is None:
+        raise FlowleyError(
+            f"train.evaluate_every={config.train.evaluate_every} needs an evaluator, which this program does "
+            "not have: train with flowley_jax.train, or set it to 0"
+        )
 
     def check() -> tuple[Components, Layout]:
         components = Components.load(records)
@@ -192,7 +208,17 @@ def _checked_run(config: ExperimentConfig, workdir: Path) -> _Run:
         return components, make_layout(config.mesh, config.model, batch_size=config.data.batch_size)
 
     components, layout = distributed.all_do(check, failure=f"{records}: refused")
-    return _Run(config=config, workdir=workdir, components=components, layout=layout)
+    return _Run(config=config, workdir=workdir, components=components, layout=layout, evaluator=evaluator)
+
+
+def _start_evaluation(run: _Run, timing: Timing) -> Evaluation | None:
+    """Prepare the evaluations, while a signal still ends the program at once: this can take minutes."""
+    if not run.config.train.evaluate_every or run.evaluator is None:
+        return None
+    timing.charge("start")
+    evaluation = run.evaluator(run.config, run.workdir, run.components)
+    timing.charge("reports")
+    return evaluation
 
 
 @contextlib.contextmanager
@@ -325,6 +351,18 @@ def _write_previews(run: _Run, reports: Reports, step: int, state: TrainState) -
         layout=run.layout,
         sample=run.config.sample,
     )
+
+
+def _report_scores(
+    run: _Run,
+    evaluation: Evaluation,
+    reports: Reports,
+    step: int,
+    state: TrainState,
+    *,
+    stop: Callable[[], bool],
+) -> None:
+    report_scores(evaluation, reports, step, state, config=run.step_config, layout=run.layout, stop=stop)
 
 
 def _outcome(run: _Run, step: int) -> Outcome:

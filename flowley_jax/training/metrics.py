@@ -222,6 +222,13 @@ class Reports:
             self.writer.scalars(step, losses)
             log.info("step %d: validation loss %.4f", step, losses["valid/loss"])
 
+    def evaluation(self, step: int, scores: Mapping[str, float]) -> None:
+        """Report the scores of sampled sounds, named `eval/…`."""
+        if self.writer:
+            self.writer.scalars(step, {f"eval/{metric}": value for metric, value in scores.items()})
+            shown = ", ".join(f"{metric} {value:.4g}" for metric, value in scores.items())
+            log.info("step %d: evaluation: %s", step, shown)
+
 
 class _EventFile:
     """One TensorBoard event file, flushed at every write.

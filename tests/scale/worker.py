@@ -16,10 +16,10 @@ from absl import flags
 from flowley_jax.common import distributed
 from flowley_jax.common.trees import named_leaves
 from flowley_jax.config import ExperimentConfig, LoraConfig, MeshConfig, StartConfig
+from flowley_jax.evaluation.during_training import train
 from flowley_jax.runs.stored_trees import reading
 from flowley_jax.training import checkpoint
 from flowley_jax.training.checkpoint import RunCheckpoints
-from flowley_jax.training.loop import train
 
 
 def main(job) -> None:
