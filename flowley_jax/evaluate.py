@@ -36,8 +36,8 @@ _SPLIT = flags.DEFINE_string("split", None, "Rows of --table to score; by defaul
 _SOUNDS = flags.DEFINE_multi_string(
     "sounds",
     None,
-    "Folder of sounds, or of videos with sound, named by clip id. With --table, it may be repeated, to "
-    "compare systems, and NAME=FOLDER names one.",
+    "Folder of sounds, or of videos with sound, named by clip id. Repeat it with --table to compare systems; "
+    "NAME=FOLDER gives a system a name.",
 )
 _NETWORKS = flags.DEFINE_string(
     "networks", None, "Folder of the bundles of evaluation networks that flowley_jax.convert has made."
@@ -65,8 +65,8 @@ _REAL = flags.DEFINE_string("real", None, "Folder of the clips with their real s
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of a training run. With --table and without --sounds, it samples the sounds; its codec gives the "
-    "score of real sounds that it has encoded and decoded.",
+    "Folder of a training run. With --table and without --sounds, it samples the sounds; its codec "
+    "also encodes and decodes the real sounds, for a row of scores.",
 )
 _TOLERANCE = define_float(
     "tolerance", 0.1, "Largest distance of an onset from its event, in seconds.", Range(least=0, most=60)
@@ -81,7 +81,7 @@ _EXPORT_FEATURES = flags.DEFINE_string(
     "export_features", None, "Folder of features that --table wrote, to write as av-benchmark's .pth files."
 )
 _PAIRS = flags.DEFINE_bool(
-    "pairs", True, "Whether generated and reference clips belong together by id; see --generated-cache."
+    "pairs", True, "Whether clips of --generated-cache and --reference-cache with equal ids belong together."
 )
 _KAD_BANDWIDTH = flags.DEFINE_enum(
     "kad_bandwidth",
@@ -92,7 +92,8 @@ _KAD_BANDWIDTH = flags.DEFINE_enum(
 _RESAMPLES = define_int(
     "resamples",
     100,
-    "Resampled sets of clips for the 95 % intervals of distances, which take long; 0 for no intervals.",
+    "Resampled sets of clips for the 95 % intervals of distances and Inception scores, which take long; 0 "
+    "for no intervals and no differences.",
     Range(least=0, most=100_000),
 )
 _OUT = flags.DEFINE_string(
@@ -104,7 +105,7 @@ _OUT = flags.DEFINE_string(
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the files of --out if they exist.")
 _COMPILATION_CACHE = define_compilation_cache()
 SAMPLE_RATE = 16000
-# Files of --out with --generated-cache: av-benchmark's metrics under its names, and everything.
+# Files of --out with --generated-cache: av-benchmark's metrics under its names; all metrics.
 AV_BENCHMARK_FILE, SCORES_FILE = "output_metrics.json", "scores.json"
 _READ_SECONDS = 120.0
 _SHOWN_NAMES = 5
@@ -115,7 +116,7 @@ _NOT_SCORED = {
     "unreadable": "files that cannot be used",
     "ignored": "files that are neither sound nor video",
 }
-# Flags, and the flags one of which they need.
+# Flags, and the modes that they belong to.
 _BELONGING = (
     ((_SPLIT, _PROTOCOL, _SECONDS, _SEED, _WORKERS), ("--table",)),
     ((_PAIRS,), ("--generated-cache",)),
@@ -152,7 +153,9 @@ def _check_flags() -> None:
     mode = "--table" if _TABLE.value else "--generated-cache" if caches else "--sounds without --table"
     for belonging, modes in _BELONGING:
         if mode not in modes and (wrong := [_name(flag) for flag in belonging if flag.present]):
-            raise FlowleyError(f"{wrong[0]} applies only to {' and '.join(modes)}")
+            raise FlowleyError(f"{wrong[0]} applies only to {' or '.join(modes)}")
+    if _RESAMPLES.value == 1:
+        raise FlowleyError("--resamples 1: must be 0, or at least 2")
     if not _EVENTS.value and _TOLERANCE.present:
         raise FlowleyError("--tolerance needs --events, the true times that onsets are compared with")
     if _DTYPE.present and not _NETWORKS.value:
@@ -205,13 +208,13 @@ def _evaluate_table(table: Path) -> int:
     from data_prep.worker_pool import mapping_pool
     from flowley_jax.evaluation.table_report import evaluate_table
 
-    # One file that hangs or crashes a process costs only itself.
+    # A file that hangs or crashes its process must not end the run.
     readers = functools.partial(mapping_pool, count=_WORKERS.value, time_limit=_READ_SECONDS)
     result = evaluate_table(_request(table), readers)
     for line in result.remarks:
         print(line, file=sys.stderr)
     print(result.table)
-    print(f"report: {result.report}; figures: {result.scores}", file=sys.stderr)
+    print(f"report: {result.report}; scores: {result.scores}", file=sys.stderr)
     return 0
 
 
@@ -274,7 +277,7 @@ def _score_caches(generated: Path, reference: Path) -> int:
         if names:
             print(f"{kind}: clips without a reference: {_listed(names)}", file=sys.stderr)
     for file, names in scores.not_finite.items():
-        print(f"{file}: left out, because features are not finite: {_listed(names)}", file=sys.stderr)
+        print(f"{file}: {_listed(names)} left out: their features are not finite", file=sys.stderr)
     for metric, reason in scores.undefined.items():
         print(f"{metric}: no value: {reason}", file=sys.stderr)
     if out:

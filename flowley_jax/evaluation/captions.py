@@ -19,7 +19,7 @@ _SPECIAL = {"<s>": 0, "<pad>": PADDING, "</s>": 2}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClapCaptions:
-    """Tokenizer of captions: RoBERTa's, in which case and spaces count.
+    """RoBERTa's tokenizer of captions; upper case and spaces matter.
 
     Attributes:
       bundle: bundle of LAION-CLAP and its tokenizer, which is read on the first call.

@@ -16,7 +16,7 @@ def compare_systems(
     """Return each system's metrics minus those of the first one, by system and metric.
 
     Both systems are scored on the clips that both have, and resampled together (paired bootstrap). The
-    reference is not resampled.
+    reference is not resampled. A metric without a value for the same clips of both is left out.
 
     Args:
       systems: folder of the features of each system, by name.

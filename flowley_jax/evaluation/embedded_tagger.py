@@ -29,7 +29,10 @@ def tagger_clips(table: Sequence[TableClip]) -> list[TableClip]:
     training = [clip for clip in table if clip.split == "train" and clip.label]
     classes = all_classes(clip.label for clip in training)
     if len(training) < LEAST_CLIPS or not 2 <= len(classes) <= MOST_CLASSES:
-        log.info("no embedded tagger: %d training clips with %d classes", len(training), len(classes))
+        log.info(
+            "no embedded tagger: it needs %d labelled training clips of 2 to %d classes; there are %d of %d",
+            *(LEAST_CLIPS, MOST_CLASSES, len(training), len(classes)),
+        )
         return []
     return training[:MOST_CLIPS]
 
@@ -84,5 +87,5 @@ def embedded_tagger(
         tagger = train_tagger(np.stack(log_mels), list(labels), progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tagger(tagger, path, {_TRAINED_ON: trained_on})
-    # The file is what later evaluations use, to the bit.
+    # So that this evaluation uses the same weights as later ones.
     return load_tagger(path)[0]

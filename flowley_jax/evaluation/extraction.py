@@ -25,8 +25,7 @@ PART_CLIPS = 64
 _READ_CLIPS = 16
 
 Arrays = dict[str, np.ndarray]
-# Function from calls (source, names) to the results of `Preparation`, or the reason why a source has none, in
-# order.
+# Function from calls (source, names) to, in order, the result of `Preparation` for each, or why it has none.
 Reader = Callable[[Iterable[tuple[str, tuple[str, ...]]]], Iterator[Any]]
 
 
@@ -37,7 +36,7 @@ class Evaluator:
     Attributes:
       identity: text that changes with its weights and its compute type.
       load: function that loads it.
-      is_exact: whether accelerators must not round the factors of its matrix products.
+      is_exact: whether its matrix products must be exact to float32 on accelerators.
     """
 
     identity: str
@@ -45,7 +44,7 @@ class Evaluator:
     is_exact: bool = True
 
     def precision(self) -> contextlib.AbstractContextManager:
-        """Return the block in which its programs must be called."""
+        """Return the context manager in which its programs must be called."""
         return jax.default_matmul_precision("highest") if self.is_exact else contextlib.nullcontext()
 
 
@@ -112,10 +111,11 @@ def extract(
       seconds: length that the networks take, from the start of each file.
       read: reader of the sources, such as `WorkerPool.map` of a `Preparation`.
       fingerprint: function from a source to a JSON value that changes with its content.
-      progress: function of the number of clips that are done with each call.
+      progress: function that is called with the number of clips that were finished since the last call.
 
     Returns:
-      One line for every clip, or network of a clip, that has no features. They are tried again next time.
+      One line for each clip, or each extractor of a clip, that gave no features. They are tried again next
+      time.
 
     Raises:
       FlowleyError: the folder cannot be used: it holds features of other files, networks or seconds, or
@@ -216,7 +216,9 @@ def _done(
         for name, identity in identities.items():
             held = set.intersection(*(stored.get(kind, set()) for kind in EXTRACTORS[name].kinds))
             if held and notes.get("networks", {}).get(name) != identity:
-                raise FlowleyError(f"{path}: other weights computed its features of {name}; {remedy}")
+                raise FlowleyError(
+                    f"{path}: its features of {name} are of other weights, or of another --dtype; {remedy}"
+                )
             for clip in held & sources.keys():
                 if notes.get("sources", {}).get(clip) != sources[clip]:
                     raise FlowleyError(f"{path}: has features of {clip} from before it changed; {remedy}")
@@ -225,7 +227,7 @@ def _done(
 
 
 def file_fingerprint(path: str) -> list[int] | None:
-    """Return the size and the time of the last change of a file; None if there is none."""
+    """Return the size and the time of the last change of a file; None if it is missing."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""The evaluators that turn sounds, pictures and captions into features, in one place."""
+"""The extractors, which turn sounds, pictures and captions into features, in one place."""
 
 import dataclasses
 from collections.abc import Callable

@@ -28,7 +28,7 @@ from flowley_jax.evaluation.similarity import cosine_similarities
 from flowley_jax.interop.torch_files import StoredTensor
 from flowley_jax.networks.synchformer_config import HEAD_SEGMENTS
 
-# Lengths of file names that hold a YouTube id, and where it is.
+# By the length of a generated clip's name, the place of the YouTube id in it.
 _ID_PLACES = {30: slice(10, 28), 20: slice(0, 18), 21: slice(1, 19)}
 # Features of generated sounds and of reference videos or texts whose similarity is a score.
 _SIMILARITIES = {
@@ -60,7 +60,7 @@ class ScoreOptions:
         out.
       bandwidth: the side that decides the bandwidth of KAD: "reference" or "evaluated".
       resamples: resampled sets of clips for the intervals of distances and Inception scores, which can take
-        long; 0 for no interval at all. Intervals of means take 1000.
+        long; 0 for no intervals at all. Intervals of means take 1000.
       offset_logits: Synchformer's head, without which there is no DeSync.
       classes: names of the embedded tagger's classes, without which its accuracy is not measured.
       tolerance: largest distance of an onset from its event, in seconds.
@@ -79,10 +79,10 @@ class Statistic:
     """A metric of two sets of clips, or of a set of pairs.
 
     Attributes:
-      function: function of the rows (clips,) to take, which may repeat: of each set, or of the pairs.
+      function: function of row numbers (n,): one array for each set, or one for the pairs. Rows may repeat.
       sizes: number of clips of each set, or of the pairs.
       clips: ids of the evaluated clips, in the order of the rows.
-      values: (clips,) value of each clip, if there is such a thing.
+      values: (clips,) value of each clip, if the metric is a mean over clips, or is F1.
       resamples: resampled sets of clips for its interval; None for the number that was asked for.
       bandwidth: function that returns the bandwidth of its kernel, if it has one.
     """
@@ -137,7 +137,7 @@ class FeatureMetrics:
         for metric, add in self._steps().items():
             try:
                 add()
-            except _NoPairsError as error:
+            except _UndefinedError as error:
                 self.undefined[metric] = str(error)
 
     def _steps(self) -> dict[str, Callable[[], None]]:
@@ -200,7 +200,7 @@ class FeatureMetrics:
 
     def _add_classes(self, network: str, kind: str, *, pairs: bool = False) -> None:
         """Add the KL divergence of pairs, and the Inception score of all generated clips, or of the pairs."""
-        # PANNs' logits are the only features whose names are paired as they are.
+        # av-benchmark pairs PANNs' logits by whole names.
         paired = None
         if self._options.pairs and self._both(kind):
             paired = self._paired(kind, cleaned=kind != "pann_logits")
@@ -214,7 +214,7 @@ class FeatureMetrics:
             features = self._read(self._sides[0], kind)
             clips, rows_of_logits = list(features), list(features.values())
         logits = np.stack(rows_of_logits)
-        # Resampled clips are in a random order, as those of the parts are.
+        # The score shuffles the clips anyway, so that resampled rows need no order.
         for figure in ("mean", "std"):
             self.statistics[f"ISC-{network}-{figure}"] = Statistic(
                 function=lambda rows, name=figure: getattr(inception_score(logits[rows]), name),
@@ -261,6 +261,11 @@ class FeatureMetrics:
             return
         with self._sides[0].open(kinds[0]) as sounds, self._sides[1].open(kinds[1]) as pictures:
             names = self._names_of_pairs(kinds, sounds, pictures)
+            segments = len(next(iter(sounds.values())).read())
+            if segments < HEAD_SEGMENTS:
+                raise _UndefinedError(
+                    f"Synchformer compares {HEAD_SEGMENTS} segments (4.8 s); the clips have {segments}"
+                )
             offsets = np.concatenate(
                 [self._offsets(head, chunk) for chunk in _chunks(names, sounds, pictures)]
             )
@@ -341,8 +346,11 @@ class FeatureMetrics:
     def _read(self, side: FeatureSet, kind: str) -> dict[str, np.ndarray]:
         """Return the features of a kind by clip, without those that are not finite."""
         features = side.read(kind)
-        if bad := [clip for clip, array in features.items() if not np.isfinite(array).all()]:
+        bad = [clip for clip, array in features.items() if not np.isfinite(array).all()]
+        if bad:
             self.not_finite[str(side.folder / kind)] = bad
+        if len(bad) == len(features):
+            raise _UndefinedError(f"{side.folder}: no clip has finite {kind}")
         return {clip: array for clip, array in features.items() if clip not in bad}
 
     def _paired(self, kind: str, other: str | None = None, *, cleaned: bool = True) -> _Pairs:
@@ -367,7 +375,7 @@ class FeatureMetrics:
         names = {name: clean_id(name) if cleaned else name for name in evaluated}
         self.without_reference[kinds[0]] = [n for n, clip in names.items() if clip not in reference]
         if not (pairs := {name: clip for name, clip in names.items() if clip in reference}):
-            raise _NoPairsError(
+            raise _UndefinedError(
                 f"{self._sides[0].folder}: none of the clips with {kinds[0]} has a reference in "
                 f"{self._sides[1].folder}; the ids are like {next(iter(evaluated))!r} and "
                 f"{next(iter(reference))!r}"
@@ -384,8 +392,8 @@ class FeatureMetrics:
         )
 
 
-class _NoPairsError(FlowleyError):
-    """No generated clip has a reference."""
+class _UndefinedError(FlowleyError):
+    """A metric is not defined for the clips, although their features are there."""
 
 
 def _inception_distance(evaluated: np.ndarray, reference: np.ndarray) -> float:

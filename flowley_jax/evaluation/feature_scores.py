@@ -28,7 +28,8 @@ class FeatureScores:
       bandwidths: bandwidth of the kernel of each KAD.
       per_clip: values of each clip, by metric and clip id, of metrics that are means over clips.
       without_reference: ids of generated clips without a reference, by kind of features.
-      not_finite: ids of clips that are left out because their features are not finite numbers, by file.
+      not_finite: ids of clips that are left out because their features are not finite numbers, by folder and
+        kind.
       without_value: ids of clips for which a metric is not defined, such as AV-Align of a clip that has
         neither motion nor onsets.
       undefined: reasons why metrics have no value although their features are there, by metric.
@@ -50,8 +51,8 @@ def score_features(
 ) -> FeatureScores:
     """Score features against those of the reference.
 
-    FD-PANN, FD-VGG, their KAD and ISC-PANNS take all clips of a side. FD-PASST, its KAD and ISC-PASST take
-    the clips with a reference, and all of them without `pairs`. The other metrics compare pairs of one id.
+    FD, KAD, KID and ISC take all clips of a side. With `pairs`, those of PaSST take only clips with a
+    reference. LUFS, clipped and silence take the generated clips. All others compare clips of equal id.
 
     Args:
       generated: features of the generated clips.

@@ -10,7 +10,7 @@ import numpy as np
 from flowley_jax.evaluation.features import KINDS, check_features, open_features, present_kinds
 from flowley_jax.interop.torch_files import StoredTensor
 
-# Function from a kind and the ids of the clips that are stored to stored ids by the ids of the view.
+# Function of a kind and the stored clip ids; it returns the stored id of each id in the view.
 Selection = Callable[[str, Sequence[str]], Mapping[str, str]]
 
 
@@ -53,7 +53,12 @@ class FeatureSet:
 
 
 def half(folder: Path, which: int) -> FeatureSet:
-    """Return every other clip of a folder: from the first one on (0), or from the second one on (1)."""
+    """Return every second clip of a folder, in the order of ids.
+
+    Args:
+      folder: the folder.
+      which: 0 to begin with the first clip, 1 with the second.
+    """
     return FeatureSet(folder, lambda kind, clips: {clip: clip for clip in sorted(clips)[which::2]})
 
 

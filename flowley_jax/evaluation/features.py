@@ -2,7 +2,7 @@
 
 A folder holds one side: generated or reference clips. av-benchmark writes one `.pth` file per network, a
 dictionary of tensors by clip id. Our own files, `features-00000.safetensors` and so on, hold some clips each:
-the arrays are named "kind/clip id". What makes them is in their notes.
+the arrays are named "kind/clip id". Their notes say how they were made.
 """
 
 import contextlib
@@ -105,8 +105,8 @@ def open_features(folder: Path, name: str) -> Iterator[dict[str, StoredTensor]]:
     """
     kind = KINDS[name]
     if name not in present_kinds(folder):
-        files = f"{kind.file} nor {_PARTS}" if kind.file else _PARTS
-        raise FlowleyError(f"{folder}: has neither {files} with {name}")
+        files = f"{kind.file} or {_PARTS}" if kind.file else _PARTS
+        raise FlowleyError(f"{folder}: holds no {name}; it is expected in {files}")
     if kind.file and (folder / kind.file).is_file():
         with open_torch_file(folder / kind.file) as checkpoint:
             yield dict(_tensors(checkpoint, kind, folder / kind.file))
@@ -162,12 +162,13 @@ def check_features(features: Features, kind: FeatureKind, path: Path) -> None:
     for clip, array in features.items():
         if array.ndim != kind.ndim or not np.issubdtype(array.dtype, np.floating):
             raise FlowleyError(
-                f"{path}: {kind.name} of {clip} is {array.shape} of {array.dtype}; {kind.ndim} dimensions of "
-                "floating-point numbers are expected"
+                f"{path}: {kind.name} of {clip} is {array.shape} of {array.dtype}; floating-point numbers "
+                f"with {kind.ndim} axes are expected"
             )
         if array.shape[fixed] != features[first].shape[fixed]:
             raise FlowleyError(
-                f"{path}: {kind.name} of {clip} is {array.shape}, but of {first} {features[first].shape}"
+                f"{path}: {kind.name} of {clip} is {array.shape}, but that of {first} is "
+                f"{features[first].shape}"
             )
 
 
@@ -195,8 +196,8 @@ def write_av_benchmark_features(folder: Path, features: Mapping[str, Features]) 
       features: features by kind and clip id. The kinds that share a file must have the same clips.
 
     Raises:
-      FlowleyError: features are not of their kind, kinds of one file have other clips, or av-benchmark has no
-        file for them, or a file cannot be written.
+      FlowleyError: features are not of their kind, kinds that share a file have different clips,
+        av-benchmark has no file for them, or a file cannot be written.
     """
     if unknown := [name for name in features if not KINDS[name].file]:
         raise FlowleyError(f"{folder}: av-benchmark has no file for {', '.join(unknown)}")

@@ -31,7 +31,7 @@ from flowley_jax.networks.clip import PIXEL_MEAN, PIXEL_STD
 from flowley_jax.networks.synchformer_config import FRAME_RATE, FRAME_STEP, IMAGE_SIZE, SEGMENT_FRAMES
 
 IMAGEBIND_RATE = Fraction(1, 2)
-# Frames of a clip of ImageBind, which starts at every frame.
+# ImageBind's clips are pairs of frames; one starts at each frame but the last.
 _CLIP_FRAMES = 2
 
 
@@ -41,7 +41,7 @@ class ClipFrames:
 
     Attributes:
       synchformer: 25 per second, (T, 224, 224, 3).
-      imagebind: one in two seconds, each in three crops, (T, 3, 224, 224, 3).
+      imagebind: one every 2 s, each in three crops, (T, 3, 224, 224, 3).
     """
 
     synchformer: np.ndarray
@@ -99,7 +99,7 @@ def three_crops(frames: np.ndarray) -> np.ndarray:
       frames: (T, H, W, 3), with a short side of `IMAGE_SIZE` pixels.
     """
     rows, columns = (length - IMAGE_SIZE for length in frames.shape[1:3])
-    # The middle one is another than Synchformer's where a half is rounded.
+    # Where a half is rounded, the middle differs from Synchformer's.
     places = [(0, 0), (math.ceil(rows / 2), math.ceil(columns / 2)), (rows, columns)]
     return np.stack([_cut(frames, *place) for place in places], axis=1)
 
@@ -145,7 +145,7 @@ def _pictures(container, path: Path) -> Iterator[tuple[av.VideoFrame, Fraction, 
         if waiting:
             check_jump(path, shown, time)
             if time < shown:
-                # An overlap: the pictures before it are kept.
+                # Pictures overlap in time: the earlier one is kept.
                 continue
             yield waiting, shown, time
         waiting, shown = frame, time

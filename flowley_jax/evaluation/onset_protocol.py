@@ -15,7 +15,7 @@ from flowley_jax.evaluation.av_align import SAMPLE_RATE, audio_peaks
 from flowley_jax.evaluation.onsets import TOLERANCE, aggregate, detect_onsets, match_onsets
 
 _PROMINENCE = 0.3
-# An onset is as loud as the loudest sample this near to it, and rules out quieter onsets this near; seconds.
+# An onset is as loud as the loudest sample this near to it, and rules out less certain onsets this near; s.
 _NEIGHBOURHOOD = 0.05
 
 
@@ -26,7 +26,7 @@ class Onsets:
     Attributes:
       times: (onsets,) seconds in ascending order.
       confidences: (onsets,) how sure each of them is; only their order counts.
-      levels: (onsets,) which of several onsets an event is paired with: the one of the highest level.
+      levels: (onsets,) loudness; an event is paired with the loudest free onset.
     """
 
     times: np.ndarray
@@ -171,9 +171,9 @@ def compare_onsets(
 
 
 def compare_clip(onsets: Onsets, references: np.ndarray, *, tolerance: float = TOLERANCE) -> ClipOnsets:
-    """Pair onsets with reference times, which choose in ascending order, one to one.
+    """Pair onsets and reference times one to one; earlier reference times choose first.
 
-    Quieter onsets within 0.05 s of others only count for `has_same_count`.
+    Less certain onsets within 0.05 s of a more certain one count only for `has_same_count`.
 
     Args:
       onsets: those of the sound.
@@ -218,7 +218,7 @@ def average_precision(confidences: np.ndarray, is_hit: np.ndarray, positives: in
     Args:
       confidences: (N,) of what was detected; equal ones pass a threshold together.
       is_hit: (N,) whether it is right.
-      positives: number of what there is to detect.
+      positives: number of events.
 
     Raises:
       FlowleyError: there is nothing to detect.

@@ -1,7 +1,8 @@
 """Inputs of the evaluation's networks from files, in the processes that read them.
 
-Sounds pass through the steps of av-benchmark: the mean of the channels, minus its mean over the whole file,
-resampled like torchaudio, cut to a number of seconds.
+As in av-benchmark, the channels of a sound are averaged, the mean over the file is subtracted, and the sound
+is resampled like torchaudio and cut. Synchformer keeps the mean; ImageBind takes the first channel of the
+whole file.
 """
 
 import dataclasses
@@ -69,7 +70,7 @@ class ClipMedia:
 
         Args:
           rate: sample rate in Hz.
-          keep_mean: do not subtract the mean over the whole file.
+          keep_mean: whether to keep the mean over the whole file.
         """
         if (rate, keep_mean) not in self._waves:
             self._waves[rate, keep_mean] = self._resampled(rate, keep_mean)
@@ -213,7 +214,12 @@ class Preparation:
 
 
 def prepare(media: ClipMedia, names: Iterable[str]) -> dict[str, Arrays | str]:
-    """Return the inputs of networks by name, or one line on why there are none."""
+    """Return the inputs of networks by name, or one line on why there are none.
+
+    Args:
+      media: the file, or a sound in memory.
+      names: what to prepare.
+    """
     prepared: dict[str, Arrays | str] = {}
     for name in names:
         try:

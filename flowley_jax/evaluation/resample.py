@@ -31,7 +31,7 @@ def resample(
       float32 (channels, ⌈N · after / before⌉).
 
     Raises:
-      FlowleyError: a sample rate is not positive, or the wave has another number of axes.
+      FlowleyError: a sample rate is not positive, or the wave does not have two axes.
     """
     if min(before, after) <= 0:
         raise FlowleyError(f"sample rates {before} and {after} must be positive")

@@ -9,14 +9,14 @@ from flowley_jax.evaluation.feature_metrics import ScoreOptions
 from flowley_jax.evaluation.feature_scores import FeatureScores, compare_features, score_features
 from flowley_jax.evaluation.feature_sets import FeatureSet, half, of_other_clips
 
-# Rows that are no systems, and what they say.
-CEILING, REAL, FLOOR = "codec", "real", "other clip"
+# Rows that are not systems, and their explanations.
+CODEC, REAL, OTHER_CLIP = "codec", "real", "other clip"
 MEANINGS = {
-    CEILING: "The real sound, encoded and decoded by the codec: the best that a model of its latents can do.",
-    REAL: "The real sound itself; distances are those between two halves of the clips.",
-    FLOOR: "The first system's sound of another clip: the score of chance.",
+    CODEC: "The real sound, encoded and decoded: the best that a model with this codec can do.",
+    REAL: "The real sound. Distances are between two halves of the clips, and depend on that number.",
+    OTHER_CLIP: "The first system's sound of another clip: the score of chance.",
 }
-# Features of a sound that a metric takes.
+# Features of a sound for which a row of real sounds makes sense without other features.
 _OF_SOUND = {kind for name in SOUND for kind in EXTRACTORS[name].kinds} - {"level"}
 _DISTANCES = ("FD-", "KAD-", "KID-")
 # Metrics that compare no clip with its own reference.
@@ -24,15 +24,15 @@ _SETS = (*_DISTANCES, "ISC-", "LUFS", "clipped", "silence")
 
 
 def score_rows(
-    systems: Mapping[str, Path], reference: Path, options: ScoreOptions, *, ceiling: Path | None = None
+    systems: Mapping[str, Path], reference: Path, options: ScoreOptions, *, codec: Path | None = None
 ) -> dict[str, FeatureScores]:
-    """Score systems, and the rows that they are compared with as far as features for them are there.
+    """Score systems, and the rows to compare them with, if their features exist.
 
     Args:
       systems: folder of the features of each system, by name.
       reference: folder of the features of the real sounds, of the pictures and of the captions.
       options: how to compare them.
-      ceiling: folder of the features of real sounds that the codec has encoded and decoded.
+      codec: folder of the features of real sounds that the codec has encoded and decoded.
 
     Raises:
       FlowleyError: a folder or file is missing or damaged, or no metric of a system has a value.
@@ -40,18 +40,18 @@ def score_rows(
     real = FeatureSet(reference)
     rows = {name: score_features(FeatureSet(folder), real, options) for name, folder in systems.items()}
     first = next(iter(systems.values()))
-    if ceiling is not None:
-        rows[CEILING] = compare_features(FeatureSet(ceiling), real, options)
+    if codec is not None:
+        rows[CODEC] = compare_features(FeatureSet(codec), real, options)
     if _OF_SOUND.intersection(real.kinds()):
         rows[REAL] = _real(reference, options)
     if any(not metric.startswith(_SETS) for metric in next(iter(rows.values())).metrics):
         others = compare_features(FeatureSet(first), of_other_clips(reference), options)
-        rows[FLOOR] = _only(others, lambda metric: not metric.startswith(_SETS))
+        rows[OTHER_CLIP] = _only(others, lambda metric: not metric.startswith(_SETS))
     return rows
 
 
 def _real(reference: Path, options: ScoreOptions) -> FeatureScores:
-    """Return the scores of real sounds: distances of halves, and all else but what is 0 by definition."""
+    """Return the scores of real sounds: distances of halves, and all other metrics except KL, which is 0."""
     halves = dataclasses.replace(options, pairs=False)
     distances = compare_features(half(reference, 0), half(reference, 1), halves)
     itself = compare_features(FeatureSet(reference), FeatureSet(reference), options)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from flowley_jax.common.files import sha256
+from flowley_jax.common.files import sha256, write_text
 from flowley_jax.data.clip_table import TableClip
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
@@ -29,10 +29,10 @@ from flowley_jax.evaluation.extraction import (
 from flowley_jax.evaluation.extractors import PICTURE, SOUND
 from flowley_jax.evaluation.feature_metrics import ScoreOptions
 from flowley_jax.evaluation.feature_scores import FeatureScores
-from flowley_jax.evaluation.labels import targets
+from flowley_jax.evaluation.labels import classes_of, targets
 from flowley_jax.evaluation.networks import find_networks, offset_head
 from flowley_jax.evaluation.preparation import Preparation
-from flowley_jax.evaluation.rows import CEILING, score_rows
+from flowley_jax.evaluation.rows import CODEC, score_rows
 from flowley_jax.evaluation.sounds import one_form, sound_files
 from flowley_jax.evaluation.synchrony import round_trip
 from flowley_jax.interop.bundles import Bundle
@@ -42,8 +42,9 @@ from flowley_jax.media.write import write_audio
 TAGGER_FILE = "tagger.safetensors"
 FEATURES_FOLDER, CODEC_FOLDER = "features", "codec"
 REFERENCE = "reference"
+_CODEC_NOTE = "codec.txt"
 
-# Function from a preparation to a block in which processes read files with it.
+# Function that returns a context manager, which yields a reader that uses a preparation.
 Readers = Callable[[Preparation], contextlib.AbstractContextManager[Reader]]
 
 
@@ -53,14 +54,15 @@ class EvaluationSettings:
 
     Attributes:
       seconds: length that the networks take, from the start of each clip.
-      networks: folder of bundles of evaluation networks; None for the embedded evaluators only.
+      networks: folder of bundles of evaluation networks; None for none of them.
       tagger: file of the embedded tagger, which is trained if there is none; None for one in the folder of
         the evaluation.
       dtype: compute type of the networks.
-      captions: column of the table that LAION-CLAP compares sounds with, "caption" or "label".
+      captions: text that LAION-CLAP compares sounds with: "caption" (column text_description) or "label".
       real_sound: whether the videos of the table have the real sound.
       bandwidth: the side that decides the bandwidth of KAD.
-      resamples: resampled sets of clips for the intervals of distances; 0 for no interval.
+      resamples: resampled sets of clips for the intervals of distances and Inception scores; 0 for no
+        intervals and no differences.
       tolerance: largest distance of an onset from its event, in seconds.
     """
 
@@ -84,8 +86,8 @@ class Evaluation:
       differences: metrics minus those of the first system, by system and metric; see `comparison`.
       missing: ids of clips of the table without a sound, by system.
       left_out: ids of sounds that are not in the table, by system.
-      failed: one line for every clip, or network of a clip, without features, by folder of features.
-      networks: names of the networks that were used.
+      failed: one line for each clip, or each extractor of a clip, that gave no features, by folder.
+      networks: names of the networks that were available.
     """
 
     rows: dict[str, FeatureScores]
@@ -119,7 +121,7 @@ def evaluate_clips(
       readers: source of the processes that read files.
       training: clips whose real sounds and labels train the embedded tagger; without any, there is none.
       events: true times of events in seconds, by clip id, for the scores of onsets.
-      components: components of a run, whose codec gives the row of the best that it can do.
+      components: components of a run, for the row of its codec.
 
     Raises:
       FlowleyError: a folder cannot be used, no clip of the table has a sound of some system, or no metric has
@@ -132,13 +134,13 @@ def evaluate_clips(
     for name, files in sounds.items():
         run.extract(name, files, SOUND)
     if components is not None and settings.real_sound:
-        run.extract(CEILING, run.round_trips(components), SOUND)
+        run.extract(CODEC, run.round_trips(components), SOUND)
     folders, options = {name: run.folder(name) for name in systems}, run.score_options()
     rows = score_rows(
         folders,
         run.folder(REFERENCE),
         options,
-        ceiling=run.folder(CEILING) if CEILING in run.extracted else None,
+        codec=run.folder(CODEC) if CODEC in run.extracted else None,
     )
     return Evaluation(
         rows=rows,
@@ -212,7 +214,7 @@ class _Run:
             }
             self._extract_texts("captions", captions, lambda text: {"ids": tokens([text])[0]})
         if self.classes:
-            labels = {name: clip.label for name, clip in self.clips.items() if clip.label}
+            labels = self._known_labels()
             self._extract_texts(
                 "labels", labels, lambda label: {"tagger_labels": targets([label], self.classes)[0]}
             )
@@ -246,7 +248,7 @@ class _Run:
     def round_trips(self, components: Components) -> dict[str, str]:
         """Encode and decode the real sounds, write them, and return the files by clip id."""
         folder, rate = self.out / CODEC_FOLDER, components.sample_rate
-        folder.mkdir(parents=True, exist_ok=True)
+        self._claim_codec_folder(folder, components)
         files = {}
         for name, clip in tqdm(self.clips.items(), desc="sounds of the codec", unit="clip", disable=None):
             path = folder / f"{name}.wav"
@@ -257,7 +259,7 @@ class _Run:
                 wave = read_audio(clip.video_path, sample_rate=rate, seconds=self.settings.seconds)
                 write_audio(path, round_trip(wave, components)[: len(wave)], rate)
             except FlowleyError as error:
-                self.failed.setdefault(CEILING, []).append(f"{name}: {error}")
+                self.failed.setdefault(CODEC, []).append(f"{name}: {error}")
                 del files[name]
         return files
 
@@ -270,6 +272,27 @@ class _Run:
             classes=self.classes,
             tolerance=self.settings.tolerance,
         )
+
+    def _claim_codec_folder(self, folder: Path, components: Components) -> None:
+        """Create the folder of the codec's sounds, or check that they are of this codec and length."""
+        note, path = f"{components.identity} {self.settings.seconds:g} s\n", folder / _CODEC_NOTE
+        if not path.exists():
+            write_text(path, note)
+        elif path.read_text(encoding="utf-8") != note:
+            raise FlowleyError(f"{folder}: has sounds of another codec, or of another length; remove it")
+
+    def _known_labels(self) -> dict[str, str]:
+        """Return the labels by clip id that the tagger knows; other clips are named and left out."""
+        labels = {}
+        for name, clip in self.clips.items():
+            unknown = [part for part in classes_of(clip.label) if part not in self.classes]
+            if unknown:
+                self.failed.setdefault(REFERENCE, []).append(
+                    f"{name}: labels: no training clip of the tagger has the class {unknown[0]!r}"
+                )
+            elif clip.label:
+                labels[name] = clip.label
+        return labels
 
     def _extract_texts(
         self, extractor: str, texts: Mapping[str, str], prepare: Callable[[str], dict[str, np.ndarray]]

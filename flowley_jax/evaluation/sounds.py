@@ -31,7 +31,12 @@ class Sounds:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SoundFiles:
-    """The files of sounds in a folder; see `Sounds` for the attributes."""
+    """The files of sounds in a folder.
+
+    Attributes:
+      paths: file by clip id.
+      unreadable, ignored: see `Sounds`.
+    """
 
     paths: dict[str, Path]
     unreadable: list[str]
@@ -41,7 +46,7 @@ class SoundFiles:
 def sound_files(folder: Path) -> SoundFiles:
     """Return the sound files and videos of a folder by clip id.
 
-    Hidden files, folders in it and the log of the sampler are skipped; suffixes count in any case.
+    Hidden files, sub-folders and the log of the sampler are skipped. Suffixes may be in upper case.
 
     Raises:
       FlowleyError: the folder is missing.

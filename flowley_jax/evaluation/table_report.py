@@ -17,8 +17,8 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.embedded_tagger import tagger_clips
 from flowley_jax.evaluation.feature_scores import FeatureScores
 from flowley_jax.evaluation.feature_sets import FeatureSet
-from flowley_jax.evaluation.labels import all_classes
-from flowley_jax.evaluation.rows import CEILING, FLOOR, REAL
+from flowley_jax.evaluation.labels import all_classes, classes_of
+from flowley_jax.evaluation.rows import CODEC, OTHER_CLIP, REAL
 from flowley_jax.evaluation.run import (
     FEATURES_FOLDER,
     REFERENCE,
@@ -30,6 +30,7 @@ from flowley_jax.evaluation.run import (
 from flowley_jax.evaluation.sounds import one_form, sound_files
 from flowley_jax.evaluation.synchrony import read_events
 from flowley_jax.evaluation.tables import (
+    TABLE_HINT,
     as_json,
     av_benchmark_metrics,
     difference_lines,
@@ -62,7 +63,7 @@ SAMPLED = "generated"
 _MADE_FILES, _OWNER = "evaluate.jsonl", "evaluate"
 _SECONDS = 8.0
 # Names of rows and folders that are no systems.
-_RESERVED = (REAL, CEILING, FLOOR, REFERENCE)
+_RESERVED = (REAL, CODEC, OTHER_CLIP, REFERENCE)
 # Length, captions and reference of published benchmarks; av-benchmark takes 8 s of both.
 _PROTOCOLS: Mapping[str, dict[str, Any]] = {
     "vggsound": {"seconds": 8.0, "captions": "label", "real_sound": True},
@@ -76,7 +77,7 @@ _RESAMPLER = "windowed sinc of torchaudio (width 6, roll-off 0.99)"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to evaluate, as the command line states it.
+    """A request to evaluate, as the command line states it.
 
     Attributes:
       table: the clip table.
@@ -92,7 +93,7 @@ class Request:
       events: file of true event times.
       tolerance: largest distance of an onset from its event, in seconds.
       bandwidth: the side that decides the bandwidth of KAD.
-      resamples: resampled sets of clips for the intervals of distances.
+      resamples: resampled sets of clips for the intervals of distances and Inception scores.
     """
 
     table: Path
@@ -113,7 +114,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableResult:
-    """What an evaluation wrote.
+    """The text and the files of an evaluation.
 
     Attributes:
       table: the table as text.
@@ -260,7 +261,7 @@ def _remarks(evaluation: Evaluation) -> list[str]:
     what = {
         "missing": "clips of the table without a sound",
         "left_out": "sounds that are not in the table",
-        "failed": "without features",
+        "failed": "no features",
     }
     lines = [
         f"{name}: {text}: {_listed(items)}"
@@ -290,11 +291,7 @@ def _write_report(
     remarks: Sequence[str],
 ) -> None:
     columns, rows = table_rows(evaluation.rows)
-    notes = [
-        "Arrows show which direction is better. Point at a figure for its interval and its clips.",
-        *remarks,
-    ]
-    sections = [table_section("Scores", columns, rows, notes=notes)]
+    sections = [table_section("Scores", columns, rows, notes=[TABLE_HINT, *remarks])]
     first = next(iter(systems))
     if len(systems) > 1:
         columns, rows = difference_rows(evaluation.differences)
@@ -319,7 +316,7 @@ def _write_report(
 def _label_bars(metric: str, rows: Mapping[str, FeatureScores], clips: Sequence[TableClip]) -> str:
     """Return bars of a metric by class, of the classes with the most clips."""
     clips_of = {
-        label: [one_form(clip.id) for clip in clips if label in clip.label.split(" + ")]
+        label: [one_form(clip.id) for clip in clips if label in classes_of(clip.label)]
         for label in all_classes(clip.label for clip in clips)
     }
     largest = sorted(clips_of, key=lambda label: (-len(clips_of[label]), label))[:_SHOWN_LABELS]

@@ -85,7 +85,7 @@ def table_text(rows: Mapping[str, FeatureScores]) -> str:
 
 
 def table_rows(rows: Mapping[str, FeatureScores]) -> tuple[Sequence[str], list[TableRow]]:
-    """Return the headings and the rows of the same table for a report."""
+    """Return the headings and the rows of a table of scores for a report."""
     columns = shown_columns(rows)
     return [column.title for column in columns], [
         TableRow(
@@ -99,12 +99,14 @@ def table_rows(rows: Mapping[str, FeatureScores]) -> tuple[Sequence[str], list[T
 
 
 def difference_lines(differences: Mapping[str, Mapping[str, Interval]], first: str) -> list[str]:
-    """Return a line for each metric that a system's interval tells apart from the first one's."""
+    """Return a line for each metric whose interval of the difference excludes 0."""
     lines = []
     for name, intervals in differences.items():
         known = [(column, intervals[column.metric]) for column in COLUMNS if column.metric in intervals]
         apart = [(column, interval) for column, interval in known if interval.low * interval.high > 0.0]
-        lines.append(f"{name} minus {first}: {len(apart)} of {len(known)} metrics differ")
+        lines.append(
+            f"{name} minus {first}: {len(apart)} of {len(known)} metrics differ beyond their 95 % intervals"
+        )
         lines += [f"  {column.title}: {_difference(column, interval)}" for column, interval in apart]
     return lines
 
@@ -112,7 +114,7 @@ def difference_lines(differences: Mapping[str, Mapping[str, Interval]], first: s
 def difference_rows(
     differences: Mapping[str, Mapping[str, Interval]],
 ) -> tuple[Sequence[str], list[TableRow]]:
-    """Return the headings and the rows of a table of the same differences for a report."""
+    """Return the headings and the rows of a table of differences for a report."""
     columns = [c for c in COLUMNS if any(c.metric in intervals for intervals in differences.values())]
     return [column.title for column in columns], [
         TableRow(

@@ -79,7 +79,7 @@ class Tagger(nnx.Module):
     def __call__(
         self, log_mels: Float[Array, "B T bins"]
     ) -> tuple[Float[Array, "B dim"], Float[Array, "B classes"]]:
-        """Return embeddings, and logits of independent classes, of the log-mel frames of `front_end`."""
+        """Return embeddings and class logits of log-mel frames (see `front_end`); classes are independent."""
         x = self.frames(jnp.maximum(log_mels, FLOOR) - FLOOR / 2)
         for block in self.blocks:
             x = block(x)

@@ -60,7 +60,7 @@ def train_tagger(
       progress: function of the number of finished epochs, of all epochs, and of the mean loss.
 
     Raises:
-      FlowleyError: there are too few clips, or none or too many classes.
+      FlowleyError: there are too few clips, or fewer than two or too many classes.
     """
     training = training or TaggerTraining()
     classes = all_classes(labels)

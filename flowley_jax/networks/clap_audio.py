@@ -92,7 +92,7 @@ class Patches(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Blocks on one grid, after which, except in the last layer, four tokens become one."""
+    """Blocks on one grid. All layers but the last then merge every 2×2 tokens."""
 
     def __init__(self, config: HtsatConfig, layer: int, *, rngs: nnx.Rngs):
         side, width = _IMAGE // _PATCH // 2**layer, config.widths[layer]
@@ -126,6 +126,8 @@ class WindowAttention(nnx.Module):
     """Multi-head attention within windows of 8×8 tokens, with a bias for every offset.
 
     Args:
+      width: channels.
+      heads: attention heads.
       shift: tokens by which the grid is rolled back, so that windows of successive blocks overlap. Windows
         then hold parts of opposite edges, which do not attend to each other.
     """
@@ -229,7 +231,7 @@ def _cubic_taps(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _offsets() -> np.ndarray:
-    """Return the number of the offset between every two tokens of a window, (64, 64)."""
+    """Return the index of the offset between every two tokens of a window, (64, 64)."""
     row, column = np.divmod(np.arange(_WINDOW**2), _WINDOW)
     rows, columns = (x[:, None] - x[None] + _WINDOW - 1 for x in (row, column))
     return rows * (2 * _WINDOW - 1) + columns

@@ -27,7 +27,7 @@ _HIGHEST_HZ = 15_000.0
 _SMALLEST = 1e-5
 _OFFSET, _SCALE = 4.5, 5.0
 _PATCH, _STRIDE = 16, 10
-# Frames of a patch; a shorter sound has none.
+# Shortest sound of which one patch can be cut.
 LEAST_SAMPLES = (_PATCH - 1) * _HOP + 1
 _ROWS = (_BINS - _PATCH) // _STRIDE + 1
 _COLUMNS = (SAMPLES // _HOP - _PATCH) // _STRIDE + 1
@@ -93,7 +93,7 @@ class Passt(nnx.Module):
         return logits.astype(jnp.float32), features.astype(jnp.float32)
 
     def tokens(self, frames: Float[Array, "B T bins"]) -> Float[Array, "B M D"]:
-        """Return the two tokens of the whole and those of the patches, all bins' times in turn."""
+        """Return the two global tokens, then those of the patches, bin by bin."""
         dtype = self.config.dtype
         grid = self.patch_embed.proj(frames.mT[..., None].astype(dtype))
         times = self.time_new_pos_embed[...][:, :, : grid.shape[2]]

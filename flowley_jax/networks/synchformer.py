@@ -19,7 +19,7 @@ from flowley_jax.networks.synchformer_video import VideoNetwork
 class Synchformer(nnx.Module):
     """Networks of picture and sound, and the one that compares them.
 
-    Features are float32 and the projections to the last network's input are not applied to them.
+    Features are float32, before the projections `vproj` and `aproj`.
     """
 
     def __init__(self, config: SynchformerConfig, *, rngs: nnx.Rngs):

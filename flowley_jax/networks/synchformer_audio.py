@@ -22,7 +22,7 @@ _FFT, _WINDOW, _HOP, _BINS = 1024, 400, 160, 128
 _OFFSET = 1e-6
 _MEAN, _SCALE = -4.2677393, 2 * 4.5689974
 _PATCH_SIZE, _PATCH_STEP = 16, 10
-# Patches of one time.
+# Patches along the frequency axis.
 _ROWS = (_BINS - _PATCH_SIZE) // _PATCH_STEP + 1
 _EPSILON = 1e-12
 

@@ -1,4 +1,4 @@
-"""The page: headline figures, then training, clips, masks and settings."""
+"""Pages of a report: of a training, and of any sections."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -33,7 +33,7 @@ def write_report(
 ) -> None:
     """Write the report of a training; see `write_page`.
 
-    All text is plain text and is escaped here.
+    Text is plain and is escaped here; `tables` are HTML.
 
     Args:
       path: file to write; its folder is created if needed.
@@ -44,7 +44,7 @@ def write_report(
       masks: PSCA's soft masks (N2, Ta, Tv) in [0, 1], or None for a model without PSCA.
       clips: clips to show, in the order of the page.
       settings: settings of the run; nested mappings get dotted names.
-      tables: sections to show after the headline figures.
+      tables: HTML sections to show after the headline figures.
 
     Raises:
       FlowleyError: a video is missing or cannot be read, or the page cannot be written.

@@ -71,7 +71,7 @@ def bars_section(
 
 
 def legend(series: Sequence[str]) -> str:
-    """Return the HTML legend of series, in plain text."""
+    """Return the HTML legend of series, whose names are plain text. From the third on, all share a colour."""
     keys = "".join(
         f'<span class="key {style_of(index)}">{escape(name)}</span>' for index, name in enumerate(series)
     )

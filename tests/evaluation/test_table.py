@@ -19,7 +19,7 @@ from flowley_jax.evaluation.classes import kl_divergences
 from flowley_jax.evaluation.feature_sets import FeatureSet
 from flowley_jax.evaluation.features import read_parts
 from flowley_jax.evaluation.preparation import Preparation
-from flowley_jax.evaluation.rows import CEILING, FLOOR, REAL
+from flowley_jax.evaluation.rows import CODEC, OTHER_CLIP, REAL
 from flowley_jax.evaluation.run import EvaluationSettings, evaluate_clips
 from flowley_jax.evaluation.table_report import Request, evaluate_table
 from flowley_jax.interop.bundles import Bundle
@@ -77,15 +77,15 @@ def _scores(result):
 
 def test_every_metric_has_its_rows(result):
     rows = _scores(result)["rows"]
-    assert list(rows) == ["mine", REAL, FLOOR]
+    assert list(rows) == ["mine", REAL, OTHER_CLIP]
     everywhere = {"DeSync", "IB-Score", "LAION-CLAP-Score", "AV-Align", "onset-F1", "Greatest-Hits-AP"}
     distances = {f"{kind}-{name}" for kind in ("FD", "KAD") for name in ("PANN", "VGG", "PASST")}
     divergences = {"KL-PANNS-softmax", "KL-PASST-softmax"}
     assert rows["mine"]["metrics"].keys() >= everywhere | distances | divergences
     assert rows[REAL]["metrics"].keys() >= everywhere | distances
     assert not rows[REAL]["metrics"].keys() & divergences
-    assert rows[FLOOR]["metrics"].keys() >= everywhere | divergences
-    assert not rows[FLOOR]["metrics"].keys() & distances
+    assert rows[OTHER_CLIP]["metrics"].keys() >= everywhere | divergences
+    assert not rows[OTHER_CLIP]["metrics"].keys() & distances
     # An Inception score needs ten clips.
     assert "at least 10" in rows["mine"]["undefined"]["ISC-PANNS-mean"]
     assert any("ISC-PANNS-mean has no value" in remark for remark in result[1].remarks)
@@ -110,7 +110,7 @@ def test_the_floor_compares_with_the_next_clip(result):
     names = sorted(mine)
     others = np.stack([real[name] for name in names[1:] + names[:1]])
     expected = kl_divergences(np.stack([mine[name] for name in names]), others).mean()
-    assert _scores(result)["rows"][FLOOR]["metrics"]["KL-PANNS-softmax"] == pytest.approx(expected)
+    assert _scores(result)["rows"][OTHER_CLIP]["metrics"]["KL-PANNS-softmax"] == pytest.approx(expected)
 
 
 def test_the_report_shows_the_table_and_the_clips(result):
@@ -172,7 +172,7 @@ def test_features_of_what_has_changed_are_refused(result, clips, networks, tmp_p
     shutil.copytree(request.out, out)
     with pytest.raises(FlowleyError, match=r"00\.safetensors: has features of the first 5\.0 s, not 4 s"):
         _evaluate(clips, out, seconds=4.0)
-    with pytest.raises(FlowleyError, match="other weights computed its features of panns"):
+    with pytest.raises(FlowleyError, match="features of panns are of other weights, or of another --dtype"):
         _evaluate(clips, out, networks=networks, dtype="bfloat16")
     sounds = tmp_path / "sounds"
     shutil.copytree(clips / "sounds", sounds)
@@ -243,7 +243,7 @@ def test_the_command_compares_systems_and_keeps_files_of_others(clips, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[:2] == ["ours", "test"] and "AV-Align" in result.stdout
     rows = json.loads((tmp_path / "out/scores.json").read_text())["rows"]
-    assert {"ours", "test"} <= rows.keys() and CEILING not in rows
+    assert {"ours", "test"} <= rows.keys() and CODEC not in rows
     assert json.loads((tmp_path / "out/output_metrics_ours.json").read_text()) == {}
     (tmp_path / "out/report.html").write_text("mine")
     again = shell.run("flowley_jax.evaluate", *flags)
