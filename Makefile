@@ -1,7 +1,8 @@
 # Everything runs on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-gpu test-tpu test-scale test-soak test-torch demo ablation benchmark-psca benchmark-reading \
-  benchmark-train-step benchmark-sample benchmark-long-clips benchmark-extract compile-table lint lock clean FORCE
+  benchmark-train-step benchmark-sample benchmark-long-clips benchmark-extract benchmark-evaluate compile-table \
+  lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -13,6 +14,8 @@ TORCH := torch==2.13.0
 OPEN_CLIP := open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
 # For fine-tuning language models.
 PEFT := peft==0.21.2 accelerate==1.15.0
+# torchvggish imports resampy, which needs numba: librosa has brought it.
+VGGISH := torchvggish==0.2 resampy==0.4.3
 # Huge pages, and freed memory is kept instead of returned to the system.
 KEPT_MEMORY := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736
 NEW_ENOUGH := import sys; raise SystemExit(sys.version_info < (3, 11))
@@ -78,10 +81,10 @@ test-soak: .torch  ## run the tests for a release: more meshes, twenty kills, th
 .torch: $(STAMP)
 	@echo "installing PyTorch into .torch (2 GB or more)"
 	@rm -rf $@ && $(PY) -m pip install --quiet --disable-pip-version-check --target $@ $(TORCH)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(OPEN_CLIP) $(PEFT)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(OPEN_CLIP) $(PEFT) $(VGGISH)
 	@touch $@
 
-test-torch: .torch  ## compare with PyTorch, transformers and open_clip, and read their files
+test-torch: .torch  ## compare with PyTorch, transformers, open_clip and torchvggish, and read their files
 	PYTHONPATH=.torch $(PY) -m pytest -q -m torch tests/twin $(ARGS)
 
 demo: venv  ## generate clips, train, sample and write a report to runs/demo
@@ -107,6 +110,9 @@ benchmark-long-clips: venv  ## measure sounds of long videos, and their cost, ov
 
 benchmark-extract: venv  ## measure how fast this machine extracts records (20 minutes on an idle machine)
 	$(PY) -m benchmarks.extract $(ARGS)
+
+benchmark-evaluate: venv  ## measure the networks, the reading and the memory of an evaluation (25 minutes on an idle machine)
+	$(PY) -m benchmarks.evaluate $(ARGS)
 
 compile-table: .tpu  ## compile the training step of every size for TPU slices (over an hour; resumes)
 	JAX_PLATFORMS=cpu PYTHONPATH=.tpu:. $(PY) -m benchmarks.compile_table $(ARGS)

@@ -1,7 +1,6 @@
 """Progress bars. A pipeline's progress is the number of its result files, whatever engine runs it."""
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from data_prep.feature_store import FeatureKind, FeatureStore
+from flowley_jax.common.progress import progress_bar
 
 _MIN_PAUSE_SECONDS = 2.0
 # Counting files takes at most this share of the time.
@@ -31,12 +31,6 @@ def show_progress(store: FeatureStore, kind: FeatureKind, keys: set[str], label:
             finished.set()
             thread.join()
             _update(store, kind, keys, bar)
-
-
-def progress_bar(label: str, *, total: int) -> tqdm:
-    """Return a progress bar that outside a terminal updates only every 30 seconds."""
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, desc=label, unit="", mininterval=interval)
 
 
 def _watch(

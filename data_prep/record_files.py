@@ -13,13 +13,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from data_prep.beam_runner import run_pipeline
 from data_prep.feature_store import DamagedError, DamagedFiles, FeatureStore
 from data_prep.keyed_clips import KeyedCaption, KeyedClip
-from data_prep.progress import progress_bar
 from data_prep.record_components import RecordComponents
 from flowley_jax.audio.level_bounds import level_maxima
 from flowley_jax.audio.mel import MelConfig
 from flowley_jax.audio.protocols import AudioCodec
 from flowley_jax.common.files import name_errors, sha256, write_text
 from flowley_jax.common.json_files import read_json_object
+from flowley_jax.common.progress import progress_bar
 from flowley_jax.data.components import Components
 from flowley_jax.data.record import Dims, Example, Shard, shard_name, write_metadata, write_shard
 from flowley_jax.errors import FlowleyError

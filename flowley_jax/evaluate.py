@@ -61,6 +61,9 @@ _DTYPE = flags.DEFINE_enum(
 _SEED = define_int("seed", 0, "Random seed of the sounds that --workdir samples.", SEEDS)
 _WORKERS = define_int("workers", 2, "Processes that read clips.", PROCESSES)
 _EVENTS = flags.DEFINE_string("events", None, "File events.jsonl with the true event times.")
+_AV_ALIGN = flags.DEFINE_bool(
+    "av_align", True, "Compute AV-Align, whose optical flow takes long for large pictures."
+)
 _REAL = flags.DEFINE_string("real", None, "Folder of the clips with their real sound, to score as well.")
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -107,7 +110,8 @@ _COMPILATION_CACHE = define_compilation_cache()
 SAMPLE_RATE = 16000
 # Files of --out with --generated-cache: av-benchmark's metrics under its names; all metrics.
 AV_BENCHMARK_FILE, SCORES_FILE = "output_metrics.json", "scores.json"
-_READ_SECONDS = 120.0
+# Optical flow of a large picture takes about a second per frame.
+_READ_SECONDS = 900.0
 _SHOWN_NAMES = 5
 _NOT_SCORED = {
     "missing": "clips with events but without a sound, which are not scored",
@@ -118,7 +122,7 @@ _NOT_SCORED = {
 }
 # Flags, and the modes that they belong to.
 _BELONGING = (
-    ((_SPLIT, _PROTOCOL, _SECONDS, _SEED, _WORKERS), ("--table",)),
+    ((_SPLIT, _PROTOCOL, _SECONDS, _SEED, _WORKERS, _AV_ALIGN), ("--table",)),
     ((_PAIRS,), ("--generated-cache",)),
     ((_REAL,), ("--sounds without --table",)),
     ((_EVENTS, _WORKDIR, _TOLERANCE), ("--table", "--sounds without --table")),
@@ -234,6 +238,7 @@ def _request(table: Path) -> "Request":
         seed=_SEED.value,
         events=Path(_EVENTS.value) if _EVENTS.value else None,
         tolerance=_TOLERANCE.value,
+        av_align=_AV_ALIGN.value,
         bandwidth=_KAD_BANDWIDTH.value,
         resamples=_RESAMPLES.value,
     )
@@ -270,9 +275,16 @@ def _score_caches(generated: Path, reference: Path) -> int:
     for file in files:
         check_new_file(file, overwrite=_OVERWRITE.value)
     options = ScoreOptions(pairs=_PAIRS.value, bandwidth=_KAD_BANDWIDTH.value, resamples=_RESAMPLES.value)
-    scores = score_features(FeatureSet(generated), FeatureSet(reference), options)
-    text = json.dumps({**as_json(scores), "kad_bandwidth": _KAD_BANDWIDTH.value}, indent=2)
-    print(text)
+    sides = FeatureSet(generated), FeatureSet(reference)
+    for side in sides:
+        if not side.kinds():
+            raise FlowleyError(f"{side.folder}: holds no file of features")
+    scores = score_features(*sides, options)
+    report = {**as_json(scores), "kad_bandwidth": _KAD_BANDWIDTH.value}
+    text = json.dumps(report, indent=2)
+    # The values of all clips would fill the screen.
+    print(json.dumps({name: value for name, value in report.items() if name != "per_clip"}, indent=2))
+    _say_what_is_on_one_side(*(side.kinds() for side in sides))
     for kind, names in scores.without_reference.items():
         if names:
             print(f"{kind}: clips without a reference: {_listed(names)}", file=sys.stderr)
@@ -287,6 +299,19 @@ def _score_caches(generated: Path, reference: Path) -> int:
             write_text(file, content + "\n")
         print(f"scores: {files[0]}; in full: {files[1]}", file=sys.stderr)
     return 0
+
+
+def _say_what_is_on_one_side(generated: list[str], reference: list[str]) -> None:
+    """Name features without the ones to compare them with."""
+    from flowley_jax.evaluation.feature_metrics import compared_kinds
+
+    for mine, theirs in compared_kinds():
+        if (mine in generated) != (theirs in reference):
+            there, lacking = ("generated", theirs) if mine in generated else ("reference", mine)
+            found = mine if mine in generated else theirs
+            print(f"{found} of the {there} clips: not compared, there is no {lacking}", file=sys.stderr)
+    if {"synchformer_audio"} <= {*generated} and not _NETWORKS.value:
+        print("no DeSync: it needs Synchformer, see --networks", file=sys.stderr)
 
 
 def _score_sounds(folder: Path) -> int:

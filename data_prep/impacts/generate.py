@@ -15,11 +15,11 @@ from data_prep.impacts.captions import caption
 from data_prep.impacts.render import FPS, render
 from data_prep.impacts.scene import Scene, draw_scene
 from data_prep.impacts.sound import SAMPLE_RATE, synthesise
-from data_prep.progress import progress_bar
 from data_prep.table_making import make_clip
 from flowley_jax.common.files import name_errors, remove_partials, write_text
 from flowley_jax.common.json_files import read_json_object
 from flowley_jax.common.locks import lock_folder
+from flowley_jax.common.progress import progress_bar
 from flowley_jax.data.clip_table import SPLITS, write_clip_table
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.write import write_video

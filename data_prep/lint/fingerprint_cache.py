@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.lint.fingerprints import Fingerprints, fingerprints_of
-from data_prep.progress import progress_bar
 from data_prep.rejection import Rejection
 from data_prep.storage import FileStamp, content_samples, path_below
 from data_prep.worker_pool import WorkerPool
 from flowley_jax.common.files import name_errors
 from flowley_jax.common.jsonl import append_json, read_jsonl
+from flowley_jax.common.progress import progress_bar
 from flowley_jax.errors import FlowleyError
 
 CACHE_FILE = "fingerprints.jsonl"

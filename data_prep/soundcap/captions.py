@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.feature_store import digest
-from data_prep.progress import progress_bar
 from data_prep.rejection import Rejection
 from data_prep.soundcap.clip_view import ClipView, ViewConfig, load_view
 from data_prep.soundcap.filters import clean_answer, find_problem
@@ -27,6 +26,7 @@ from data_prep.worker_pool import WorkerPool
 from flowley_jax.common.files import write_text
 from flowley_jax.common.jsonl import append_json, read_jsonl
 from flowley_jax.common.locks import lock_folder
+from flowley_jax.common.progress import progress_bar
 from flowley_jax.data.clip_table import TableClip
 from flowley_jax.errors import FlowleyError
 

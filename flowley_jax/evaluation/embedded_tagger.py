@@ -8,15 +8,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from flowley_jax.common.progress import progress_bar
 from flowley_jax.data.clip_table import TableClip
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.extraction import Reader
 from flowley_jax.evaluation.labels import all_classes
 from flowley_jax.evaluation.preparation import Preparation
 from flowley_jax.evaluation.tagger import Tagger, load_tagger, save_tagger
-from flowley_jax.evaluation.tagger_training import LEAST_CLIPS, MOST_CLASSES, train_tagger
+from flowley_jax.evaluation.tagger_training import LEAST_CLIPS, MOST_CLASSES, TaggerTraining, train_tagger
 
 log = logging.getLogger(__name__)
 # More clips would only take longer.
@@ -61,30 +61,41 @@ def embedded_tagger(
     if path.exists():
         tagger, notes = load_tagger(path)
         if notes.get(_TRAINED_ON) != trained_on:
-            raise FlowleyError(f"{path}: was trained on other clips or another length of them; remove it")
+            raise FlowleyError(
+                f"{path}: was trained on other clips or another --seconds; remove it, or choose another --out"
+            )
         return tagger
     with readers(Preparation(("tagger",), seconds)) as read:
         calls = [(str(clip.video_path), ("tagger",)) for clip in clips]
-        results = list(tqdm(read(calls), "reading real sounds", len(calls), unit="clip", disable=None))
+        with progress_bar("reading real sounds for the tagger", total=len(calls)) as bar:
+            results = []
+            for result in read(calls):
+                results.append(result)
+                bar.update()
     usable = [
         (result["tagger"]["log_mels"], clip.label)
         for clip, result in zip(clips, results, strict=True)
         if isinstance(result, dict) and not isinstance(result["tagger"], str)
     ]
     if len(usable) < LEAST_CLIPS:
+        faults = (
+            f"{clip.id}: {result['tagger'] if isinstance(result, dict) else result.detail}"
+            for clip, result in zip(clips, results, strict=True)
+            if not isinstance(result, dict) or isinstance(result["tagger"], str)
+        )
         raise FlowleyError(
             f"the embedded tagger needs {LEAST_CLIPS} labelled training clips of {seconds:g} s with sound; "
-            f"{len(usable)} of {len(clips)} can be used"
+            f"{len(usable)} of {len(clips)} can be used ({next(faults, 'no faults')}; see --seconds)"
         )
-    with tqdm(desc="training the tagger", unit="epoch", disable=None) as bar:
+    training = TaggerTraining()
+    with progress_bar("training the tagger", total=training.epochs) as bar:
 
         def progress(epoch: int, epochs: int, loss: float) -> None:
-            bar.total = epochs
             bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
             bar.update(epoch - bar.n)
 
         log_mels, labels = zip(*usable, strict=True)
-        tagger = train_tagger(np.stack(log_mels), list(labels), progress=progress)
+        tagger = train_tagger(np.stack(log_mels), list(labels), training=training, progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tagger(tagger, path, {_TRAINED_ON: trained_on})
     # So that this evaluation uses the same weights as later ones.

@@ -112,4 +112,5 @@ SOUND = (
     *("panns", "vggish", "passt", "clap", "imagebind", "synchformer"),
     *("tagger", "level", "audio_peaks", "onsets"),
 )
-PICTURE = ("imagebind_video", "synchformer_video", "video_peaks")
+PICTURE = ("imagebind_video", "synchformer_video")
+MOTION = ("video_peaks",)

@@ -104,6 +104,16 @@ def clean_id(name: str) -> str:
     return name[_ID_PLACES[len(name)]] if len(name) in _ID_PLACES else name
 
 
+def compared_kinds() -> list[tuple[str, str]]:
+    """Return the kinds of features of generated and of reference clips that a metric of both compares."""
+    same = ("pann_2048", "pann_logits", "vggish", "passt_embed", "passt_logits")
+    return [
+        *((kind, kind) for kind in same),
+        *_SIMILARITIES.values(),
+        ("synchformer_audio", "synchformer_video"),
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Pairs:
     """Features of the clips with a reference, in the order of the generated ones."""

@@ -1,6 +1,7 @@
 """Score features with the metrics, the pairing and the names of av-benchmark, and with further metrics."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -15,6 +16,15 @@ AV_BENCHMARK = (
     *("ISC-PANNS-mean", "ISC-PANNS-std", "ISC-PASST-mean", "ISC-PASST-std"),
     *("IB-Score", "DeSync", "LAION-CLAP-Score", "MS-CLAP-Score"),
 )
+# Possible values of metrics, by the start of their names; intervals end there.
+_SHARE, _NO_BOUNDS = (0.0, 1.0), (-math.inf, math.inf)
+_BOUNDS = {
+    **dict.fromkeys(("FD-", "KL-", "DeSync", "onset-error"), (0.0, math.inf)),
+    "ISC-": (1.0, math.inf),
+    **dict.fromkeys(("IB-", "LAION-", "MS-"), (-1.0, 1.0)),
+    **dict.fromkeys(("AV-Align", "onset-", "Greatest-Hits", "clipped", "silence"), _SHARE),
+    **dict.fromkeys(("material-", "motion-", "class-"), _SHARE),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +112,10 @@ def _add(scores: FeatureScores, metric: str, statistic: Statistic, resamples: in
     scores.clips[metric] = statistic.sizes
     if resamples and min(statistic.sizes) > 1:
         interval = bootstrap_interval(statistic.function, *statistic.sizes, resamples=resamples)
-        scores.intervals[metric] = interval
+        least, most = next((ends for start, ends in _BOUNDS.items() if metric.startswith(start)), _NO_BOUNDS)
+        scores.intervals[metric] = dataclasses.replace(
+            interval, low=max(least, interval.low), high=min(most, interval.high)
+        )
         scores.metrics[metric] = interval.estimate
     else:
         scores.metrics[metric] = float(statistic.function(*map(np.arange, statistic.sizes)))

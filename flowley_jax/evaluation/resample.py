@@ -14,6 +14,8 @@ from flowley_jax.errors import FlowleyError
 
 # Zero crossings of the sinc on each side, and the cutoff as a share of the lower Nyquist frequency.
 _CROSSINGS, _ROLLOFF = 6, 0.99
+# Samples that are computed at once.
+_BLOCK = 2**15
 
 
 def resample(
@@ -41,29 +43,36 @@ def resample(
         return wave
     divisor = math.gcd(before, after)
     step, phases = before // divisor, after // divisor
-    filters = _filters(step, phases, np.dtype(kernel_dtype).name)
-    reach = (filters.shape[1] - step) // 2
-    padded = np.pad(wave.astype(np.float32), ((0, 0), (reach, reach + step)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, filters.shape[1], axis=1)[:, ::step]
-    # A matrix product of overlapping windows would not be one of BLAS.
-    resampled = np.ascontiguousarray(windows) @ filters.T
+    reach, starts, filters = _filters(step, phases, np.dtype(kernel_dtype).name)
     # The published program rounds the length to float32 before it takes the ceiling.
     length = math.ceil(np.float32(phases * wave.shape[1] / step))
-    return resampled.reshape(len(wave), -1)[:, :length]
+    taps = filters.shape[1]
+    padded = np.pad(wave.astype(np.float32), ((0, 0), (reach, reach + step + taps)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, taps, axis=1)
+    resampled = np.empty((len(wave), length), np.float32)
+    for first in range(0, length, _BLOCK):
+        cycle, phase = np.divmod(np.arange(first, min(first + _BLOCK, length)), phases)
+        chosen = windows[:, cycle * step + starts[phase]]
+        resampled[:, first : first + _BLOCK] = np.einsum("cnt,nt->cn", chosen, filters[phase])
+    return resampled
 
 
 @functools.lru_cache(maxsize=32)
-def _filters(step: int, phases: int, dtype: str) -> np.ndarray:
-    """Return the filter of each phase, float32 (phases, taps)."""
+def _filters(step: int, phases: int, dtype: str) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return the zeros in front of the wave, and of each phase the first sample (phases,) and the filter.
+
+    The published filters (phases, step + 2 · reach) are zero but for these 2 · reach + 2 taps of each phase.
+    """
     number = np.dtype(dtype).type
     cutoff = _ROLLOFF * min(step, phases)
     reach = math.ceil(_CROSSINGS * step / cutoff)
-    taps = np.arange(-reach, reach + step, dtype=dtype) / number(step)
+    starts = step * np.arange(phases) // phases
+    taps = (starts[:, None] - reach + np.arange(2 * reach + 2)).astype(dtype) / number(step)
     # In float32 in both forms.
     shifts = np.arange(0, -phases, -1).astype(np.float32) / np.float32(phases)
-    time = (shifts[:, None].astype(dtype) + taps[None]) * number(cutoff)
+    time = (shifts[:, None].astype(dtype) + taps) * number(cutoff)
     time = np.clip(time, -_CROSSINGS, _CROSSINGS)
     window = np.square(np.cos(time * number(math.pi) / number(_CROSSINGS) / number(2)))
     angle = time * number(math.pi)
     sinc = np.where(angle == 0, number(1), np.sin(angle) / np.where(angle == 0, number(1), angle))
-    return (sinc * window * number(cutoff / step)).astype(np.float32)
+    return reach, starts, (sinc * window * number(cutoff / step)).astype(np.float32)

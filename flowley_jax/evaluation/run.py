@@ -3,14 +3,15 @@
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from flowley_jax.common.files import sha256, write_text
+from flowley_jax.common.progress import progress_bar
 from flowley_jax.data.clip_table import TableClip
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
@@ -26,7 +27,7 @@ from flowley_jax.evaluation.extraction import (
     extract,
     file_fingerprint,
 )
-from flowley_jax.evaluation.extractors import PICTURE, SOUND
+from flowley_jax.evaluation.extractors import MOTION, PICTURE, SOUND
 from flowley_jax.evaluation.feature_metrics import ScoreOptions
 from flowley_jax.evaluation.feature_scores import FeatureScores
 from flowley_jax.evaluation.labels import classes_of, targets
@@ -39,6 +40,7 @@ from flowley_jax.interop.bundles import Bundle
 from flowley_jax.media.read import read_audio
 from flowley_jax.media.write import write_audio
 
+log = logging.getLogger(__name__)
 TAGGER_FILE = "tagger.safetensors"
 FEATURES_FOLDER, CODEC_FOLDER = "features", "codec"
 REFERENCE = "reference"
@@ -60,6 +62,7 @@ class EvaluationSettings:
       dtype: compute type of the networks.
       captions: text that LAION-CLAP compares sounds with: "caption" (column text_description) or "label".
       real_sound: whether the videos of the table have the real sound.
+      av_align: whether to compute AV-Align, whose optical flow takes long for large pictures.
       bandwidth: the side that decides the bandwidth of KAD.
       resamples: resampled sets of clips for the intervals of distances and Inception scores; 0 for no
         intervals and no differences.
@@ -72,6 +75,7 @@ class EvaluationSettings:
     dtype: str = "float32"
     captions: str = "caption"
     real_sound: bool = True
+    av_align: bool = True
     bandwidth: str = "reference"
     resamples: int = 100
     tolerance: float = 0.1
@@ -128,13 +132,15 @@ def evaluate_clips(
         a value.
     """
     run = _Run(clips, out, settings, readers, events)
+    # First, because all else takes long.
+    sounds = {name: run.sounds_of(name, folder) for name, folder in systems.items()}
     run.add_networks(training)
     run.extract_reference()
-    sounds = {name: run.sounds_of(name, folder) for name, folder in systems.items()}
     for name, files in sounds.items():
         run.extract(name, files, SOUND)
     if components is not None and settings.real_sound:
         run.extract(CODEC, run.round_trips(components), SOUND)
+    log.info("scoring")
     folders, options = {name: run.folder(name) for name in systems}, run.score_options()
     rows = score_rows(
         folders,
@@ -193,6 +199,8 @@ class _Run:
         self.failed[system] = [*files.unreadable]
         self.missing[system] = sorted(self.clips.keys() - files.paths.keys())
         self.left_out[system] = sorted(files.paths.keys() - self.clips.keys())
+        if close := _differ_in_case(self.missing[system], self.left_out[system]):
+            self.failed[system].append(f"{close[0]}: {close[1]} differs in upper and lower case only")
         found = {clip: str(path) for clip, path in files.paths.items() if clip in self.clips}
         if not found:
             raise FlowleyError(
@@ -204,7 +212,13 @@ class _Run:
     def extract_reference(self) -> None:
         """Extract the features of real sounds, pictures, captions, labels and events."""
         videos = {name: str(clip.video_path) for name, clip in self.clips.items()}
-        self.extract(REFERENCE, videos, (*(SOUND if self.settings.real_sound else ()), *PICTURE))
+        # A picture that takes too long costs no features of the sound.
+        if self.settings.real_sound:
+            self.extract(REFERENCE, videos, SOUND)
+        if pictures := available(PICTURE, self.evaluators):
+            self.extract(REFERENCE, videos, pictures)
+        if self.settings.av_align:
+            self.extract(REFERENCE, videos, MOTION)
         if "clap" in self.evaluators.networks:
             tokens = ClapCaptions(bundle=self._bundle("clap"))
             captions = {
@@ -228,10 +242,8 @@ class _Run:
         """Extract the features of files by clip id into a folder."""
         names = available(extractors, self.evaluators)
         preparation = Preparation(tuple(names), self.settings.seconds)
-        with (
-            self.readers(preparation) as read,
-            tqdm(total=len(files), desc=f"features of {name}", unit="clip", disable=None) as bar,
-        ):
+        log.info("%s: extracting %s", name, ", ".join(names))
+        with self.readers(preparation) as read, progress_bar(name, total=len(files)) as bar:
             failed = extract(
                 files,
                 names,
@@ -250,7 +262,10 @@ class _Run:
         folder, rate = self.out / CODEC_FOLDER, components.sample_rate
         self._claim_codec_folder(folder, components)
         files = {}
-        for name, clip in tqdm(self.clips.items(), desc="sounds of the codec", unit="clip", disable=None):
+        log.info("encoding and decoding the real sounds")
+        bar = progress_bar(CODEC, total=len(self.clips))
+        for name, clip in self.clips.items():
+            bar.update()
             path = folder / f"{name}.wav"
             files[name] = str(path)
             if path.is_file():
@@ -261,6 +276,7 @@ class _Run:
             except FlowleyError as error:
                 self.failed.setdefault(CODEC, []).append(f"{name}: {error}")
                 del files[name]
+        bar.close()
         return files
 
     def score_options(self) -> ScoreOptions:
@@ -312,3 +328,9 @@ class _Run:
     def _bundle(self, name: str) -> Bundle:
         assert self.settings.networks is not None
         return Bundle.open(self.settings.networks / name)
+
+
+def _differ_in_case(ids: Sequence[str], names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first id and name that differ in case only."""
+    by_folded = {name.casefold(): name for name in names}
+    return next(((name, by_folded[name.casefold()]) for name in ids if name.casefold() in by_folded), None)

@@ -49,7 +49,7 @@ from flowley_jax.report import (
     table_section,
     write_page,
 )
-from flowley_jax.runs.workdir import load_components
+from flowley_jax.runs.workdir import load_components, read_config
 from flowley_jax.sampling.inputs import find_inputs
 from flowley_jax.sampling.made_files import MadeFiles, staged
 from flowley_jax.sampling.outputs import write_sounds
@@ -70,7 +70,10 @@ _PROTOCOLS: Mapping[str, dict[str, Any]] = {
     "moviegen": {"seconds": 8.0, "captions": "caption", "real_sound": False},
 }
 # The first of these that has values orders the clips of the report; larger is better.
-_RANKING = ("onset-F1", "AV-Align", "IB-Score", "LAION-CLAP-Score", "class-accuracy")
+_RANKING = (
+    *("onset-F1", "IB-Score", "LAION-CLAP-Score"),
+    *("class-accuracy", "Greatest-Hits-AP", "AV-Align"),
+)
 _SHOWN_CLIPS, _SHOWN_LABELS, _SHOWN_NAMES = 3, 24, 5
 _RESAMPLER = "windowed sinc of torchaudio (width 6, roll-off 0.99)"
 
@@ -92,6 +95,7 @@ class Request:
       seed: seed of sampled sounds.
       events: file of true event times.
       tolerance: largest distance of an onset from its event, in seconds.
+      av_align: whether to compute AV-Align.
       bandwidth: the side that decides the bandwidth of KAD.
       resamples: resampled sets of clips for the intervals of distances and Inception scores.
     """
@@ -108,6 +112,7 @@ class Request:
     seed: int = 0
     events: Path | None = None
     tolerance: float = 0.1
+    av_align: bool = True
     bandwidth: str = "reference"
     resamples: int = 100
 
@@ -146,7 +151,11 @@ def evaluate_table(request: Request, readers: Readers) -> TableResult:
     clips = read_clip_table(request.table)
     chosen = [clip for clip in clips if clip.split == request.split]
     if not chosen:
-        raise FlowleyError(f"{request.table}: has no row of the split {request.split!r}")
+        splits = ", ".join(dict.fromkeys(clip.split for clip in clips))
+        raise FlowleyError(f"{request.table}: has no row of the split {request.split!r}, only of {splits}")
+    if request.workdir:
+        # A folder without a run is named as such.
+        read_config(request.workdir)
     components = load_components(request.workdir) if request.workdir else None
     settings = _settings(request, components.seconds if components else None)
     systems = _systems(request.systems) if request.systems else {SAMPLED: request.out / SAMPLES_FOLDER}
@@ -196,6 +205,7 @@ def _settings(request: Request, run_seconds: float | None) -> EvaluationSettings
         bandwidth=request.bandwidth,
         resamples=request.resamples,
         tolerance=request.tolerance,
+        av_align=request.av_align,
         **{**protocol, "seconds": seconds},
     )
 
@@ -246,13 +256,18 @@ def _facts(
         "kad_bandwidth": settings.bandwidth,
         "resamples": settings.resamples,
         "missing": {name: len(ids) for name, ids in evaluation.missing.items()},
-        "failed": {name: len(lines) for name, lines in evaluation.failed.items()},
+        "failed": {
+            name: len({line.partition(":")[0] for line in lines}) for name, lines in evaluation.failed.items()
+        },
     }
 
 
 def _pictures(out: Path) -> str:
-    """Return the sizes and rates of the pictures, on which AV-Align depends."""
-    formats = FeatureSet(out / FEATURES_FOLDER / REFERENCE).read("video_format").values()
+    """Return the sizes and rates of the pictures, on which AV-Align depends; empty without it."""
+    reference = FeatureSet(out / FEATURES_FOLDER / REFERENCE)
+    if "video_format" not in reference.kinds():
+        return ""
+    formats = reference.read("video_format").values()
     names = sorted({f"{width:g}×{height:g} at {rate:.4g} fps" for rate, width, height in formats})
     return ", ".join(names[:_SHOWN_NAMES]) + (", …" if len(names) > _SHOWN_NAMES else "")
 
@@ -263,12 +278,13 @@ def _remarks(evaluation: Evaluation) -> list[str]:
         "left_out": "sounds that are not in the table",
         "failed": "no features",
     }
-    lines = [
-        f"{name}: {text}: {_listed(items)}"
-        for kind, text in what.items()
-        for name, items in getattr(evaluation, kind).items()
-        if items
-    ]
+    lines = []
+    for kind, text in what.items():
+        for name, items in getattr(evaluation, kind).items():
+            # Several extractors may have failed on a clip.
+            by_clip = {item.partition(":")[0]: item for item in reversed(items)}
+            if by_clip:
+                lines.append(f"{name}: {text}: {_listed(list(by_clip.values())[::-1])}")
     for row, scores in evaluation.rows.items():
         lines += [f"{row}: {metric} has no value: {reason}" for metric, reason in scores.undefined.items()]
         for file, clips in scores.not_finite.items():

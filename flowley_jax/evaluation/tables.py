@@ -63,7 +63,8 @@ COLUMNS = (
 )
 
 TABLE_HINT = (
-    "Arrows show which direction is better. Point at a figure for its interval and its number of clips."
+    "Arrows show which direction is better. Point at a figure for its interval and its number of clips. "
+    "docs/evaluation.md explains the metrics."
 )
 
 
@@ -78,6 +79,8 @@ def table_text(rows: Mapping[str, FeatureScores]) -> str:
     width = max([len(column.title) for column in columns], default=0)
     widths = {name: max(len(name), 8) for name in rows}
     lines = [" " * width + "".join(f"  {name:>{widths[name]}}" for name in rows)]
+    counts = {name: max((sizes[0] for sizes in row.clips.values()), default=0) for name, row in rows.items()}
+    lines.append(f"{'clips':{width}}" + "".join(f"  {counts[name]:>{widths[name]}}" for name in rows))
     for column in columns:
         cells = "".join(f"  {_value(row, column):>{widths[name]}}" for name, row in rows.items())
         lines.append(f"{column.title:{width}}{cells}")

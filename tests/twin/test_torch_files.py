@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flowley_jax.errors import FlowleyError
+from flowley_jax.evaluation.features import KINDS, write_av_benchmark_features
 from flowley_jax.interop.torch_writer import write_torch_file
 from flowley_jax.interop.weight_files import read_arrays
 
@@ -157,3 +158,22 @@ def test_pytorch_reads_what_is_written_without_it(tmp_path):
         np.testing.assert_array_equal(tensor.numpy(), array)
         assert tensor.numpy().dtype == array.dtype
     (loaded["a"] + 1).sum()
+
+
+def test_pytorch_reads_caches_of_features(tmp_path):
+    """av-benchmark's scores load them so."""
+    rng = np.random.default_rng(0)
+    features = {
+        name: {clip: rng.standard_normal((2, 3, 4)[: kind.ndim], np.float32) for clip in ("b", "a", "ü 1")}
+        for name, kind in KINDS.items()
+        if kind.file
+    }
+    write_av_benchmark_features(tmp_path, features)
+    for name, by_clip in features.items():
+        loaded = torch.load(tmp_path / KINDS[name].file, weights_only=True)
+        # The order of the clips is part of the Inception score.
+        assert list(loaded) == list(by_clip)
+        for clip, array in by_clip.items():
+            tensor = loaded[clip][KINDS[name].entry] if KINDS[name].entry else loaded[clip]
+            assert tensor.dtype == torch.float32
+            np.testing.assert_array_equal(tensor.numpy(), array)
