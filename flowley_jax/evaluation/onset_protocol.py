@@ -5,14 +5,13 @@ generated sound with those of the real one.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 import soxr
 
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.av_align import SAMPLE_RATE, audio_peaks
-from flowley_jax.evaluation.onsets import TOLERANCE, aggregate, detect_onsets, match_onsets
+from flowley_jax.evaluation.onsets import TOLERANCE
 
 _PROMINENCE = 0.3
 # An onset is as loud as the loudest sample this near to it, and rules out less certain onsets this near; s.
@@ -60,16 +59,6 @@ class ClipOnsets:
     confidences: np.ndarray
 
     @property
-    def accuracy(self) -> float:
-        """Share of the reference times that an onset is paired with."""
-        return float(self.is_hit.sum()) / self.references
-
-    @property
-    def average_precision(self) -> float:
-        """Average precision; reference times without an onset are never found."""
-        return average_precision(self.confidences, self.is_hit, self.references)
-
-    @property
     def published_average_precision(self) -> float:
         """Average precision as CondFoleyGen computes it.
 
@@ -81,37 +70,6 @@ class ClipOnsets:
             np.append(self.is_hit, np.ones(missed, bool)),
             self.references,
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnsetComparison:
-    """Figures of a set of clips.
-
-    Attributes:
-      count_accuracy: share of the clips with as many onsets as reference times.
-      accuracy, average_precision, published_average_precision: means of `ClipOnsets` over clips.
-      pooled_average_precision: average precision of the onsets of all clips together.
-      matching: precision, recall, f1 and median_abs_error_ms over all onsets, with as many pairs as possible.
-      clips: result by clip id.
-      without_reference: ids of sounds without a reference time, which are not scored.
-      missing: ids of clips with reference times that have no sound, which are not scored either.
-    """
-
-    count_accuracy: float
-    accuracy: float
-    average_precision: float
-    published_average_precision: float
-    pooled_average_precision: float
-    matching: dict[str, float | None]
-    clips: dict[str, ClipOnsets]
-    without_reference: list[str]
-    missing: list[str]
-
-
-def strong_onsets(wave: np.ndarray, sample_rate: int) -> Onsets:
-    """Return the onsets of a mono wave (N,) by `detect_onsets`, which are as sure as they are strong."""
-    times, strengths = detect_onsets(wave, sample_rate)
-    return Onsets(times=times, confidences=strengths, levels=strengths)
 
 
 def published_onsets(wave: np.ndarray, sample_rate: int) -> Onsets:
@@ -129,44 +87,6 @@ def published_onsets(wave: np.ndarray, sample_rate: int) -> Onsets:
         times=times,
         confidences=np.array([float(part.max()) for part in nearby]),
         levels=loudness[samples],
-    )
-
-
-def compare_onsets(
-    generated: Mapping[str, Onsets], references: Mapping[str, np.ndarray], *, tolerance: float = TOLERANCE
-) -> OnsetComparison:
-    """Compare the onsets of sounds with reference times of the same clips.
-
-    CondFoleyGen takes `published_onsets` of the generated sounds, and those of the real sounds as references.
-
-    Args:
-      generated: onsets by clip id.
-      references: (times,) in seconds by clip id: those of known events, or of the real sound's onsets.
-      tolerance: an onset and a reference time that are paired are nearer than this, in seconds.
-
-    Raises:
-      FlowleyError: no clip has both a sound and a reference time.
-    """
-    scored = [name for name in sorted(generated) if len(references.get(name, ()))]
-    if not scored:
-        raise FlowleyError("no clip has both a sound and a reference time, with which onsets are compared")
-    clips = {name: compare_clip(generated[name], references[name], tolerance=tolerance) for name in scored}
-    values = list(clips.values())
-    matches = [match_onsets(generated[name].times, references[name], tolerance) for name in scored]
-    return OnsetComparison(
-        count_accuracy=float(np.mean([clip.has_same_count for clip in values])),
-        accuracy=float(np.mean([clip.accuracy for clip in values])),
-        average_precision=float(np.mean([clip.average_precision for clip in values])),
-        published_average_precision=float(np.mean([clip.published_average_precision for clip in values])),
-        pooled_average_precision=average_precision(
-            np.concatenate([clip.confidences for clip in values]),
-            np.concatenate([clip.is_hit for clip in values]),
-            sum(clip.references for clip in values),
-        ),
-        matching=aggregate(matches),
-        clips=clips,
-        without_reference=sorted(set(generated) - set(scored)),
-        missing=sorted(name for name, times in references.items() if len(times) and name not in generated),
     )
 
 

@@ -186,6 +186,9 @@ class _Run:
         networks = {}
         if self.settings.networks is not None:
             networks = find_networks(self.settings.networks, self.settings.dtype)
+            if "clap" in networks:
+                # Not after hours of extraction.
+                self._bundle("clap").check_tokenizer()
         if training:
             path = self.settings.tagger or self.out / TAGGER_FILE
             tagger = embedded_tagger(training, path, seconds=self.settings.seconds, readers=self.readers)
