@@ -111,7 +111,7 @@ benchmark-long-clips: venv  ## measure sounds of long videos, and their cost, ov
 benchmark-extract: venv  ## measure how fast this machine extracts records (20 minutes on an idle machine)
 	$(PY) -m benchmarks.extract $(ARGS)
 
-benchmark-evaluate: venv  ## measure the networks, the reading and the memory of an evaluation (25 minutes on an idle machine)
+benchmark-evaluate: venv  ## measure the networks, the reading and the memory of an evaluation (15 minutes on an idle machine)
 	$(PY) -m benchmarks.evaluate $(ARGS)
 
 compile-table: .tpu  ## compile the training step of every size for TPU slices (over an hour; resumes)

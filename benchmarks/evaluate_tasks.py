@@ -13,7 +13,7 @@ from benchmarks.common import seconds_of
 from benchmarks.jax_tasks import device, matmul_rate
 from flowley_jax.evaluation.captions import LENGTH
 from flowley_jax.evaluation.extraction import Evaluator, Evaluators
-from flowley_jax.evaluation.extractors import EXTRACTORS, PICTURE, SOUND, Extractor
+from flowley_jax.evaluation.extractors import EXTRACTORS, MOTION, PICTURE, SOUND, Extractor
 from flowley_jax.evaluation.frames import IMAGEBIND_RATE, ClipFrames
 from flowley_jax.evaluation.preparation import ClipMedia, Preparation, prepare
 from flowley_jax.evaluation.tagger import Tagger, TaggerConfig
@@ -29,7 +29,11 @@ NETWORKS = tuple(
     sorted((name for name, row in EXTRACTORS.items() if row.apply), key=lambda name: EXTRACTORS[name].bundle)
 )
 # What is prepared from one file, each by itself and together as an evaluation needs it.
-READINGS = {name: (name,) for name in (*SOUND, *PICTURE)} | {"a sound": SOUND, "a video": (*SOUND, *PICTURE)}
+READINGS = {
+    **{name: (name,) for name in (*SOUND, *PICTURE, *MOTION)},
+    "a sound": SOUND,
+    "a video without AV-Align": (*SOUND, *PICTURE),
+}
 _WAVE_RATE, _FPS, _PICTURE = 48_000, 24, (360, 640)
 _MATMUL_SIZE = 4096
 
