@@ -248,12 +248,14 @@ def _export_features(folder: Path, out: Path) -> int:
     """Write features as av-benchmark's files, and print their paths."""
     from flowley_jax.common.files import check_new_file
     from flowley_jax.evaluation.feature_sets import FeatureSet
-    from flowley_jax.evaluation.features import KINDS, write_av_benchmark_features
+    from flowley_jax.evaluation.features import KINDS, read_parts, write_av_benchmark_features
 
     features = FeatureSet(folder)
     kinds = [kind for kind in features.kinds() if KINDS[kind].file]
     if not kinds:
         raise FlowleyError(f"{folder}: has no features that av-benchmark knows")
+    if list(read_parts(out)):
+        raise FlowleyError(f"{out}: holds our own files of features; choose another folder for --out")
     files = list(dict.fromkeys(out / KINDS[kind].file for kind in kinds))
     for file in files:
         check_new_file(file, overwrite=_OVERWRITE.value)
@@ -265,16 +267,25 @@ def _export_features(folder: Path, out: Path) -> int:
 def _score_caches(generated: Path, reference: Path) -> int:
     """Score features, and print the scores as JSON."""
     from flowley_jax.common.files import check_new_file, write_text
+    from flowley_jax.evaluation.extraction import Evaluators
     from flowley_jax.evaluation.feature_metrics import ScoreOptions
     from flowley_jax.evaluation.feature_scores import score_features
     from flowley_jax.evaluation.feature_sets import FeatureSet
+    from flowley_jax.evaluation.networks import find_networks, offset_head
     from flowley_jax.evaluation.tables import as_json, av_benchmark_metrics
 
     out = Path(_OUT.value) if _OUT.value else None
     files = [out / name for name in (AV_BENCHMARK_FILE, SCORES_FILE)] if out else []
     for file in files:
         check_new_file(file, overwrite=_OVERWRITE.value)
-    options = ScoreOptions(pairs=_PAIRS.value, bandwidth=_KAD_BANDWIDTH.value, resamples=_RESAMPLES.value)
+    networks = find_networks(Path(_NETWORKS.value), _DTYPE.value) if _NETWORKS.value else {}
+    options = ScoreOptions(
+        pairs=_PAIRS.value,
+        bandwidth=_KAD_BANDWIDTH.value,
+        resamples=_RESAMPLES.value,
+        offset_logits=offset_head(Evaluators(networks)),
+        cleans_ids=True,
+    )
     sides = FeatureSet(generated), FeatureSet(reference)
     for side in sides:
         if not side.kinds():
@@ -284,7 +295,7 @@ def _score_caches(generated: Path, reference: Path) -> int:
     text = json.dumps(report, indent=2)
     # The values of all clips would fill the screen.
     print(json.dumps({name: value for name, value in report.items() if name != "per_clip"}, indent=2))
-    _say_what_is_on_one_side(*(side.kinds() for side in sides))
+    _say_what_is_on_one_side(*(side.kinds() for side in sides), has_head="synchformer" in networks)
     for kind, names in scores.without_reference.items():
         if names:
             print(f"{kind}: clips without a reference: {_listed(names)}", file=sys.stderr)
@@ -294,14 +305,14 @@ def _score_caches(generated: Path, reference: Path) -> int:
         print(f"{metric}: no value: {reason}", file=sys.stderr)
     if out:
         for file, content in zip(
-            files, (json.dumps(av_benchmark_metrics(scores), indent=2), text), strict=True
+            files, (json.dumps(av_benchmark_metrics(scores), indent=2, allow_nan=False), text), strict=True
         ):
             write_text(file, content + "\n")
         print(f"scores: {files[0]}; in full: {files[1]}", file=sys.stderr)
     return 0
 
 
-def _say_what_is_on_one_side(generated: list[str], reference: list[str]) -> None:
+def _say_what_is_on_one_side(generated: list[str], reference: list[str], *, has_head: bool) -> None:
     """Name features without the ones to compare them with."""
     from flowley_jax.evaluation.feature_metrics import compared_kinds
 
@@ -309,8 +320,10 @@ def _say_what_is_on_one_side(generated: list[str], reference: list[str]) -> None
         if (mine in generated) != (theirs in reference):
             there, lacking = ("generated", theirs) if mine in generated else ("reference", mine)
             found = mine if mine in generated else theirs
-            print(f"{found} of the {there} clips: not compared, there is no {lacking}", file=sys.stderr)
-    if {"synchformer_audio"} <= {*generated} and not _NETWORKS.value:
+            print(
+                f"{found} of the {there} clips: not compared, because there is no {lacking}", file=sys.stderr
+            )
+    if "synchformer_audio" in generated and not has_head:
         print("no DeSync: it needs Synchformer, see --networks", file=sys.stderr)
 
 

@@ -67,5 +67,8 @@ def inception_score(logits: np.ndarray, *, splits: int = SPLITS) -> InceptionSco
     for part in range(splits):
         rows = log_p[part * count // splits : (part + 1) * count // splits]
         p = np.exp(rows)
-        scores.append(np.exp((p * (rows - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
+        # A class without any probability adds nothing, as 0 · log 0 = 0.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.where(p > 0.0, p * (rows - np.log(p.mean(axis=0))), 0.0)
+        scores.append(np.exp(terms.sum(axis=1).mean()))
     return InceptionScore(mean=float(np.mean(scores)), std=float(np.std(scores)))

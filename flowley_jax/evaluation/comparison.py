@@ -2,16 +2,15 @@
 
 import contextlib
 from collections.abc import Mapping
-from pathlib import Path
 
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.bootstrap import Interval, paired_difference
 from flowley_jax.evaluation.feature_metrics import FeatureMetrics, ScoreOptions
-from flowley_jax.evaluation.feature_sets import FeatureSet, common_clips
+from flowley_jax.evaluation.feature_sets import FeatureSet
 
 
 def compare_systems(
-    systems: Mapping[str, Path], reference: Path, options: ScoreOptions
+    systems: Mapping[str, FeatureSet], reference: FeatureSet, options: ScoreOptions
 ) -> dict[str, dict[str, Interval]]:
     """Return each system's metrics minus those of the first one, by system and metric.
 
@@ -19,8 +18,8 @@ def compare_systems(
     reference is not resampled. A metric without a value for the same clips of both is left out.
 
     Args:
-      systems: folder of the features of each system, by name.
-      reference: folder of the features of the reference.
+      systems: features of each system, by name.
+      reference: features of the reference.
       options: how to compare features with the reference; without resamples, there is no difference.
 
     Raises:
@@ -29,14 +28,14 @@ def compare_systems(
     first, *others = systems.items()
     if not options.resamples:
         return {}
-    return {name: _differences(first[1], folder, reference, options) for name, folder in others}
+    return {name: _differences(first[1], other, reference, options) for name, other in others}
 
 
-def _differences(first: Path, second: Path, reference: Path, options: ScoreOptions) -> dict[str, Interval]:
-    mine, theirs = (
-        FeatureMetrics(side, FeatureSet(reference), options).statistics
-        for side in common_clips(first, second)
-    )
+def _differences(
+    first: FeatureSet, second: FeatureSet, reference: FeatureSet, options: ScoreOptions
+) -> dict[str, Interval]:
+    sides = first.in_common_with(second), second.in_common_with(first)
+    mine, theirs = (FeatureMetrics(side, reference, options).statistics for side in sides)
     differences = {}
     for metric, statistic in mine.items():
         other = theirs.get(metric)

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from flowley_jax.evaluation.features import read_parts, write_features
 
 # Clips of one file of features: what an interruption can lose.
 PART_CLIPS = 64
+# Bytes at both ends of a file that its fingerprint reads.
+_END_BYTES = 2**16
 # Clips that are read at once; their inputs are in memory together.
 _READ_CLIPS = 16
 
@@ -226,10 +230,16 @@ def _done(
     return done
 
 
-def file_fingerprint(path: str) -> list[int] | None:
-    """Return the size and the time of the last change of a file; None if it is missing."""
+def file_fingerprint(path: str) -> list[int | str] | None:
+    """Return the size of a file, the time of its change, and a digest of its ends; None if it is missing."""
     try:
         status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        with open(path, "rb") as file:
+            ends = file.read(_END_BYTES)
+            file.seek(max(0, status.st_size - _END_BYTES))
+            ends += file.read(_END_BYTES)
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns, hashlib.sha256(ends).hexdigest()[:16]]

@@ -64,6 +64,7 @@ class ScoreOptions:
       offset_logits: Synchformer's head, without which there is no DeSync.
       classes: names of the embedded tagger's classes, without which its accuracy is not measured.
       tolerance: largest distance of an onset from its event, in seconds.
+      cleans_ids: whether names of generated clips hold ids, as av-benchmark finds them.
     """
 
     pairs: bool = True
@@ -72,6 +73,7 @@ class ScoreOptions:
     offset_logits: OffsetLogits | None = None
     classes: tuple[str, ...] = ()
     tolerance: float = TOLERANCE
+    cleans_ids: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,7 +216,7 @@ class FeatureMetrics:
         paired = None
         if self._options.pairs and self._both(kind):
             paired = self._paired(kind, cleaned=kind != "pann_logits")
-            values = kl_divergences(np.stack(paired.evaluated), np.stack(paired.reference))
+            values = _defined(kl_divergences, paired)
             self._add_mean(f"KL-{network}-softmax", paired.clips, values)
         if kind not in self._mine or (pairs and paired is None):
             return
@@ -249,7 +251,7 @@ class FeatureMetrics:
         """Add the mean cosine of the features of pairs."""
         if self._paired_kinds(mine, theirs):
             pairs = self._paired(mine, theirs)
-            values = cosine_similarities(np.stack(pairs.evaluated), np.stack(pairs.reference))
+            values = _defined(cosine_similarities, pairs)
             self._add_mean(metric, pairs.clips, values)
 
     def _add_level(self) -> None:
@@ -258,6 +260,7 @@ class FeatureMetrics:
             return
         levels = {clip: ClipLevel.of_array(x) for clip, x in self._sides[0].read("level").items()}
         loud = {clip: level.lufs for clip, level in levels.items() if math.isfinite(level.lufs)}
+        self.without_value["LUFS"] = sorted(levels.keys() - loud.keys())
         if loud:
             self._add_mean("LUFS", list(loud), np.array(list(loud.values())))
         self._add_mean("clipped", list(levels), np.array([float(x.is_clipped) for x in levels.values()]))
@@ -271,18 +274,19 @@ class FeatureMetrics:
             return
         with self._sides[0].open(kinds[0]) as sounds, self._sides[1].open(kinds[1]) as pictures:
             names = self._names_of_pairs(kinds, sounds, pictures)
-            segments = len(next(iter(sounds.values())).read())
-            if segments < HEAD_SEGMENTS:
-                raise _UndefinedError(
-                    f"Synchformer compares {HEAD_SEGMENTS} segments (4.8 s); the clips have {segments}"
-                )
-            offsets = np.concatenate(
-                [self._offsets(head, chunk) for chunk in _chunks(names, sounds, pictures)]
-            )
-        finite = np.isfinite(offsets)
-        if bad := [clip for clip, good in zip(names, finite, strict=True) if not good]:
+            offsets: dict[str, float] = {}
+            for chunk in _chunks(names, sounds, pictures):
+                offsets |= self._offsets(head, chunk)
+        short = sorted(names.keys() - offsets.keys())
+        self.without_value["DeSync"] = short
+        if bad := [clip for clip, offset in offsets.items() if not np.isfinite(offset)]:
             self.not_finite["synchformer"] = bad
-        self._add_mean("DeSync", list(itertools.compress(names, finite)), offsets[finite])
+        finite = {clip: offset for clip, offset in offsets.items() if np.isfinite(offset)}
+        if not finite:
+            raise _UndefinedError(
+                f"no clip has finite features of {HEAD_SEGMENTS} segments (4.8 s) of sound and picture"
+            )
+        self._add_mean("DeSync", list(finite), np.array(list(finite.values())))
 
     def _add_av_align(self) -> None:
         """Add AV-Align of pairs; clips with neither motion nor onsets have no value."""
@@ -291,7 +295,7 @@ class FeatureMetrics:
         pairs = self._paired("audio_peaks", "video_peaks")
         formats = self._sides[1].read("video_format")
         values = {
-            clip: av_align(sound, picture, float(formats[clean_id(clip)][0]))
+            clip: av_align(sound, picture, float(formats[self._id(clip)][0]))
             for clip, sound, picture in zip(pairs.clips, pairs.evaluated, pairs.reference, strict=True)
         }
         known = {clip: value for clip, value in values.items() if value is not None}
@@ -338,14 +342,25 @@ class FeatureMetrics:
             precisions = np.array([clip.published_average_precision for clip in clips.values()])
             self._add_mean("Greatest-Hits-AP", list(clips), precisions)
 
-    def _offsets(self, head: OffsetLogits, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """Return the mean offset at both ends of each clip, (B,); NaN where features are not finite."""
-        sound, picture = pairs
-        finite = np.isfinite(sound).all(axis=(1, 2, 3)) & np.isfinite(picture).all(axis=(1, 2, 3))
+    def _offsets(
+        self, head: OffsetLogits, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    ) -> dict[str, float]:
+        """Return the mean offset at both ends of each clip that is long enough; NaN for other features."""
+        long = {clip: pair for clip, pair in pairs.items() if min(map(len, pair)) >= HEAD_SEGMENTS}
+        if not long:
+            return {}
         ends = slice(None, HEAD_SEGMENTS), slice(-HEAD_SEGMENTS, None)
-        logits = np.stack([head(picture[:, end], sound[:, end]) for end in ends], axis=1)
+        sound, picture = (
+            np.stack([np.stack([pair[side][end] for end in ends]) for pair in long.values()])
+            for side in (0, 1)
+        )
+        finite = [all(np.isfinite(x).all() for x in pair) for pair in long.values()]
+        logits = np.stack([head(picture[:, end], sound[:, end]) for end in (0, 1)], axis=1)
         means = offset_magnitudes(np.nan_to_num(logits)).mean(axis=1)
-        return np.where(finite, means, np.nan)
+        return dict(zip(long, np.where(finite, means, np.nan).tolist(), strict=True))
+
+    def _id(self, name: str) -> str:
+        return clean_id(name) if self._options.cleans_ids else name
 
     def _both(self, kind: str) -> bool:
         return kind in self._mine and kind in self._theirs
@@ -360,7 +375,7 @@ class FeatureMetrics:
         if bad:
             self.not_finite[str(side.folder / kind)] = bad
         if len(bad) == len(features):
-            raise _UndefinedError(f"{side.folder}: no clip has finite {kind}")
+            raise _UndefinedError(f"{side.folder}: no clip has {'finite ' if bad else ''}{kind}")
         return {clip: array for clip, array in features.items() if clip not in bad}
 
     def _paired(self, kind: str, other: str | None = None, *, cleaned: bool = True) -> _Pairs:
@@ -382,7 +397,7 @@ class FeatureMetrics:
         cleaned: bool = True,
     ) -> dict[str, str]:
         """Return the reference's ids by the names of generated clips that have one."""
-        names = {name: clean_id(name) if cleaned else name for name in evaluated}
+        names = {name: self._id(name) if cleaned else name for name in evaluated}
         self.without_reference[kinds[0]] = [n for n, clip in names.items() if clip not in reference]
         if not (pairs := {name: clip for name, clip in names.items() if clip in reference}):
             raise _UndefinedError(
@@ -406,8 +421,18 @@ class _UndefinedError(FlowleyError):
     """A metric is not defined for the clips, although their features are there."""
 
 
+def _defined(function: Callable[[np.ndarray, np.ndarray], np.ndarray], pairs: _Pairs) -> np.ndarray:
+    """Return a function of the features of pairs, of which one side may have other dimensions."""
+    try:
+        return function(np.stack(pairs.evaluated), np.stack(pairs.reference))
+    except FlowleyError as error:
+        raise _UndefinedError(str(error)) from error
+
+
 def _inception_distance(evaluated: np.ndarray, reference: np.ndarray) -> float:
     size = min(_KID_ROWS, len(evaluated), len(reference))
+    if size < 2:
+        raise FlowleyError(f"KID needs two clips; there are {len(evaluated)} and {len(reference)}")
     return kernel_inception_distance(evaluated, reference, subsets=_KID_SUBSETS, size=size).mean
 
 
@@ -420,11 +445,8 @@ def _figure(scores: Sequence[OnsetScore], rows: np.ndarray, figure: str) -> floa
 
 def _chunks(
     names: Mapping[str, str], sounds: Mapping[str, StoredTensor], pictures: Mapping[str, StoredTensor]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the features of a few pairs at a time: of sound, and of the picture."""
+) -> Iterator[dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Yield the features of a few pairs at a time by clip: of the sound, and of the picture."""
     pairs = iter(names.items())
     while chunk := list(itertools.islice(pairs, _PAIRS)):
-        yield (
-            np.stack([sounds[name].read() for name, _ in chunk]),
-            np.stack([pictures[clip].read() for _, clip in chunk]),
-        )
+        yield {name: (sounds[name].read(), pictures[clip].read()) for name, clip in chunk}

@@ -98,8 +98,10 @@ def compare_features(
     )
     for metric, statistic in metrics.statistics.items():
         try:
-            _add(scores, metric, statistic, options.resamples)
-        except FlowleyError as error:
+            # What overflows is found by its result.
+            with np.errstate(over="ignore", invalid="ignore"):
+                _add(scores, metric, statistic, options.resamples)
+        except (FlowleyError, np.linalg.LinAlgError) as error:
             # Such as the Inception score of fewer than ten clips.
             scores.undefined[metric] = str(error)
     return scores
@@ -119,6 +121,10 @@ def _add(scores: FeatureScores, metric: str, statistic: Statistic, resamples: in
         scores.metrics[metric] = interval.estimate
     else:
         scores.metrics[metric] = float(statistic.function(*map(np.arange, statistic.sizes)))
+    if not np.isfinite(scores.metrics[metric]):
+        value = scores.metrics.pop(metric)
+        scores.intervals.pop(metric, None)
+        raise FlowleyError(f"is {value}: the features are too large or too small")
     if statistic.values is not None:
         scores.per_clip[metric] = dict(zip(statistic.clips, statistic.values.tolist(), strict=True))
     if statistic.bandwidth is not None:

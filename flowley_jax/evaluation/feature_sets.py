@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,40 +48,56 @@ class FeatureSet:
         """Return the features of a kind by clip id; see `open_features` for the errors."""
         with self.open(kind) as stored:
             features = {clip: tensor.read() for clip, tensor in stored.items()}
-        check_features(features, KINDS[kind], self.folder)
+        if features:
+            check_features(features, KINDS[kind], self.folder)
         return features
 
+    def only(self, clips: Collection[str], kinds: Collection[str]) -> "FeatureSet":
+        """Return the set with some clips and kinds only."""
+        return self._selected(
+            lambda kind, ids: {clip: ids[clip] for clip in ids if clip in clips}, frozenset(kinds)
+        )
 
-def half(folder: Path, which: int) -> FeatureSet:
-    """Return every second clip of a folder, in the order of ids.
+    def half(self, which: int) -> "FeatureSet":
+        """Return every second clip in the order of ids.
 
-    Args:
-      folder: the folder.
-      which: 0 to begin with the first clip, 1 with the second.
-    """
-    return FeatureSet(folder, lambda kind, clips: {clip: clip for clip in sorted(clips)[which::2]})
+        Args:
+          which: 0 to begin with the first clip, 1 with the second.
+        """
+        return self._selected(lambda kind, ids: {clip: ids[clip] for clip in sorted(ids)[which::2]})
 
+    def of_other_clips(self) -> "FeatureSet":
+        """Return the set where each clip has the features of the next one in the order of ids.
 
-def of_other_clips(folder: Path) -> FeatureSet:
-    """Return the features of a folder where each clip has those of the next one in the order of ids."""
+        A clip that is the only one of a kind has none.
+        """
 
-    def select(kind: str, clips: Sequence[str]) -> Mapping[str, str]:
-        del kind
-        ordered = sorted(clips)
-        return dict(zip(ordered, ordered[1:] + ordered[:1], strict=True))
+        def rotated(kind: str, ids: Mapping[str, str]) -> Mapping[str, str]:
+            ordered = sorted(ids)
+            others = ordered[1:] + ordered[:1] if len(ordered) > 1 else []
+            return {clip: ids[other] for clip, other in zip(ordered, others, strict=False)}
 
-    return FeatureSet(folder, select)
+        return self._selected(rotated)
 
+    def in_common_with(self, other: "FeatureSet") -> "FeatureSet":
+        """Return the set with the kinds and, of each kind, the clips that another set has, ordered by id."""
 
-def common_clips(first: Path, second: Path) -> tuple[FeatureSet, FeatureSet]:
-    """Return two folders with the kinds and, of each kind, the clips that both have, in the same order."""
-    among = frozenset(present_kinds(first)).intersection(present_kinds(second))
+        def common(kind: str, ids: Mapping[str, str]) -> Mapping[str, str]:
+            with other.open(kind) as stored:
+                return {clip: ids[clip] for clip in sorted(ids) if clip in stored}
 
-    def shared(folder: Path, other: Path) -> FeatureSet:
-        def select(kind: str, clips: Sequence[str]) -> Mapping[str, str]:
-            with open_features(other, kind) as stored:
-                return {clip: clip for clip in sorted(clips) if clip in stored}
+        return self._selected(common, frozenset(other.kinds()))
 
-        return FeatureSet(folder, select, among)
-
-    return shared(first, second), shared(second, first)
+    def _selected(
+        self,
+        select: Callable[[str, Mapping[str, str]], Mapping[str, str]],
+        among: frozenset[str] | None = None,
+    ) -> "FeatureSet":
+        """Return a view of this view."""
+        if among is not None and self.among is not None:
+            among &= self.among
+        return dataclasses.replace(
+            self,
+            select=lambda kind, stored: select(kind, self.select(kind, stored)),
+            among=self.among if among is None else among,
+        )

@@ -34,6 +34,7 @@ class FeatureKind:
       entry: entry of a clip's value in that file, if it holds several.
       ndim: dimensions of a clip's features.
       has_windows: whether the first dimension is that of windows, whose number varies.
+      last: length of the last dimension, if it is fixed.
     """
 
     name: str
@@ -41,6 +42,7 @@ class FeatureKind:
     entry: str = ""
     ndim: int = 1
     has_windows: bool = False
+    last: int | None = None
 
 
 KINDS = {
@@ -62,12 +64,12 @@ KINDS = {
         FeatureKind(name="tagger_embed"),
         FeatureKind(name="tagger_logits"),
         FeatureKind(name="tagger_labels"),
-        FeatureKind(name="level"),
+        FeatureKind(name="level", last=4),
         FeatureKind(name="audio_peaks", has_windows=True),
         FeatureKind(name="video_peaks", has_windows=True),
-        FeatureKind(name="video_format"),
+        FeatureKind(name="video_format", last=3),
         FeatureKind(name="onsets", has_windows=True),
-        FeatureKind(name="protocol_onsets", ndim=2, has_windows=True),
+        FeatureKind(name="protocol_onsets", ndim=2, has_windows=True, last=3),
         FeatureKind(name="events", has_windows=True),
     )
 }
@@ -165,6 +167,8 @@ def check_features(features: Features, kind: FeatureKind, path: Path) -> None:
                 f"{path}: {kind.name} of {clip} is {array.shape} of {array.dtype}; floating-point numbers "
                 f"with {kind.ndim} axes are expected"
             )
+        if kind.last is not None and array.shape[-1] != kind.last:
+            raise FlowleyError(f"{path}: {kind.name} of {clip} is {array.shape}, expected (…, {kind.last})")
         if array.shape[fixed] != features[first].shape[fixed]:
             raise FlowleyError(
                 f"{path}: {kind.name} of {clip} is {array.shape}, but that of {first} is "

@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from flowley_jax.evaluation.extractors import EXTRACTORS, SOUND
 from flowley_jax.evaluation.feature_metrics import ScoreOptions
 from flowley_jax.evaluation.feature_scores import FeatureScores, compare_features, score_features
-from flowley_jax.evaluation.feature_sets import FeatureSet, half, of_other_clips
+from flowley_jax.evaluation.feature_sets import FeatureSet
 
 # Rows that are not systems, and their explanations.
 CODEC, REAL, OTHER_CLIP = "codec", "real", "other clip"
@@ -24,37 +23,40 @@ _SETS = (*_DISTANCES, "ISC-", "LUFS", "clipped", "silence")
 
 
 def score_rows(
-    systems: Mapping[str, Path], reference: Path, options: ScoreOptions, *, codec: Path | None = None
+    systems: Mapping[str, FeatureSet],
+    reference: FeatureSet,
+    options: ScoreOptions,
+    *,
+    codec: FeatureSet | None = None,
 ) -> dict[str, FeatureScores]:
     """Score systems, and the rows to compare them with, if their features exist.
 
     Args:
-      systems: folder of the features of each system, by name.
-      reference: folder of the features of the real sounds, of the pictures and of the captions.
+      systems: features of each system, by name.
+      reference: features of the real sounds, of the pictures and of the captions.
       options: how to compare them.
-      codec: folder of the features of real sounds that the codec has encoded and decoded.
+      codec: features of real sounds that the codec has encoded and decoded.
 
     Raises:
       FlowleyError: a folder or file is missing or damaged, or no metric of a system has a value.
     """
-    real = FeatureSet(reference)
-    rows = {name: score_features(FeatureSet(folder), real, options) for name, folder in systems.items()}
+    rows = {name: score_features(system, reference, options) for name, system in systems.items()}
     first = next(iter(systems.values()))
     if codec is not None:
-        rows[CODEC] = compare_features(FeatureSet(codec), real, options)
-    if _OF_SOUND.intersection(real.kinds()):
+        rows[CODEC] = compare_features(codec, reference, options)
+    if _OF_SOUND.intersection(reference.kinds()):
         rows[REAL] = _real(reference, options)
     if any(not metric.startswith(_SETS) for metric in next(iter(rows.values())).metrics):
-        others = compare_features(FeatureSet(first), of_other_clips(reference), options)
+        others = compare_features(first, reference.of_other_clips(), options)
         rows[OTHER_CLIP] = _only(others, lambda metric: not metric.startswith(_SETS))
     return rows
 
 
-def _real(reference: Path, options: ScoreOptions) -> FeatureScores:
+def _real(reference: FeatureSet, options: ScoreOptions) -> FeatureScores:
     """Return the scores of real sounds: distances of halves, and all other metrics except KL, which is 0."""
     halves = dataclasses.replace(options, pairs=False)
-    distances = compare_features(half(reference, 0), half(reference, 1), halves)
-    itself = compare_features(FeatureSet(reference), FeatureSet(reference), options)
+    distances = compare_features(reference.half(0), reference.half(1), halves)
+    itself = compare_features(reference, reference, options)
     return _joined(
         _only(distances, lambda metric: metric.startswith(_DISTANCES)),
         _only(itself, lambda metric: not metric.startswith((*_DISTANCES, "KL-"))),

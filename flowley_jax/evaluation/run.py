@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flowley_jax.common.files import sha256, write_text
+from flowley_jax.common.json_files import read_json_object
 from flowley_jax.common.progress import progress_bar
 from flowley_jax.data.clip_table import TableClip
 from flowley_jax.data.components import Components
@@ -27,9 +28,10 @@ from flowley_jax.evaluation.extraction import (
     extract,
     file_fingerprint,
 )
-from flowley_jax.evaluation.extractors import MOTION, PICTURE, SOUND
+from flowley_jax.evaluation.extractors import EXTRACTORS, MOTION, PICTURE, SOUND
 from flowley_jax.evaluation.feature_metrics import ScoreOptions
 from flowley_jax.evaluation.feature_scores import FeatureScores
+from flowley_jax.evaluation.feature_sets import FeatureSet
 from flowley_jax.evaluation.labels import classes_of, targets
 from flowley_jax.evaluation.networks import find_networks, offset_head
 from flowley_jax.evaluation.preparation import Preparation
@@ -44,7 +46,7 @@ log = logging.getLogger(__name__)
 TAGGER_FILE = "tagger.safetensors"
 FEATURES_FOLDER, CODEC_FOLDER = "features", "codec"
 REFERENCE = "reference"
-_CODEC_NOTE = "codec.txt"
+_CODEC_NOTE, _CODEC_SOURCES = "codec.txt", "sources.json"
 
 # Function that returns a context manager, which yields a reader that uses a preparation.
 Readers = Callable[[Preparation], contextlib.AbstractContextManager[Reader]]
@@ -141,16 +143,18 @@ def evaluate_clips(
     if components is not None and settings.real_sound:
         run.extract(CODEC, run.round_trips(components), SOUND)
     log.info("scoring")
-    folders, options = {name: run.folder(name) for name in systems}, run.score_options()
-    rows = score_rows(
-        folders,
-        run.folder(REFERENCE),
-        options,
-        codec=run.folder(CODEC) if CODEC in run.extracted else None,
-    )
+    features, options = {name: run.features(name) for name in systems}, run.score_options()
+    codec = run.features(CODEC) if CODEC in run.extracted else None
+    try:
+        rows = score_rows(features, run.features(REFERENCE), options, codec=codec)
+    except FlowleyError as error:
+        lines = [line for lines in run.failed.values() for line in lines]
+        if not lines:
+            raise
+        raise FlowleyError(f"{error}; {len(lines)} features are missing, the first: {lines[0]}") from error
     return Evaluation(
         rows=rows,
-        differences=compare_systems(folders, run.folder(REFERENCE), options),
+        differences=compare_systems(features, run.features(REFERENCE), options),
         missing=run.missing,
         left_out=run.left_out,
         failed=run.failed,
@@ -172,7 +176,8 @@ class _Run:
         self.clips = {one_form(clip.id): clip for clip in clips}
         self.out, self.settings, self.readers, self.events = out, settings, readers, events
         self.evaluators, self.classes = Evaluators({}), ()
-        self.extracted: list[str] = []
+        # Clips and kinds of features by folder; others may be left from an earlier evaluation.
+        self.extracted: dict[str, tuple[set[str], set[str]]] = {}
         self.missing: dict[str, list[str]] = {}
         self.left_out: dict[str, list[str]] = {}
         self.failed: dict[str, list[str]] = {}
@@ -180,6 +185,10 @@ class _Run:
     def folder(self, name: str) -> Path:
         """Return the folder of features of a system, or of the reference."""
         return self.out / FEATURES_FOLDER / name
+
+    def features(self, name: str) -> FeatureSet:
+        """Return the features that this evaluation has extracted into a folder."""
+        return FeatureSet(self.folder(name)).only(*self.extracted[name])
 
     def add_networks(self, training: Sequence[TableClip]) -> None:
         """Find the bundles, and train the embedded tagger or load it."""
@@ -258,28 +267,31 @@ class _Run:
                 progress=bar.update,
             )
         self.failed.setdefault(name, []).extend(failed)
-        self.extracted.append(name)
+        self._add_extracted(name, files, names)
 
     def round_trips(self, components: Components) -> dict[str, str]:
         """Encode and decode the real sounds, write them, and return the files by clip id."""
         folder, rate = self.out / CODEC_FOLDER, components.sample_rate
         self._claim_codec_folder(folder, components)
+        sources = read_json_object(folder / _CODEC_SOURCES) if (folder / _CODEC_SOURCES).exists() else {}
         files = {}
         log.info("encoding and decoding the real sounds")
         bar = progress_bar(CODEC, total=len(self.clips))
         for name, clip in self.clips.items():
             bar.update()
             path = folder / f"{name}.wav"
-            files[name] = str(path)
-            if path.is_file():
+            files[name], source = str(path), file_fingerprint(str(clip.video_path))
+            if path.is_file() and sources.get(name) == source:
                 continue
             try:
                 wave = read_audio(clip.video_path, sample_rate=rate, seconds=self.settings.seconds)
                 write_audio(path, round_trip(wave, components)[: len(wave)], rate)
+                sources[name] = source
             except FlowleyError as error:
                 self.failed.setdefault(CODEC, []).append(f"{name}: {error}")
                 del files[name]
         bar.close()
+        write_text(folder / _CODEC_SOURCES, json.dumps(sources) + "\n")
         return files
 
     def score_options(self) -> ScoreOptions:
@@ -313,12 +325,18 @@ class _Run:
                 labels[name] = clip.label
         return labels
 
+    def _add_extracted(self, name: str, clips: Iterable[str], extractors: Iterable[str]) -> None:
+        ids, kinds = self.extracted.setdefault(name, (set(), set()))
+        ids.update(clips)
+        kinds.update(kind for extractor in extractors for kind in EXTRACTORS[extractor].kinds)
+
     def _extract_texts(
         self, extractor: str, texts: Mapping[str, str], prepare: Callable[[str], dict[str, np.ndarray]]
     ) -> None:
         def read(calls: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[Any]:
             return ({extractor: prepare(text)} for text, _ in calls)
 
+        self._add_extracted(REFERENCE, texts, [extractor])
         extract(
             texts,
             [extractor],

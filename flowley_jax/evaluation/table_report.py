@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from flowley_jax.evaluation.embedded_tagger import tagger_clips
 from flowley_jax.evaluation.feature_scores import FeatureScores
 from flowley_jax.evaluation.feature_sets import FeatureSet
 from flowley_jax.evaluation.labels import all_classes, classes_of
-from flowley_jax.evaluation.rows import CODEC, OTHER_CLIP, REAL
+from flowley_jax.evaluation.rows import CODEC, MEANINGS, OTHER_CLIP, REAL
 from flowley_jax.evaluation.run import (
     FEATURES_FOLDER,
     REFERENCE,
@@ -63,6 +63,7 @@ SAMPLED = "generated"
 _MADE_FILES, _OWNER = "evaluate.jsonl", "evaluate"
 _SECONDS = 8.0
 # Names of rows and folders that are no systems.
+_LONGEST_NAME = 100
 _RESERVED = (REAL, CODEC, OTHER_CLIP, REFERENCE)
 # Length, captions and reference of published benchmarks; av-benchmark takes 8 s of both.
 _PROTOCOLS: Mapping[str, dict[str, Any]] = {
@@ -146,6 +147,8 @@ def evaluate_table(request: Request, readers: Readers) -> TableResult:
     Raises:
       FlowleyError: the table, a folder or a file cannot be used; the message names it.
     """
+    if request.out.exists() and not request.out.is_dir():
+        raise FlowleyError(f"--out {request.out}: is a file; a folder is needed")
     made_files = MadeFiles(request.out / _MADE_FILES)
     report, scores = request.out / REPORT_FILE, request.out / SCORES_FILE
     clips = read_clip_table(request.table)
@@ -175,7 +178,7 @@ def evaluate_table(request: Request, readers: Readers) -> TableResult:
         events=read_events(request.events) if request.events else None,
         components=components,
     )
-    facts = _facts(request, settings, evaluation, len(chosen))
+    facts = _facts(request, settings, evaluation, chosen)
     remarks = [*failed, *_remarks(evaluation)]
     with staged([report, scores, *metrics], functools.partial(made_files.claim, _OWNER)) as partials:
         _write_report(partials[0], request, evaluation, chosen, systems, facts, remarks)
@@ -185,7 +188,7 @@ def evaluate_table(request: Request, readers: Readers) -> TableResult:
             for name, intervals in evaluation.differences.items()
         }
         content |= {name: getattr(evaluation, name) for name in ("missing", "left_out", "failed")}
-        write_text(partials[1], json.dumps(content, indent=2) + "\n")
+        write_text(partials[1], json.dumps(content, indent=2, allow_nan=False) + "\n")
         for name, path in zip(systems, partials[2:], strict=True):
             theirs = av_benchmark_metrics(evaluation.rows[name])
             write_text(path, json.dumps(theirs, indent=2) + "\n")
@@ -217,7 +220,13 @@ def _systems(texts: Sequence[str]) -> dict[str, Path]:
         name, separator, folder = text.partition("=")
         if not separator or Path(text).is_dir():
             name, folder = Path(text).resolve().name, text
-        if not name or name != Path(name).name or name.startswith(".") or not folder:
+        if (
+            not name
+            or len(name.encode()) > _LONGEST_NAME
+            or name != Path(name).name
+            or name.startswith(".")
+            or not folder
+        ):
             raise FlowleyError(f"--sounds {text}: must be a folder, or NAME=FOLDER with a name for a folder")
         if name in _RESERVED:
             raise FlowleyError(f"--sounds {text}: {name!r} is the name of another row; name it, NAME=FOLDER")
@@ -239,17 +248,17 @@ def _sample(request: Request) -> list[str]:
 
 
 def _facts(
-    request: Request, settings: EvaluationSettings, evaluation: Evaluation, clips: int
+    request: Request, settings: EvaluationSettings, evaluation: Evaluation, clips: Sequence[TableClip]
 ) -> dict[str, Any]:
     """Return what a reader must know to compare the scores with others."""
     return {
         "table": request.table.name,
         "split": request.split,
         "protocol": request.protocol or "none",
-        "clips": clips,
+        "clips": len(clips),
         "seconds": settings.seconds,
         "captions": f"column {'label' if settings.captions == 'label' else 'text_description'}",
-        "pictures": _pictures(request.out),
+        "pictures": _pictures(request.out, {one_form(clip.id) for clip in clips}),
         "resampler": _RESAMPLER,
         "networks": ", ".join(evaluation.networks) or "none",
         "dtype": settings.dtype,
@@ -257,17 +266,18 @@ def _facts(
         "resamples": settings.resamples,
         "missing": {name: len(ids) for name, ids in evaluation.missing.items()},
         "failed": {
-            name: len({line.partition(":")[0] for line in lines}) for name, lines in evaluation.failed.items()
+            name: len({line.partition(": ")[0] for line in lines})
+            for name, lines in evaluation.failed.items()
         },
     }
 
 
-def _pictures(out: Path) -> str:
+def _pictures(out: Path, clips: Collection[str]) -> str:
     """Return the sizes and rates of the pictures, on which AV-Align depends; empty without it."""
     reference = FeatureSet(out / FEATURES_FOLDER / REFERENCE)
     if "video_format" not in reference.kinds():
         return ""
-    formats = reference.read("video_format").values()
+    formats = [x for clip, x in reference.read("video_format").items() if clip in clips]
     names = sorted({f"{width:g}×{height:g} at {rate:.4g} fps" for rate, width, height in formats})
     return ", ".join(names[:_SHOWN_NAMES]) + (", …" if len(names) > _SHOWN_NAMES else "")
 
@@ -282,10 +292,16 @@ def _remarks(evaluation: Evaluation) -> list[str]:
     for kind, text in what.items():
         for name, items in getattr(evaluation, kind).items():
             # Several extractors may have failed on a clip.
-            by_clip = {item.partition(":")[0]: item for item in reversed(items)}
+            by_clip = {item.partition(": ")[0]: item for item in reversed(items)}
             if by_clip:
                 lines.append(f"{name}: {text}: {_listed(list(by_clip.values())[::-1])}")
     for row, scores in evaluation.rows.items():
+        for kind, ids in scores.without_reference.items():
+            if ids and row not in MEANINGS:
+                lines.append(f"{row}: {kind} without a reference: {_listed(ids)}")
+        for metric, ids in scores.without_value.items():
+            if ids and row not in MEANINGS:
+                lines.append(f"{row}: clips without {metric}: {_listed(ids)}")
         lines += [f"{row}: {metric} has no value: {reason}" for metric, reason in scores.undefined.items()]
         for file, clips in scores.not_finite.items():
             lines.append(f"{row}: features that are not finite, {Path(file).name}: {_listed(clips)}")

@@ -142,6 +142,7 @@ def test_intervals_hold_the_values(folders):
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_read_back_as_written(tmp_path, kind):
     rng, shape = np.random.default_rng(0), (3, 2, 4)[: KINDS[kind].ndim]
+    shape = (*shape[:-1], KINDS[kind].last or shape[-1])
     features = {name: rng.standard_normal(shape).astype(np.float32) for name in ("b", "a", "ü 1")}
     write_features(tmp_path, {kind: features}, {})
     (tmp_path / "pth").mkdir()
@@ -186,6 +187,41 @@ def test_ids_within_names_are_found_by_length():
     assert clean_id("abcdefghijk_000030.m") == "abcdefghijk_000030"
     assert clean_id("_abcdefghijk_000030_x") == "abcdefghijk_000030"
     assert clean_id("clip_1") == "clip_1"
+
+
+def test_only_caches_of_av_benchmark_have_ids_within_names(tmp_path):
+    names = {"abcdefghijk_000010": 0.0, "abcdefghijk_000010_2": 1.0, "x": 2.0}
+    rng = np.random.default_rng(0)
+    features = {"passt_logits": {name: rng.standard_normal(5) for name in names}}
+    for side in ("mine", "theirs"):
+        write_features(tmp_path / side, features, {})
+    own, cleaned = (
+        score_features(tmp_path / "mine", tmp_path / "theirs", cleans_ids=x) for x in (False, True)
+    )
+    assert set(own.per_clip["KL-PASST-softmax"].values()) == {0.0}
+    # The second name holds the first id.
+    assert cleaned.per_clip["KL-PASST-softmax"]["abcdefghijk_000010_2"] > 0.0
+
+
+def test_scores_that_are_not_finite_are_no_scores(tmp_path):
+    for side in ("mine", "theirs"):
+        huge = dict(zip("abcd", 1e200 * np.random.default_rng(0).standard_normal((4, 3)), strict=True))
+        logits = dict(zip("abcd", 1e4 * np.random.default_rng(1).standard_normal((4, 3)), strict=True))
+        write_features(tmp_path / side, {"passt_embed": huge, "passt_logits": logits}, {})
+    scores = score_features(tmp_path / "mine", tmp_path / "theirs")
+    assert scores.metrics.keys() == {"KL-PASST-softmax"}
+    assert {"FD-PASST", "KAD-PASST", "KID-PASST"} <= scores.undefined.keys()
+
+
+def test_one_kind_that_does_not_fit_costs_no_other_metric(tmp_path):
+    rng = np.random.default_rng(0)
+    for side, classes in (("mine", 5), ("theirs", 6)):
+        logits, embed = (dict(zip("abcd", rng.standard_normal((4, n)), strict=True)) for n in (classes, 3))
+        write_features(tmp_path / side, {"passt_logits": logits, "passt_embed": embed}, {})
+    scores = score_features(tmp_path / "mine", tmp_path / "theirs")
+    assert "FD-PASST" in scores.metrics and "5 dims" in scores.undefined["KL-PASST-softmax"]
+    with pytest.raises(FlowleyError, match=r"level of a is \(3,\), expected \(…, 4\)"):
+        write_features(tmp_path, {"level": {"a": np.zeros(3)}}, {})
 
 
 def _features(**changes):
@@ -262,6 +298,7 @@ def test_the_command_writes_the_scores_of_folders(folders, tmp_path):
     result = _score(folders, f"--out={tmp_path / 'scores'}", "--resamples=3", "--kad-bandwidth=evaluated")
     assert result.returncode == 0, result.stderr
     theirs = json.loads((tmp_path / "scores" / "output_metrics.json").read_text())
+    assert "no DeSync: it needs Synchformer" in result.stderr
     assert theirs["FD-PANN"] == pytest.approx(golden["expected/FD-PANN"], rel=1e-6)
     assert set(theirs) <= set(AV_BENCHMARK)
     report = json.loads((tmp_path / "scores" / "scores.json").read_text())
@@ -328,6 +365,7 @@ def test_metrics_that_are_not_defined_are_named_and_the_others_computed(tmp_path
         features["vggish"] = dict(zip("abcd", rng.standard_normal((4, 2, 3)).astype(np.float32), strict=True))
         write_features(tmp_path / side, features, {})
     scores = score_features(tmp_path / "pred", tmp_path / "gt", offset_logits=_published_head())
-    assert "the clips have 11" in scores.undefined["DeSync"]
+    assert "14 segments (4.8 s)" in scores.undefined["DeSync"]
+    assert scores.without_value["DeSync"] == list("abcd")
     assert "no clip has finite passt_embed" in scores.undefined["FD-PASST"]
     assert scores.metrics.keys() == {"FD-VGG", "KAD-VGG", "KID-VGG"}

@@ -34,10 +34,10 @@ def _read(folders, name):
 
 def test_each_row_compares_what_its_meaning_says(folders):
     rows = score_rows(
-        {name: folders / name for name in ("near", "far")},
-        folders / "reference",
+        {name: FeatureSet(folders / name) for name in ("near", "far")},
+        FeatureSet(folders / "reference"),
         ScoreOptions(),
-        codec=folders / "codec",
+        codec=FeatureSet(folders / "codec"),
     )
     assert list(rows) == ["near", "far", CODEC, REAL, OTHER_CLIP]
     real, near = _read(folders, "reference"), _read(folders, "near")
@@ -55,10 +55,10 @@ def test_each_row_compares_what_its_meaning_says(folders):
 
 
 def test_differences_are_those_of_the_metrics(folders):
-    systems = {name: folders / name for name in ("near", "far")}
+    systems = {name: FeatureSet(folders / name) for name in ("near", "far")}
     options = ScoreOptions(resamples=20)
-    rows = score_rows(systems, folders / "reference", options)
-    differences = compare_systems(systems, folders / "reference", options)
+    rows = score_rows(systems, FeatureSet(folders / "reference"), options)
+    differences = compare_systems(systems, FeatureSet(folders / "reference"), options)
     assert list(differences) == ["far"]
     assert differences["far"].keys() == {"FD-PASST", "KAD-PASST", "KL-PASST-softmax", "ISC-PASST-mean"}
     for metric, interval in differences["far"].items():
@@ -72,8 +72,8 @@ def test_differences_are_those_of_the_metrics(folders):
 
 
 def test_a_system_does_not_differ_from_itself(folders):
-    systems = {"a": folders / "near", "b": folders / "near"}
-    differences = compare_systems(systems, folders / "reference", ScoreOptions(resamples=20))["b"]
+    systems = {"a": FeatureSet(folders / "near"), "b": FeatureSet(folders / "near")}
+    differences = compare_systems(systems, FeatureSet(folders / "reference"), ScoreOptions(resamples=20))["b"]
     assert all(interval.low == interval.high == 0.0 for interval in differences.values())
     assert difference_lines({"b": differences}, "a") == [
         f"b minus a: 0 of {len(differences)} metrics differ beyond their 95 % intervals"
@@ -83,14 +83,34 @@ def test_a_system_does_not_differ_from_itself(folders):
 def test_differences_are_of_the_clips_that_both_systems_have(folders):
     by_clip = dict(zip(NAMES[4:], _read(folders, "far")[4:], strict=True))
     write_features(folders / "few", {"passt_logits": by_clip}, {})
-    systems = {"near": folders / "near", "few": folders / "few"}
-    differences = compare_systems(systems, folders / "reference", ScoreOptions(resamples=20))["few"]
+    systems = {"near": FeatureSet(folders / "near"), "few": FeatureSet(folders / "few")}
+    differences = compare_systems(systems, FeatureSet(folders / "reference"), ScoreOptions(resamples=20))[
+        "few"
+    ]
     real, near, far = (_read(folders, name)[4:] for name in ("reference", "near", "far"))
     expected = kl_divergences(far, real).mean() - kl_divergences(near, real).mean()
     assert differences["KL-PASST-softmax"].estimate == pytest.approx(expected)
     assert "FD-PASST" not in differences
 
 
+def test_a_single_clip_has_no_chance_and_no_halves(folders):
+    one = {
+        name: FeatureSet(folders / name).only(NAMES[:1], ("passt_logits",)) for name in ("near", "reference")
+    }
+    rows = score_rows({"near": one["near"]}, one["reference"], ScoreOptions())
+    assert rows["near"].metrics.keys() == {"KL-PASST-softmax"}
+    assert not rows[REAL].metrics and not rows[OTHER_CLIP].metrics
+
+
+def test_systems_without_a_common_clip_have_no_differences(folders):
+    systems = {
+        name: FeatureSet(folders / "near").only(NAMES[half::2], ("passt_logits",))
+        for half, name in enumerate("ab")
+    }
+    differences = compare_systems(systems, FeatureSet(folders / "reference"), ScoreOptions(resamples=20))
+    assert differences == {"b": {}}
+
+
 def test_without_resamples_there_are_no_differences(folders):
-    systems = {name: folders / name for name in ("near", "far")}
-    assert compare_systems(systems, folders / "reference", ScoreOptions()) == {}
+    systems = {name: FeatureSet(folders / name) for name in ("near", "far")}
+    assert compare_systems(systems, FeatureSet(folders / "reference"), ScoreOptions()) == {}

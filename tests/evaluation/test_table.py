@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
 
 import numpy as np
@@ -193,6 +194,24 @@ def _evaluate(clips, out, *, sounds=None, split="test", **settings):
     )
 
 
+def test_sounds_of_the_same_size_and_time_are_told_apart(clips, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, gain in (("a", 0.1), ("b", 0.01)):
+        (tmp_path / name).mkdir()
+        path = _written(
+            tmp_path / name / "test_00000.wav", gain * rng.standard_normal(80_000).astype(np.float32)
+        )
+        os.utime(path, (1e9, 1e9))
+    _evaluate(clips, tmp_path / "out", sounds=tmp_path / "a", av_align=False)
+    with pytest.raises(FlowleyError, match="has features of test_00000 from before it changed"):
+        _evaluate(clips, tmp_path / "out", sounds=tmp_path / "b", av_align=False)
+
+
+def test_the_reason_is_told_if_no_clip_can_be_scored(clips, tmp_path):
+    with pytest.raises(FlowleyError, match=r"are missing, the first: test_00000: .* s of sound; 9 s are"):
+        _evaluate(clips, tmp_path / "out", seconds=9.0, av_align=False)
+
+
 def test_clips_that_cannot_be_used_are_named_and_left_out(clips, tmp_path):
     sounds = tmp_path / "sounds"
     shutil.copytree(clips / "sounds", sounds)
@@ -227,6 +246,40 @@ def test_another_number_of_clips_at_once_changes_nothing(result, monkeypatch):
         json.loads(path.read_text())["rows"]["mine"]["metrics"] for path in (changed.scores, result[1].scores)
     )
     assert rows == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_clips_and_networks_of_an_earlier_evaluation_are_not_scored(result, clips, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(result[0].out, out)
+    table = (clips / "clips.tsv").read_text().splitlines(keepends=True)
+    (clips / "two.tsv").write_text("".join(table[:3]))
+    request = dataclasses.replace(result[0], out=out, table=clips / "two.tsv", networks=None)
+    scores = json.loads(evaluate_table(request, READERS).scores.read_text())
+    assert not {"FD-PANN", "IB-Score"} & scores["rows"]["mine"]["metrics"].keys()
+    assert scores["rows"]["mine"]["clips"]["LUFS"] == [2] and scores["facts"]["clips"] == 2
+
+
+def test_desync_of_caches_takes_the_head_of_a_bundle(result, networks, tmp_path):
+    """The same as of the table, after an export to av-benchmark's files."""
+    features, caches = result[0].out / "features", []
+    for name in ("mine", "reference"):
+        caches.append(tmp_path / name)
+        exported = shell.run(
+            "flowley_jax.evaluate", f"--export-features={features / name}", f"--out={caches[-1]}"
+        )
+        assert exported.returncode == 0, exported.stderr
+    flags = (f"--generated-cache={caches[0]}", f"--reference-cache={caches[1]}", "--resamples=0")
+    found = shell.run("flowley_jax.evaluate", *flags, f"--networks={networks}")
+    expected = _scores(result)["rows"]["mine"]["metrics"]
+    metrics = json.loads(found.stdout)["metrics"]
+    for metric in ("DeSync", "FD-PANN", "LAION-CLAP-Score"):
+        assert metrics[metric] == pytest.approx(expected[metric], rel=1e-6)
+    refused = shell.run("flowley_jax.evaluate", *flags, "--networks=nowhere")
+    shell.fails_in_one_line(refused, "nowhere: holds none of the bundles")
+    again = shell.run(
+        "flowley_jax.evaluate", f"--export-features={features / 'mine'}", f"--out={features / 'mine'}"
+    )
+    shell.fails_in_one_line(again, "holds our own files of features")
 
 
 def test_the_command_compares_systems_and_keeps_files_of_others(clips, tmp_path):
