@@ -1,4 +1,4 @@
-"""What `benchmarks.evaluate` measures: evaluation networks with random weights, and the reading of a clip."""
+"""The tasks of `benchmarks.evaluate`: networks with random weights, and the reading of a clip."""
 
 import functools
 from collections.abc import Iterator, Sequence

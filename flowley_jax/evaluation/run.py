@@ -308,6 +308,10 @@ class _Run:
         """Create the folder of the codec's sounds, or check that they are of this codec and length."""
         note, path = f"{components.identity} {self.settings.seconds:g} s\n", folder / _CODEC_NOTE
         if not path.exists():
+            if folder.is_dir() and any(folder.iterdir()):
+                raise FlowleyError(
+                    f"{folder}: holds files of another program; choose another folder for --out"
+                )
             write_text(path, note)
         elif path.read_text(encoding="utf-8") != note:
             raise FlowleyError(f"{folder}: has sounds of another codec, or of another length; remove it")

@@ -26,6 +26,7 @@ from flowley_jax.evaluation.table_report import Request, evaluate_table
 from flowley_jax.interop.bundles import Bundle
 from flowley_jax.media.read import read_audio
 from flowley_jax.media.write import write_audio
+from flowley_jax.runs.workdir import load_components
 
 SECONDS = 5.0
 READERS = functools.partial(mapping_pool, count=1, time_limit=60.0)
@@ -205,6 +206,36 @@ def test_sounds_of_the_same_size_and_time_are_told_apart(clips, tmp_path):
     _evaluate(clips, tmp_path / "out", sounds=tmp_path / "a", av_align=False)
     with pytest.raises(FlowleyError, match="has features of test_00000 from before it changed"):
         _evaluate(clips, tmp_path / "out", sounds=tmp_path / "b", av_align=False)
+
+
+def test_sounds_of_the_codec_follow_the_videos_and_replace_no_other_file(clips, tiny_run, tmp_path):
+    components, out = load_components(tiny_run), tmp_path / "out"
+    video = tmp_path / "test_00000.mp4"
+    shutil.copy(clips / "test/test_00000.mp4", video)
+    table = [dataclasses.replace(read_clip_table(clips / "clips.tsv")[0], video_path=video)]
+    settings = EvaluationSettings(seconds=1.0, resamples=0, av_align=False)
+    run = functools.partial(
+        evaluate_clips,
+        table,
+        {"mine": clips / "sounds"},
+        out,
+        settings,
+        readers=READERS,
+        components=components,
+    )
+    run()
+    wave = (out / "codec/test_00000.wav").read_bytes()
+    shutil.copy(clips / "test/test_00001.mp4", video)
+    shutil.rmtree(out / "features/reference")
+    with pytest.raises(FlowleyError, match="has features of test_00000 from before"):
+        run()
+    assert (out / "codec/test_00000.wav").read_bytes() != wave
+    shutil.rmtree(out)
+    (out / "codec").mkdir(parents=True)
+    (out / "codec/test_00000.wav").write_text("mine")
+    with pytest.raises(FlowleyError, match="codec: holds files of another program"):
+        run()
+    assert (out / "codec/test_00000.wav").read_text() == "mine"
 
 
 def test_the_reason_is_told_if_no_clip_can_be_scored(clips, tmp_path):
