@@ -102,7 +102,7 @@ _RESAMPLES = define_int(
 _OUT = flags.DEFINE_string(
     "out",
     None,
-    "JSON file to write the figures to as well; a folder with --table, --generated-cache and "
+    "JSON file to write the scores to as well; a folder with --table, --generated-cache and "
     "--export-features.",
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the files of --out if they exist.")

@@ -24,6 +24,10 @@ MOST_CLIPS = 2000
 _TRAINED_ON = "trained_on"
 
 
+# Function that returns a context manager, which yields a reader that uses a preparation.
+Readers = Callable[[Preparation], AbstractContextManager[Reader]]
+
+
 def tagger_clips(table: Sequence[TableClip]) -> list[TableClip]:
     """Return the clips of a table that can train a tagger; none if there are too few, or too many classes."""
     training = [clip for clip in table if clip.split == "train" and clip.label]
@@ -42,7 +46,7 @@ def embedded_tagger(
     path: Path,
     *,
     seconds: float,
-    readers: Callable[[Preparation], AbstractContextManager[Reader]],
+    readers: Readers,
 ) -> Tagger:
     """Return the tagger of a file, or train it on the real sounds of clips and write the file.
 
@@ -65,28 +69,7 @@ def embedded_tagger(
                 f"{path}: was trained on other clips or another --seconds; remove it, or choose another --out"
             )
         return tagger
-    with readers(Preparation(("tagger",), seconds)) as read:
-        calls = [(str(clip.video_path), ("tagger",)) for clip in clips]
-        with progress_bar("reading real sounds for the tagger", total=len(calls)) as bar:
-            results = []
-            for result in read(calls):
-                results.append(result)
-                bar.update()
-    usable = [
-        (result["tagger"]["log_mels"], clip.label)
-        for clip, result in zip(clips, results, strict=True)
-        if isinstance(result, dict) and not isinstance(result["tagger"], str)
-    ]
-    if len(usable) < LEAST_CLIPS:
-        faults = (
-            f"{clip.id}: {result['tagger'] if isinstance(result, dict) else result.detail}"
-            for clip, result in zip(clips, results, strict=True)
-            if not isinstance(result, dict) or isinstance(result["tagger"], str)
-        )
-        raise FlowleyError(
-            f"the embedded tagger needs {LEAST_CLIPS} labelled training clips of {seconds:g} s with sound; "
-            f"{len(usable)} of {len(clips)} can be used ({next(faults, 'no faults')}; see --seconds)"
-        )
+    log_mels, labels = _training_sounds(clips, seconds, readers)
     training = TaggerTraining()
     with progress_bar("training the tagger", total=training.epochs) as bar:
 
@@ -94,9 +77,35 @@ def embedded_tagger(
             bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
             bar.update(epoch - bar.n)
 
-        log_mels, labels = zip(*usable, strict=True)
-        tagger = train_tagger(np.stack(log_mels), list(labels), training=training, progress=progress)
+        tagger = train_tagger(log_mels, labels, training=training, progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tagger(tagger, path, {_TRAINED_ON: trained_on})
     # So that this evaluation uses the same weights as later ones.
     return load_tagger(path)[0]
+
+
+def _training_sounds(
+    clips: Sequence[TableClip], seconds: float, readers: Readers
+) -> tuple[np.ndarray, list[str]]:
+    """Return the log-mels (clips, T, bins) and the labels of the clips whose sound can be read."""
+    log_mels, labels, faults = [], [], []
+    with (
+        readers(Preparation(("tagger",), seconds)) as read,
+        progress_bar("reading real sounds for the tagger", total=len(clips)) as bar,
+    ):
+        results = read([(str(clip.video_path), ("tagger",)) for clip in clips])
+        for clip, result in zip(clips, results, strict=True):
+            bar.update()
+            inputs = result["tagger"] if isinstance(result, dict) else result.detail
+            if isinstance(inputs, str):
+                faults.append(f"{clip.id}: {inputs}")
+            else:
+                log_mels.append(inputs["log_mels"])
+                labels.append(clip.label)
+    if len(labels) < LEAST_CLIPS:
+        first = f" ({faults[0]}; see --seconds)" if faults else ""
+        raise FlowleyError(
+            f"the embedded tagger needs {LEAST_CLIPS} labelled training clips of {seconds:g} s with sound; "
+            f"{len(labels)} of {len(clips)} can be used{first}"
+        )
+    return np.stack(log_mels), labels

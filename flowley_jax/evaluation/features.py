@@ -7,6 +7,7 @@ the arrays are named "kind/clip id". Their notes say how they were made.
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -228,6 +229,15 @@ def _parts(folder: Path) -> list[Path]:
 
 def _names(path: Path) -> list[tuple[str, str]]:
     """Return the kind and clip id of each array of one of our own files."""
+    with name_errors(path):
+        status = path.stat()
+    return _stored_names(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _stored_names(path: Path, size: int, mtime_ns: int) -> list[tuple[str, str]]:
+    """Return the same names. Every kind is looked for in all files, so each is read once until it changes."""
+    del size, mtime_ns
     with _opened(path) as opened:
         names = [tuple(name.split("/", 1)) for name in opened.keys()]  # noqa: SIM118
     for name in names:

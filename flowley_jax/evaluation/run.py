@@ -1,6 +1,5 @@
 """Evaluate systems on the clips of a table: extract features, and score them in the rows of one table."""
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -19,11 +18,10 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.bootstrap import Interval
 from flowley_jax.evaluation.captions import ClapCaptions
 from flowley_jax.evaluation.comparison import compare_systems
-from flowley_jax.evaluation.embedded_tagger import embedded_tagger
+from flowley_jax.evaluation.embedded_tagger import Readers, embedded_tagger
 from flowley_jax.evaluation.extraction import (
     Evaluator,
     Evaluators,
-    Reader,
     available,
     extract,
     file_fingerprint,
@@ -47,9 +45,6 @@ TAGGER_FILE = "tagger.safetensors"
 FEATURES_FOLDER, CODEC_FOLDER = "features", "codec"
 REFERENCE = "reference"
 _CODEC_NOTE, _CODEC_SOURCES = "codec.txt", "sources.json"
-
-# Function that returns a context manager, which yields a reader that uses a preparation.
-Readers = Callable[[Preparation], contextlib.AbstractContextManager[Reader]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from flowley_jax.audio.mel import MEL_16K, log_mel
 from flowley_jax.common.files import write_text
 from flowley_jax.data.clip_table import TableClip, read_clip_table
 from flowley_jax.errors import FlowleyError
-from flowley_jax.evaluation.embedded_tagger import tagger_clips
+from flowley_jax.evaluation.embedded_tagger import Readers, tagger_clips
 from flowley_jax.evaluation.feature_scores import FeatureScores
 from flowley_jax.evaluation.feature_sets import FeatureSet
 from flowley_jax.evaluation.labels import all_classes, classes_of
@@ -24,7 +24,6 @@ from flowley_jax.evaluation.run import (
     REFERENCE,
     Evaluation,
     EvaluationSettings,
-    Readers,
     evaluate_clips,
 )
 from flowley_jax.evaluation.sounds import one_form, sound_files
@@ -182,18 +181,25 @@ def evaluate_table(request: Request, readers: Readers) -> TableResult:
     remarks = [*failed, *_remarks(evaluation)]
     with staged([report, scores, *metrics], functools.partial(made_files.claim, _OWNER)) as partials:
         _write_report(partials[0], request, evaluation, chosen, systems, facts, remarks)
-        content = {"facts": facts, "rows": {name: as_json(row) for name, row in evaluation.rows.items()}}
-        content["differences"] = {
-            name: {metric: dataclasses.asdict(interval) for metric, interval in intervals.items()}
-            for name, intervals in evaluation.differences.items()
-        }
-        content |= {name: getattr(evaluation, name) for name in ("missing", "left_out", "failed")}
-        write_text(partials[1], json.dumps(content, indent=2, allow_nan=False) + "\n")
+        _write_scores(partials[1], evaluation, facts)
         for name, path in zip(systems, partials[2:], strict=True):
             theirs = av_benchmark_metrics(evaluation.rows[name])
             write_text(path, json.dumps(theirs, indent=2) + "\n")
     lines = [table_text(evaluation.rows), *difference_lines(evaluation.differences, next(iter(systems)))]
     return TableResult(table="\n".join(lines), remarks=remarks, report=report, scores=scores)
+
+
+def _write_scores(path: Path, evaluation: Evaluation, facts: Mapping[str, Any]) -> None:
+    content = {
+        "facts": facts,
+        "rows": {name: as_json(row) for name, row in evaluation.rows.items()},
+        "differences": {
+            name: {metric: dataclasses.asdict(interval) for metric, interval in intervals.items()}
+            for name, intervals in evaluation.differences.items()
+        },
+        **{name: getattr(evaluation, name) for name in ("missing", "left_out", "failed")},
+    }
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _settings(request: Request, run_seconds: float | None) -> EvaluationSettings:
