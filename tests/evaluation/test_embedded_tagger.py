@@ -57,9 +57,7 @@ def test_the_tagger_is_trained_once_and_hears_the_labels(clips, tmp_path):
 
 
 def test_the_reason_is_told_if_too_few_sounds_can_be_used(clips, tmp_path):
-    message = (
-        r"needs 32 .* of 2 s with sound; 0 of 40 can be used \(0: has 1\.00 s of sound; 2 s are"
-    )
+    message = r"needs 32 .* of 2 s with sound; 0 of 40 can be used \(0: has 1\.00 s of sound; 2 s are"
     with pytest.raises(FlowleyError, match=message):
         embedded_tagger(clips, tmp_path / "tagger.safetensors", seconds=2.0, readers=_in_this_process)
     assert not list(tmp_path.iterdir())
