@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar, cast
 
@@ -19,6 +20,8 @@ _SHOWN_CHARACTERS = 200
 # What JAX's errors name when a collective does not reach another process: the libraries of collectives on
 # CPUs and GPUs, and the service that watches all processes.
 _UNREACHED = ("Gloo", "ncclRemoteError", "ncclSystemError", "coordination service", "heartbeat")
+# How long the first process waits for the others to print their errors and end.
+_LAST_SECONDS = 5.0
 _Result = TypeVar("_Result")
 
 
@@ -86,12 +89,27 @@ def _check_alone(environment: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def name_lost_process() -> Iterator[None]:
-    """Turn the error of a collective that does not reach another process into one line that says so.
+def processes_of_run() -> Iterator[None]:
+    """Run a block that several processes run together, so that each can say why it failed.
+
+    An error of a collective that does not reach another process becomes one line that says so. After an
+    error, the first process ends last: JAX's coordination service runs in it, and aborts the others when it
+    is gone.
 
     Raises:
       FlowleyError: another process has ended, or cannot be reached.
     """
+    try:
+        with _named_lost_process():
+            yield
+    except Exception:
+        if is_first() and jax.process_count() > 1:
+            time.sleep(_LAST_SECONDS)
+        raise
+
+
+@contextlib.contextmanager
+def _named_lost_process() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -92,7 +92,7 @@ def train(config: ExperimentConfig, workdir: Path, *, evaluator: Evaluator | Non
         run cannot be evaluated as it is configured; or another process of the run has ended.
       NonFiniteLossError: `train.max_skipped` steps in a row had a non-finite loss or gradient.
     """
-    with distributed.name_lost_process():
+    with distributed.processes_of_run():
         run = _checked_run(config, workdir, evaluator)
         with locked_workdir(workdir):
             # Not in a variable of this frame, which would hold the weights to the end.
