@@ -29,8 +29,10 @@ from flowley_jax.errors import FlowleyError
 _SIZE = struct.Struct("<Q")
 _START_SECONDS = 300.0
 _PARENT_POLL_SECONDS = 2.0
-# One thread of linear algebra per process: more only contend for the cores.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# One thread of linear algebra and of OpenCV per process: more only contend for the cores.
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
+)
 
 
 class Worker:
