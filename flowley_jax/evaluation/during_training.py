@@ -51,11 +51,11 @@ _DTYPE = "float32"
 
 def train(config: ExperimentConfig, workdir: Path) -> Outcome:
     """Train as `training.loop.train` does, with the evaluations that `train.evaluate_every` asks for."""
-    return loop.train(config, workdir, evaluator=start_evaluation)
+    return loop.train(config, workdir, prepare_evaluation=start_evaluation)
 
 
 def start_evaluation(config: ExperimentConfig, workdir: Path, components: Components) -> "RunEvaluation":
-    """Prepare the evaluations of a run; this is a `training.evaluation.Evaluator`.
+    """Prepare the evaluations of a run; this is a `training.evaluation.PrepareEvaluation`.
 
     Raises:
       FlowleyError: the valid split has fewer than two clips with sound; there are no networks, and the labels

@@ -11,16 +11,6 @@ import numpy as np
 
 from flowley_jax.errors import FlowleyError
 
-_SETTINGS = {
-    "pyr_scale": 0.5,
-    "levels": 3,
-    "winsize": 15,
-    "iterations": 3,
-    "poly_n": 5,
-    "poly_sigma": 1.2,
-    "flags": 0,
-}
-
 
 def gray(image: np.ndarray) -> np.ndarray:
     """Return the luma of an RGB image.
@@ -64,4 +54,15 @@ def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     if first.shape != second.shape:
         sizes = [f"{width}×{height}" for height, width in (first.shape, second.shape)]
         raise FlowleyError(f"images of {sizes[0]} and {sizes[1]} pixels have no flow; sizes must be equal")
-    return cv2.calcOpticalFlowFarneback(first, second, None, **_SETTINGS)
+    return cv2.calcOpticalFlowFarneback(
+        first,
+        second,
+        np.zeros((*first.shape, 2), np.float32),
+        pyr_scale=0.5,
+        levels=3,
+        winsize=15,
+        iterations=3,
+        poly_n=5,
+        poly_sigma=1.2,
+        flags=0,
+    )

@@ -38,7 +38,7 @@ class Evaluation(Protocol):
         ...
 
 
-class Evaluator(Protocol):
+class PrepareEvaluation(Protocol):
     """Function that prepares the evaluations of a run; `evaluation.during_training` has one."""
 
     def __call__(self, config: ExperimentConfig, workdir: Path, components: Components) -> Evaluation:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import logging
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from flowley_jax.runs.snapshots import EmaSnapshots
 from flowley_jax.runs.workdir import BASE, check_base, has_steps, open_workdir
 from flowley_jax.runs.workdir_lock import locked_workdir
 from flowley_jax.training.checkpoint import RunCheckpoints
-from flowley_jax.training.evaluation import Evaluation, Evaluator, report_scores
+from flowley_jax.training.evaluation import Evaluation, PrepareEvaluation, report_scores
 from flowley_jax.training.flops import step_rate
 from flowley_jax.training.metrics import Reports, StepMetrics
 from flowley_jax.training.sharding import Layout, make_layout
@@ -59,13 +60,13 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
-    """The parts of a run that do not change: its configuration, folder, components, layout and evaluator."""
+    """The parts of a run that do not change: its configuration, folder, components, layout and evaluation."""
 
     config: ExperimentConfig
     workdir: Path
     components: Components
     layout: Layout
-    evaluator: Evaluator | None
+    prepare_evaluation: PrepareEvaluation | None
 
     @property
     def records(self) -> Path:
@@ -76,7 +77,9 @@ class _Run:
         return StepConfig.from_experiment(self.config)
 
 
-def train(config: ExperimentConfig, workdir: Path, *, evaluator: Evaluator | None = None) -> Outcome:
+def train(
+    config: ExperimentConfig, workdir: Path, *, prepare_evaluation: PrepareEvaluation | None = None
+) -> Outcome:
     """Train until `config.train.steps`, resuming from the newest checkpoint in `workdir`.
 
     On SIGTERM or Ctrl-C, finish the current step, store the state and return. While the folder is in use by
@@ -85,7 +88,7 @@ def train(config: ExperimentConfig, workdir: Path, *, evaluator: Evaluator | Non
     Args:
       config: configuration of the run.
       workdir: folder of the run.
-      evaluator: prepares the evaluations that `train.evaluate_every` asks for.
+      prepare_evaluation: prepares the evaluations that `train.evaluate_every` asks for.
 
     Raises:
       FlowleyError: the records do not fit the model, or the folder belongs to another run or is in use; the
@@ -93,7 +96,7 @@ def train(config: ExperimentConfig, workdir: Path, *, evaluator: Evaluator | Non
       NonFiniteLossError: `train.max_skipped` steps in a row had a non-finite loss or gradient.
     """
     with distributed.processes_of_run():
-        run = _checked_run(config, workdir, evaluator)
+        run = _checked_run(config, workdir, prepare_evaluation)
         with locked_workdir(workdir):
             # Not in a variable of this frame, which would hold the weights to the end.
             return _train(run, _claim_workdir(run))
@@ -167,15 +170,9 @@ def _train(run: _Run, start: weights.Weights | None) -> Outcome:
                     with metrics.paused("checkpoint", step=step):
                         checkpoints.save(step, state, batches.get_state())
                         timing.checkpoint_stored()
-                if validates and _is_due(step, every.valid_every, last=every.steps):
-                    with metrics.paused("reports", step=step), contextlib.suppress(ValidationStopped):
-                        reports.validation(step, _validation_losses(run, state, stop=stop.check))
-                if validates and step % every.preview_every == 0 and not stop.check():
-                    with metrics.paused("reports", step=step):
-                        _write_previews(run, reports, step, state)
-                if evaluation and _is_due(step, every.evaluate_every, last=every.steps) and not stop.check():
-                    with metrics.paused("reports", step=step):
-                        _report_scores(run, evaluation, reports, step, state, stop=stop.check)
+                if validates:
+                    paused = functools.partial(metrics.paused, "reports", step=step)
+                    _report_valid_clips(run, evaluation, reports, step, state, paused, stop=stop.check)
             # Their memory is shared with the readers, which end below.
             del rows, batch
             if stop.requested and step > first:
@@ -193,13 +190,15 @@ def _is_due(step: int, interval: int, *, last: int) -> bool:
     return step % interval == 0 or step == last
 
 
-def _checked_run(config: ExperimentConfig, workdir: Path, evaluator: Evaluator | None) -> _Run:
+def _checked_run(
+    config: ExperimentConfig, workdir: Path, prepare_evaluation: PrepareEvaluation | None
+) -> _Run:
     """Check everything that could prevent the run, before anything is written."""
     records = Path(config.data.records)
-    if config.train.evaluate_every and evaluator is None:
+    if config.train.evaluate_every and prepare_evaluation is None:
         raise FlowleyError(
-            f"train.evaluate_every={config.train.evaluate_every} needs an evaluator, which this program does "
-            "not have: train with flowley_jax.train, or set it to 0"
+            f"train.evaluate_every={config.train.evaluate_every} needs metrics, which this program does not "
+            "have: train with flowley_jax.train, or set it to 0"
         )
 
     def check() -> tuple[Components, Layout]:
@@ -208,15 +207,21 @@ def _checked_run(config: ExperimentConfig, workdir: Path, evaluator: Evaluator |
         return components, make_layout(config.mesh, config.model, batch_size=config.data.batch_size)
 
     components, layout = distributed.all_do(check, failure=f"{records}: refused")
-    return _Run(config=config, workdir=workdir, components=components, layout=layout, evaluator=evaluator)
+    return _Run(
+        config=config,
+        workdir=workdir,
+        components=components,
+        layout=layout,
+        prepare_evaluation=prepare_evaluation,
+    )
 
 
 def _start_evaluation(run: _Run, timing: Timing) -> Evaluation | None:
     """Prepare the evaluations, while a signal still ends the program at once: this can take minutes."""
-    if not run.config.train.evaluate_every or run.evaluator is None:
+    if not run.config.train.evaluate_every or run.prepare_evaluation is None:
         return None
     timing.charge("start")
-    evaluation = run.evaluator(run.config, run.workdir, run.components)
+    evaluation = run.prepare_evaluation(run.config, run.workdir, run.components)
     timing.charge("reports")
     return evaluation
 
@@ -328,41 +333,45 @@ def _first_state(run: _Run, start: weights.Weights | None, *, resuming: bool) ->
     return state_from_weights(step_config, layout, initial.parameters, initial.constants)
 
 
-def _validation_losses(run: _Run, state: TrainState, *, stop: Callable[[], bool]) -> dict[str, float]:
-    return validation_losses(
-        model_weights(state, run.config.lora),
-        state.constants,
-        run.records,
-        config=run.step_config,
-        layout=run.layout,
-        batch_size=run.config.data.batch_size,
-        stop=stop,
-    )
-
-
-def _write_previews(run: _Run, reports: Reports, step: int, state: TrainState) -> None:
-    write_previews(
-        reports.writer,
-        step,
-        state,
-        run.records,
-        run.components,
-        config=run.step_config,
-        layout=run.layout,
-        sample=run.config.sample,
-    )
-
-
-def _report_scores(
+def _report_valid_clips(
     run: _Run,
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
     reports: Reports,
     step: int,
     state: TrainState,
+    paused: Callable[[], contextlib.AbstractContextManager],
     *,
     stop: Callable[[], bool],
 ) -> None:
-    report_scores(evaluation, reports, step, state, config=run.step_config, layout=run.layout, stop=stop)
+    """Report what is due at this step about the clips of the valid split, until `stop` says to end."""
+    every, config, layout = run.config.train, run.step_config, run.layout
+    if _is_due(step, every.valid_every, last=every.steps):
+        with paused(), contextlib.suppress(ValidationStopped):
+            losses = validation_losses(
+                model_weights(state, run.config.lora),
+                state.constants,
+                run.records,
+                config=config,
+                layout=layout,
+                batch_size=run.config.data.batch_size,
+                stop=stop,
+            )
+            reports.validation(step, losses)
+    if step % every.preview_every == 0 and not stop():
+        with paused():
+            write_previews(
+                reports.writer,
+                step,
+                state,
+                run.records,
+                run.components,
+                config=config,
+                layout=layout,
+                sample=run.config.sample,
+            )
+    if evaluation and _is_due(step, every.evaluate_every, last=every.steps) and not stop():
+        with paused():
+            report_scores(evaluation, reports, step, state, config=config, layout=layout, stop=stop)
 
 
 def _outcome(run: _Run, step: int) -> Outcome:

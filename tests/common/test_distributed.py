@@ -24,7 +24,7 @@ def waits(monkeypatch):
 def test_the_first_of_several_processes_ends_last(monkeypatch, waits, index, processes, count):
     monkeypatch.setattr(jax, "process_index", lambda: index)
     monkeypatch.setattr(jax, "process_count", lambda: processes)
-    with pytest.raises(FlowleyError, match="^refused$"), processes_of_run():
+    with pytest.raises(FlowleyError, match=r"^refused$"), processes_of_run():
         raise FlowleyError("refused")
     assert len(waits) == count
 

@@ -169,7 +169,7 @@ def test_an_evaluation_without_labels_and_networks_is_refused_at_the_start(tmp_p
 
 
 def test_an_evaluation_without_an_evaluator_is_refused(records, tmp_path):
-    with pytest.raises(FlowleyError, match=r"train\.evaluate_every=2 needs an evaluator"):
+    with pytest.raises(FlowleyError, match=r"train\.evaluate_every=2 needs metrics"):
         loop.train(_config(records), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
