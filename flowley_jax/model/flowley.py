@@ -87,18 +87,24 @@ class Flowley(nnx.Module):
         text: Float[Array, "B Tt text_dim"],
         text_len: Int[Array, " B"],
         t: Float[Array, " B"],
+        r: Float[Array, " B"] | None = None,
         *,
         deterministic: bool = True,
         rng: Key | None = None,
         gather_weights: GatherWeights = identity,
     ) -> Float[Array, "B Ta audio_dim"]:
-        """Return the velocity at the noisy latent x_t, in float32.
+        """Return the velocity at the noisy latent x_t, or its mean from t to r, in float32.
+
+        The mean velocity is meant for networks that were trained as flow maps (`flowley_jax.flow.flow_map`).
+        The last blocks and the final layer then see r instead of t, which needs no further weights (Decoupled
+        MeanFlow, Lee et al. 2025).
 
         Args:
           latent: x_t, standardised.
           video, text: features; text is padded to Tt.
           text_len: number of valid text tokens; the joint attention does not read the others.
           t: time in [0, 1]; 0 is noise and 1 is data.
+          r: later time, at least t; None for t.
           deterministic: turn dropout off; False needs `rng`.
           rng: (B,) keys, one for each item, so that an item's dropout does not depend on its batch.
           gather_weights: applied to the weights of a block inside its step; see `run_blocks`.
@@ -116,14 +122,17 @@ class Flowley(nnx.Module):
         with jax.named_scope("text"):
             text = self.text_input(text)
         condition = self.global_condition(video, text, t, key=fold(key, _GLOBAL_CONDITION_STREAM))
+        last = condition
+        if r is not None:
+            last = self.global_condition(video, text, r, key=fold(key, _GLOBAL_CONDITION_STREAM))
 
         audio, video, text = self._run_multi_stream(
             (audio, video, text), text_len, condition, key, gather_weights
         )
-        audio = self._run_single_stream(audio, video, text, condition, key, gather_weights)
+        audio = self._run_single_stream(audio, video, text, (condition, last), key, gather_weights)
 
         with jax.named_scope("final_layer"):
-            shift, scale = self.final_modulation(condition)
+            shift, scale = self.final_modulation(last)
             return self.final_conv(modulated_norm(audio, shift, scale)).astype(jnp.float32)
 
     def _run_multi_stream(
@@ -155,17 +164,22 @@ class Flowley(nnx.Module):
         audio: Array,
         video: Array,
         text: Array,
-        condition: Array,
+        conditions: tuple[Array, Array],
         key: Key | None,
         gather_weights: GatherWeights,
     ) -> Array:
+        """Run the single-stream blocks; the first half sees the first condition, the others the second."""
         if self.cross_video is not None and self.cross_text is not None:
             video = self.cross_video(video, key=fold(key, _CROSS_VIDEO_STREAM))
             text = self.cross_text(text, key=fold(key, _CROSS_TEXT_STREAM))
 
+        first, last = conditions
+        half = self.config.single_depth // 2
+
         def apply(block: SingleStreamBlock, audio: Array, depth: tuple[Any, Any]) -> Array:
             index, fade_scale = depth
             block_key = fold(key, _FIRST_SINGLE_STREAM + index)
+            condition = first if first is last else jnp.where(index < half, first, last)
             return block(audio, video, text, condition=condition, fade_scale=fade_scale, key=block_key)
 
         return run_blocks(
