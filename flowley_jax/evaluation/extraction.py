@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,18 +16,20 @@ import numpy as np
 from flax import nnx
 
 from flowley_jax.common.device_batches import DeviceBatches, Replicated
-from flowley_jax.common.files import remove_partials
+from flowley_jax.common.files import name_errors, remove_partials
 from flowley_jax.common.locks import lock_folder
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.extractors import EXTRACTORS, Extractor
 from flowley_jax.evaluation.features import read_parts, write_features
 
+log = logging.getLogger(__name__)
 # Clips of one file of features: what an interruption can lose.
 PART_CLIPS = 64
 # Bytes at both ends of a file that its fingerprint reads.
 _END_BYTES = 2**16
 # Clips that are read at once; their inputs are in memory together.
 _READ_CLIPS = 16
+_SHOWN_NAMES = 5
 
 Arrays = dict[str, np.ndarray]
 # Function from calls (source, names) to, in order, the result of `Preparation` for each, or why it has none.
@@ -105,7 +108,7 @@ def extract(
     fingerprint: Callable[[str], Any] = lambda source: source,
     progress: Callable[[int], object] = lambda clips: None,
 ) -> list[str]:
-    """Extract features that are not in a folder yet.
+    """Extract features that are not in a folder yet, or whose file has changed since.
 
     Args:
       clips: sources by clip id: paths of files, or texts.
@@ -122,8 +125,8 @@ def extract(
       time.
 
     Raises:
-      FlowleyError: the folder cannot be used: it holds features of other files, networks or seconds, or
-        another process is writing to it.
+      FlowleyError: the folder cannot be used: it holds features of other networks or seconds, or another
+        process is writing to it.
     """
     failed: list[str] = []
     identities = {name: evaluators.identity(EXTRACTORS[name]) for name in names}
@@ -205,10 +208,10 @@ def _prepared(
 def _done(
     out: Path, sources: Mapping[str, Any], identities: Mapping[str, str], seconds: float
 ) -> dict[str, set[str]]:
-    """Return the clips whose features are stored, by extractor.
+    """Return the clips whose features are stored, by extractor; remove files with features of changed clips.
 
     Raises:
-      FlowleyError: stored features are of other files, networks or seconds.
+      FlowleyError: stored features are of other networks or seconds.
     """
     done: dict[str, set[str]] = {}
     remedy = f"remove {out}, or choose another folder"
@@ -217,16 +220,23 @@ def _done(
             raise FlowleyError(
                 f"{path}: has features of the first {notes.get('seconds')} s, not {seconds:g} s; {remedy}"
             )
-        for name, identity in identities.items():
-            held = set.intersection(*(stored.get(kind, set()) for kind in EXTRACTORS[name].kinds))
-            if held and notes.get("networks", {}).get(name) != identity:
+        held = {
+            name: set.intersection(*(stored.get(kind, set()) for kind in EXTRACTORS[name].kinds))
+            for name in identities
+        }
+        for name, clips in held.items():
+            if clips and notes.get("networks", {}).get(name) != identities[name]:
                 raise FlowleyError(
                     f"{path}: its features of {name} are of other weights, or of another --dtype; {remedy}"
                 )
-            for clip in held & sources.keys():
-                if notes.get("sources", {}).get(clip) != sources[clip]:
-                    raise FlowleyError(f"{path}: has features of {clip} from before it changed; {remedy}")
-            done.setdefault(name, set()).update(held)
+        known, earlier = set().union(*held.values()) & sources.keys(), notes.get("sources", {})
+        if changed := sorted(clip for clip in known if earlier.get(clip) != sources[clip]):
+            log.info("%s: %s changed since; extracting again", path, ", ".join(changed[:_SHOWN_NAMES]))
+            with name_errors(path):
+                path.unlink()
+            continue
+        for name, clips in held.items():
+            done.setdefault(name, set()).update(clips)
     return done
 
 

@@ -185,8 +185,16 @@ def evaluate_table(request: Request, readers: Readers) -> TableResult:
         for name, path in zip(systems, partials[2:], strict=True):
             theirs = av_benchmark_metrics(evaluation.rows[name])
             write_text(path, json.dumps(theirs, indent=2) + "\n")
+    _remove_other_metrics(request.out, metrics, made_files)
     lines = [table_text(evaluation.rows), *difference_lines(evaluation.differences, next(iter(systems)))]
     return TableResult(table="\n".join(lines), remarks=remarks, report=report, scores=scores)
+
+
+def _remove_other_metrics(out: Path, metrics: Sequence[Path], made_files: MadeFiles) -> None:
+    """Remove av-benchmark's figures of an earlier evaluation of other systems."""
+    for path in set(out.glob("output_metrics*.json")) - set(metrics):
+        if made_files.holds(path):
+            path.unlink()
 
 
 def _write_scores(path: Path, evaluation: Evaluation, facts: Mapping[str, Any]) -> None:
