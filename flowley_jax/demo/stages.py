@@ -25,7 +25,7 @@ from flowley_jax.evaluation.feature_sets import FeatureSet
 from flowley_jax.evaluation.rows import CODEC, OTHER_CLIP, REAL
 from flowley_jax.evaluation.run import FEATURES_FOLDER, Evaluation
 from flowley_jax.evaluation.synchrony import read_events
-from flowley_jax.evaluation.tables import TABLE_HINT, table_rows, table_text
+from flowley_jax.evaluation.tables import table_notes, table_rows, table_text
 from flowley_jax.media.read import read_audio
 from flowley_jax.report import ReportClip, table_section, write_report
 from flowley_jax.sampling.made_files import MadeFiles, staged
@@ -157,7 +157,7 @@ def _write_report(
         for name, (metric, digits, unit, meaning) in _HEADLINES.items()
         if metric in generated
     }
-    columns, rows = table_rows(evaluation.rows)
+    rows = table_rows(evaluation.rows)
     write_report(
         path,
         title="Flowley-JAX on generated impacts",
@@ -166,7 +166,7 @@ def _write_report(
         masks=_masks(config, sampler),
         clips=_report_clips(evaluation, sampler, clips, out),
         settings=dataclasses.asdict(config),
-        tables=[table_section("Scores", columns, rows, notes=[TABLE_HINT])],
+        tables=[table_section("Scores", list(evaluation.rows), rows, notes=table_notes(evaluation.rows))],
     )
 
 

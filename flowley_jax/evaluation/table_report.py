@@ -29,12 +29,12 @@ from flowley_jax.evaluation.run import (
 from flowley_jax.evaluation.sounds import one_form, sound_files
 from flowley_jax.evaluation.synchrony import read_events
 from flowley_jax.evaluation.tables import (
-    TABLE_HINT,
     as_json,
     av_benchmark_metrics,
     difference_lines,
     difference_rows,
     interval_groups,
+    table_notes,
     table_rows,
     table_text,
 )
@@ -336,13 +336,15 @@ def _write_report(
     facts: Mapping[str, Any],
     remarks: Sequence[str],
 ) -> None:
-    columns, rows = table_rows(evaluation.rows)
-    sections = [table_section("Scores", columns, rows, notes=[TABLE_HINT, *remarks])]
+    rows = table_rows(evaluation.rows)
+    notes = [*table_notes(evaluation.rows), *remarks]
+    sections = [table_section("Scores", list(evaluation.rows), rows, notes=notes)]
     first = next(iter(systems))
     if len(systems) > 1:
-        columns, rows = difference_rows(evaluation.differences)
+        rows = difference_rows(evaluation.differences)
         note = "95 % intervals of paired resampling: both systems on the clips that both have."
-        sections.append(table_section(f"Differences from {first}", columns, rows, notes=[note]))
+        others = list(evaluation.differences)
+        sections.append(table_section(f"Differences from {first}", others, rows, notes=[note]))
         groups = interval_groups({name: evaluation.rows[name] for name in systems})
         sections.append(intervals_section("Scores with 95 % intervals", "Each on its own scale.", groups))
     metric = next((name for name in _RANKING if name in evaluation.rows[first].per_clip), None)

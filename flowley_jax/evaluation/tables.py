@@ -1,7 +1,7 @@
 """Scores as a table: in a terminal, in a report, and in JSON."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from flowley_jax.evaluation.bootstrap import Interval
@@ -87,18 +87,21 @@ def table_text(rows: Mapping[str, FeatureScores]) -> str:
     return "\n".join(lines)
 
 
-def table_rows(rows: Mapping[str, FeatureScores]) -> tuple[Sequence[str], list[TableRow]]:
-    """Return the headings and the rows of a table of scores for a report."""
-    columns = shown_columns(rows)
-    return [column.title for column in columns], [
+def table_rows(rows: Mapping[str, FeatureScores]) -> list[TableRow]:
+    """Return the table of scores for a report: one row per metric, one column per row of the scores."""
+    return [
         TableRow(
-            name=name,
-            meaning=MEANINGS.get(name, ""),
-            cells=[_value(row, column) for column in columns],
-            hints=[_hint(row, column) for column in columns],
+            name=column.title,
+            cells=[_value(row, column) for row in rows.values()],
+            hints=[_hint(row, column) for row in rows.values()],
         )
-        for name, row in rows.items()
+        for column in shown_columns(rows)
     ]
+
+
+def table_notes(rows: Mapping[str, FeatureScores]) -> list[str]:
+    """Return the lines that explain a table of scores."""
+    return [TABLE_HINT, *(f"{name}: {MEANINGS[name]}" for name in rows if name in MEANINGS)]
 
 
 def difference_lines(differences: Mapping[str, Mapping[str, Interval]], first: str) -> list[str]:
@@ -114,21 +117,19 @@ def difference_lines(differences: Mapping[str, Mapping[str, Interval]], first: s
     return lines
 
 
-def difference_rows(
-    differences: Mapping[str, Mapping[str, Interval]],
-) -> tuple[Sequence[str], list[TableRow]]:
-    """Return the headings and the rows of a table of differences for a report."""
-    columns = [c for c in COLUMNS if any(c.metric in intervals for intervals in differences.values())]
-    return [column.title for column in columns], [
+def difference_rows(differences: Mapping[str, Mapping[str, Interval]]) -> list[TableRow]:
+    """Return the table of differences for a report: one row per metric, one column per system."""
+    systems = differences.values()
+    return [
         TableRow(
-            name=name,
-            meaning="",
+            name=column.title,
             cells=[
                 _difference(column, intervals[column.metric]) if column.metric in intervals else "–"
-                for column in columns
+                for intervals in systems
             ],
         )
-        for name, intervals in differences.items()
+        for column in COLUMNS
+        if any(column.metric in intervals for intervals in systems)
     ]
 
 

@@ -11,13 +11,11 @@ class TableRow:
 
     Attributes:
       name: its heading.
-      meaning: explanation of the heading; may be empty.
       cells: one text per column.
       hints: text that a cell shows when it is pointed at, per column; empty for none.
     """
 
     name: str
-    meaning: str
     cells: Sequence[str]
     hints: Sequence[str] = ()
 
@@ -84,8 +82,7 @@ def _row(row: TableRow) -> str:
         f'<td title="{escape(hint)}">{escape(cell)}</td>' if hint else f"<td>{escape(cell)}</td>"
         for cell, hint in zip(row.cells, hints, strict=True)
     )
-    meaning = f"<small>{escape(row.meaning)}</small>" if row.meaning else ""
-    return f"<tr><th>{escape(row.name)}{meaning}</th>{cells}</tr>"
+    return f"<tr><th>{escape(row.name)}</th>{cells}</tr>"
 
 
 def _bar(value: float, most: float, style: str) -> str:
