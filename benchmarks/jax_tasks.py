@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from flowley_jax.config import ExperimentConfig, MeshConfig
+from flowley_jax.flow.guidance import Guidance
 from flowley_jax.flow.sampler import SamplingProgram, sample_latents, whole_clips
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.model import Flowley
@@ -54,7 +55,10 @@ def prepare(
             tuple(variables),
             whole_clips(keys, video, text, text_len, audio_length=length),
             program=SamplingProgram(
-                video_length=video.shape[1], guidance=float(guidance), solver=solver, at_once=len(video)
+                video_length=video.shape[1],
+                guidance=Guidance(scale=guidance),
+                solver=solver,
+                at_once=len(video),
             ),
         )
     )

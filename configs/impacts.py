@@ -3,8 +3,9 @@
 | option | effect |
 |---|---|
 | `debug` | a test run on any machine: four steps on eight random records; leaves about 0.1 GB on disk |
+| `few_steps` | fine-tune the run that `--config.start.weights` names, for sampling in four steps |
 
-Write it after a colon: `configs/impacts.py:debug`.
+Write one after a colon: `configs/impacts.py:debug`.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from flowley_jax.config import (
 )
 from flowley_jax.config_flag import config_dict_of
 from flowley_jax.errors import FlowleyError
+from flowley_jax.flow.flow_map import FlowMapConfig
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.model.config import ModelConfig
 
@@ -30,13 +32,13 @@ def get_config(option: str = "") -> ConfigDict:
     """Return the configuration of the demonstration.
 
     Args:
-      option: "" or "debug".
+      option: "", "debug" or "few_steps".
 
     Raises:
       FlowleyError: the option does not exist.
     """
-    if option not in ("", "debug"):
-        raise FlowleyError(f"configs/impacts.py has no option {option!r}; it has debug")
+    if option not in ("", "debug", "few_steps"):
+        raise FlowleyError(f"configs/impacts.py has no option {option!r}; it has debug, few_steps")
     config = ExperimentConfig(
         model=ModelConfig(
             audio_dim=20,
@@ -70,4 +72,18 @@ def get_config(option: str = "") -> ConfigDict:
             train=TrainConfig(steps=4, log_every=1, valid_every=4, preview_every=4, checkpoint_every=2),
             ema=EmaConfig(snapshot_every=4),
         )
-    return config_dict_of(config)
+    if option == "few_steps":
+        config = dataclasses.replace(
+            config,
+            flow=FlowConfig(map=FlowMapConfig(guidance=2.0)),
+            optim=OptimConfig(learning_rate=5e-4, warmup_steps=20, schedule="cosine"),
+            ema=EmaConfig(snapshot_every=100),
+            train=dataclasses.replace(
+                config.train, steps=300, valid_every=100, preview_every=300, checkpoint_every=100
+            ),
+            sample=SampleConfig(solver=SolverConfig(name="flow_map", steps=4), guidance=1.0),
+        )
+    tree = config_dict_of(config)
+    # Not above: without start.weights, which a flag names, a flow map is refused.
+    tree.update_from_flattened_dict({"flow.map.enabled": option == "few_steps"})
+    return tree

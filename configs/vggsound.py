@@ -10,6 +10,7 @@ Write options after a colon, in any order and separated by commas: `configs/vggs
 | `16k`, `44k` | sample rate of the records, 16 kHz (default) or 44.1 kHz |
 | `v5e-16`, `v5e-256`, `v5p-64`, `v6e-16` | mesh, batch size and memory settings for a TPU slice; bfloat16 |
 | `soundcap` | draw half of the captions from SoundCap; the records must have them (docs/records.md) |
+| `few_steps` | fine-tune the weights that `--config.start.weights` names, for sampling in four steps |
 | `debug` | a test run on any machine: two steps on four generated records |
 
 A `debug` run uses the `small` network and leaves about 0.2 GB on disk: one checkpoint and one snapshot of the
@@ -20,9 +21,19 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from flowley_jax.config import DataConfig, ExperimentConfig, MeshConfig, TrainConfig
+from flowley_jax.config import (
+    DataConfig,
+    ExperimentConfig,
+    FlowConfig,
+    MeshConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+)
 from flowley_jax.config_flag import config_dict_of
 from flowley_jax.errors import FlowleyError
+from flowley_jax.flow.flow_map import FlowMapConfig
+from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.model.config import ModelConfig
 
 SIZES = {
@@ -56,6 +67,7 @@ class _Options:
     rate: str
     slice: str
     captions: str
+    few_steps: bool
     debug: bool
 
 
@@ -83,6 +95,14 @@ def get_config(options: str = "") -> ConfigDict:
             data=dataclasses.replace(config.data, batch_size=batch_size, num_workers=4),
             mesh=MeshConfig(fsdp=fsdp),
         )
+    if chosen.few_steps:
+        config = dataclasses.replace(
+            config,
+            flow=FlowConfig(map=FlowMapConfig(guidance=7.5)),
+            optim=OptimConfig(learning_rate=1e-4),
+            train=TrainConfig(steps=20_000),
+            sample=SampleConfig(solver=SolverConfig(name="flow_map", steps=4), guidance=1.0),
+        )
     if chosen.debug:
         config = dataclasses.replace(
             config,
@@ -98,11 +118,21 @@ def get_config(options: str = "") -> ConfigDict:
             ),
             mesh=MeshConfig(),
         )
-    return config_dict_of(config)
+    tree = config_dict_of(config)
+    # Not above: without start.weights, which a flag names, a flow map is refused.
+    tree.update_from_flattened_dict({"flow.map.enabled": chosen.few_steps})
+    return tree
 
 
 def _parse(options: str) -> _Options:
-    choices = {"size": SIZES, "rate": RATES, "slice": SLICES, "captions": CAPTIONS, "debug": ("debug",)}
+    choices = {
+        "size": SIZES,
+        "rate": RATES,
+        "slice": SLICES,
+        "captions": CAPTIONS,
+        "few_steps": ("few_steps",),
+        "debug": ("debug",),
+    }
     chosen: dict[str, str] = {}
     for option in filter(None, options.split(",")):
         kind = next((kind for kind, values in choices.items() if option in values), None)
@@ -117,6 +147,7 @@ def _parse(options: str) -> _Options:
         rate=chosen.get("rate", "16k"),
         slice=chosen.get("slice", ""),
         captions=chosen.get("captions", ""),
+        few_steps="few_steps" in chosen,
         debug=debug,
     )
 

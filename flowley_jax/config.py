@@ -22,6 +22,8 @@ from flowley_jax.common.ranges import (
 )
 from flowley_jax.common.typed import check_values, free_on_resume, is_free_on_resume, typed_from
 from flowley_jax.errors import FlowleyError
+from flowley_jax.flow.flow_map import FlowMapConfig
+from flowley_jax.flow.guidance import Guidance
 from flowley_jax.flow.losses import LossConfig
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.flow.time_sampling import TimeConfig
@@ -76,7 +78,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """Training target: times, losses, coupling and condition dropout.
+    """Training target: times, losses, flow maps, coupling and condition dropout.
 
     Attributes:
       immiscible: assign noise samples to latents so that the sum of their distances in a group is minimal
@@ -88,12 +90,18 @@ class FlowConfig:
 
     time: TimeConfig = TimeConfig()
     loss: LossConfig = LossConfig()
+    map: FlowMapConfig = FlowMapConfig()
     immiscible: bool = True
     coupling_group: Count = 256
     condition_dropout: Share = 0.1
 
     def __post_init__(self):
         check_values(self, "flow")
+        if self.map.enabled and self.loss.kind != "mse":
+            raise FlowleyError(
+                f"flow.loss.kind={self.loss.kind} must be mse for a flow map, whose loss weights the squared "
+                "error of each item"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -267,6 +275,17 @@ class SampleConfig:
 
     Attributes:
       guidance: classifier-free guidance scale; at 1 or below, only the conditional velocity counts.
+      guidance_text: scale of the text, if it differs from that of the video; needs a third evaluation of the
+        network. None for one scale.
+      guidance_from: guide only solver steps that begin at this time or later; 0 is noise, 1 is sound. The
+        other steps cost one evaluation of the network each.
+      guidance_to: guide only solver steps that begin before this time.
+      guidance_rescale: share of the guided velocity that gets the standard deviation of the conditional one.
+      zero_star: scale the empty branch of guidance by least squares (CFG-Zero*).
+      zero_until: skip solver steps that begin before this time (CFG-Zero*).
+      autoguidance_step: lead away from the weights that the run had averaged at this step, instead of the
+        empty condition; 0 for the empty condition. Previews and evaluations of a training do without it.
+      autoguidance_sigma_rel: EMA length of these weights; None for that of `sigma_rel`.
       sigma_rel: EMA length of the weights to sample with.
       negative_prompt: text of the empty branch, from which guidance leads away; "" for the empty text.
       window: length in seconds of the windows of a longer video; None for that of the training clips.
@@ -276,6 +295,14 @@ class SampleConfig:
 
     solver: SolverConfig = SolverConfig()
     guidance: Annotated[float, GUIDANCES] = 7.5
+    guidance_text: Annotated[float, GUIDANCES] | None = None
+    guidance_from: Share = 0.0
+    guidance_to: Share = 1.0
+    guidance_rescale: Share = 0.0
+    zero_star: bool = False
+    zero_until: Annotated[float, Range(least=0, below=1)] = 0.0
+    autoguidance_step: CountOrZero = 0
+    autoguidance_sigma_rel: Annotated[float, SIGMA_RELS] | None = None
     sigma_rel: Annotated[float, SIGMA_RELS] = 0.05
     negative_prompt: str = ""
     window: Annotated[float, SECONDS] | None = None
@@ -284,6 +311,35 @@ class SampleConfig:
 
     def __post_init__(self):
         check_values(self, "sample")
+        if self.guidance_from > self.guidance_to:
+            raise FlowleyError(
+                f"sample.guidance_from={self.guidance_from:g} must not be above "
+                f"guidance_to={self.guidance_to:g}"
+            )
+        if self.autoguidance_step and (self.guidance_text is not None or self.negative_prompt):
+            refused = (
+                f"negative_prompt={self.negative_prompt!r}"
+                if self.negative_prompt
+                else f"guidance_text={self.guidance_text:g}"
+            )
+            raise FlowleyError(
+                f"sample.{refused} does not go with autoguidance, which has no empty branch; set "
+                "autoguidance_step=0"
+            )
+
+    @property
+    def guidance_form(self) -> Guidance:
+        """The form of guidance that these values describe."""
+        return Guidance(
+            scale=self.guidance,
+            text_scale=self.guidance_text,
+            start=self.guidance_from,
+            end=self.guidance_to,
+            zero_until=self.zero_until,
+            zero_star=self.zero_star,
+            rescale=self.guidance_rescale,
+            bad_model=self.autoguidance_step > 0,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -315,6 +371,10 @@ class ExperimentConfig:
             raise FlowleyError(f"data.batch_size={batch} must be a multiple of train.accumulation={parts}")
         if self.lora.rank and not self.start.weights:
             raise FlowleyError(f"lora.rank={self.lora.rank} needs start.weights, the weights to adapt")
+        if self.flow.map.enabled and not self.start.weights:
+            raise FlowleyError(
+                "flow.map.enabled=True needs start.weights, the trained network to make few steps of"
+            )
         if parts > 1 and self.flow.loss.kind == "pseudo_huber":
             raise FlowleyError(
                 f"train.accumulation={parts} needs flow.loss.kind=mse: pseudo_huber is not a sum over "

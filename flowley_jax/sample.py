@@ -21,6 +21,8 @@ from flowley_jax.common.ranges import (
     OVERLAPS,
     SECONDS,
     SEEDS,
+    SHARES,
+    SHIFTS,
     SIGMA_RELS,
     TIMES,
     Range,
@@ -103,8 +105,12 @@ _STEPS = define_int(
 _SOLVER = flags.DEFINE_enum(
     "solver",
     None,
-    ["euler", "heun", "midpoint", "rk4", "tsit5", "dopri5"],
-    "ODE solver; tsit5 and dopri5 choose their own steps; by default that of the run's configuration.",
+    ["euler", "heun", "midpoint", "rk4", "tsit5", "dopri5", "flow_map"],
+    "ODE solver; tsit5 and dopri5 choose their own steps, and flow_map is for runs with flow.map.enabled; by "
+    "default that of the run's configuration.",
+)
+_SHIFT = define_float(
+    "shift", None, "Above 1, a fixed-step solver takes shorter steps near the noise.", SHIFTS
 )
 _GUIDANCE = define_float(
     "guidance",
@@ -112,6 +118,33 @@ _GUIDANCE = define_float(
     "Classifier-free guidance scale; 1 or below means no guidance; by default that of the run's "
     "configuration.",
     GUIDANCES,
+)
+_GUIDANCE_TEXT = define_float(
+    "guidance_text", None, "Guidance scale of the text; by default that of --guidance.", GUIDANCES
+)
+_GUIDANCE_FROM = define_float(
+    "guidance_from",
+    None,
+    "Guide only steps that begin at this time or later: 0 is noise, 1 is sound.",
+    SHARES,
+)
+_GUIDANCE_TO = define_float("guidance_to", None, "Guide only steps that begin before this time.", SHARES)
+_GUIDANCE_RESCALE = define_float(
+    "guidance_rescale", None, "Share of the guided velocity that gets the unguided deviation.", SHARES
+)
+_ZERO_STAR = flags.DEFINE_bool("zero_star", None, "Scale the empty branch by least squares (CFG-Zero*).")
+_ZERO_UNTIL = define_float("zero_until", None, "Skip steps that begin before this time (CFG-Zero*).", SHARES)
+_AUTOGUIDANCE_STEP = define_int(
+    "autoguidance_step",
+    None,
+    "Guide by the run's averaged weights of this step instead of the empty condition.",
+    Range(least=0),
+)
+_AUTOGUIDANCE_SIGMA_REL = define_float(
+    "autoguidance_sigma_rel",
+    None,
+    "Relative EMA length of these weights; by default --sigma-rel.",
+    SIGMA_RELS,
 )
 _WINDOW = define_float(
     "window",
@@ -251,11 +284,11 @@ def _run_sampler(workdir: str) -> "Sampler":
 
 
 def _published_sampler(folder: str) -> "Sampler":
-    from flowley_jax.config import SampleConfig
+    from flowley_jax.sampling.published import published_settings
     from flowley_jax.sampling.sampler import Sampler
 
     dtype = "bfloat16" if _DTYPE.value == "bfloat16" else "float32"
-    return Sampler.from_published(folder, settings=_settings(SampleConfig()), dtype=dtype)
+    return Sampler.from_published(folder, settings=_settings(published_settings(folder)), dtype=dtype)
 
 
 def _captioned(clips: "list[InputClip]", out: Path) -> "tuple[list[InputClip], list[str]]":
@@ -300,13 +333,21 @@ def _print_dry_run(sampler: "Sampler", clips: "list[InputClip]") -> int:
 
 def _settings(default: "SampleConfig") -> "SampleConfig":
     """Return the settings, overridden by the flags that are set."""
-    solver = {"name": _SOLVER.value, "steps": _STEPS.value}
+    solver = {"name": _SOLVER.value, "steps": _STEPS.value, "shift": _SHIFT.value}
     solver = {key: value for key, value in solver.items() if value is not None}
     changes = {
         "window": _WINDOW.value,
         "overlap": _OVERLAP.value,
         "loudness": _LOUDNESS.value,
         "guidance": _GUIDANCE.value,
+        "guidance_text": _GUIDANCE_TEXT.value,
+        "guidance_from": _GUIDANCE_FROM.value,
+        "guidance_to": _GUIDANCE_TO.value,
+        "guidance_rescale": _GUIDANCE_RESCALE.value,
+        "zero_star": _ZERO_STAR.value,
+        "zero_until": _ZERO_UNTIL.value,
+        "autoguidance_step": _AUTOGUIDANCE_STEP.value,
+        "autoguidance_sigma_rel": _AUTOGUIDANCE_SIGMA_REL.value,
         "sigma_rel": _SIGMA_REL.value,
     }
     changes = {key: value for key, value in changes.items() if value is not None}

@@ -49,8 +49,36 @@ def test_vggsound_debug_is_small_unless_a_size_or_slice_is_named():
     assert dataclasses.replace(on_slice.model, dtype="float32") == full.model
 
 
+@pytest.mark.parametrize(
+    ("tree", "steps", "learning_rate", "guidance"),
+    [
+        (impacts.get_config("few_steps"), 300, 5e-4, 2.0),
+        (vggsound.get_config("few_steps,44k"), 20_000, 1e-4, 7.5),
+    ],
+    ids=["impacts", "vggsound"],
+)
+def test_few_steps_trains_a_flow_map_of_the_weights_that_a_flag_names(tree, steps, learning_rate, guidance):
+    with pytest.raises(FlowleyError, match=r"flow\.map\.enabled=True needs start\.weights"):
+        experiment_from(tree.to_dict())
+    tree.start.weights = "runs/trained"
+    config = experiment_from(tree.to_dict())
+    assert config.flow.map.enabled and config.flow.map.guidance == guidance
+    assert (config.train.steps, config.optim.learning_rate) == (steps, learning_rate)
+    sample = config.sample
+    assert (sample.solver.name, sample.solver.steps, sample.guidance) == ("flow_map", 4, 1.0)
+
+
+def test_other_options_train_no_flow_map():
+    for tree in (impacts.get_config(), impacts.get_config("debug"), vggsound.get_config("debug")):
+        assert not experiment_from(tree.to_dict()).flow.map.enabled
+    tree = vggsound.get_config("few_steps,debug")
+    tree.start.weights = "runs/trained"
+    config = experiment_from(tree.to_dict())
+    assert config.flow.map.enabled and config.train.steps == 2 and config.data.generate
+
+
 def test_an_unknown_option_is_answered_with_the_known_ones():
-    with pytest.raises(FlowleyError, match=r"no option 'huge'; it has debug"):
+    with pytest.raises(FlowleyError, match=r"no option 'huge'; it has debug, few_steps"):
         impacts.get_config("huge")
     with pytest.raises(FlowleyError, match=r"no option 'huge'; it has small, base, large, xl, 16k, 44k, v5e"):
         vggsound.get_config("44k,huge")
@@ -112,6 +140,24 @@ def test_values_that_are_none_can_be_set():
         ({"flow": {"time": {"kind": "late"}}}, r"flow\.time\.kind='late'"),
         ({"flow": {"loss": {"kind": "l3"}}}, r"flow\.loss\.kind='l3'"),
         ({"flow": {"condition_dropout": 2.0}}, r"flow\.condition_dropout=2\.0"),
+        ({"flow": {"map": {"alpha_last": 0.0}}}, r"flow\.map\.alpha_last=0\.0 must be above 0 and at most 1"),
+        (
+            {"flow": {"map": {"alpha_first": 1.5}}},
+            r"flow\.map\.alpha_first=1\.5 must be above 0 and at most 1",
+        ),
+        (
+            {"flow": {"map": {"alpha_first": 0.1, "alpha_last": 0.2}}},
+            r"flow\.map\.alpha_last=0\.2 must be at most flow\.map\.alpha_first=0\.1",
+        ),
+        (
+            {"flow": {"map": {"guidance_from": 0.7, "guidance_to": 0.2}}},
+            r"flow\.map\.guidance_from=0\.7 must be at most flow\.map\.guidance_to=0\.2",
+        ),
+        ({"flow": {"map": {"velocity_share": -0.1}}}, r"flow\.map\.velocity_share=-0\.1 must be at least 0"),
+        (
+            {"flow": {"map": {"enabled": True}, "loss": {"kind": "pseudo_huber"}}},
+            r"flow\.loss\.kind=pseudo_huber must be mse for a flow map",
+        ),
         ({"sample": {"solver": {"name": "rk5"}}}, r"sample\.solver\.name='rk5' must be one of euler"),
         ({"optim": {"clip_norm": -1.0}}, r"optim\.clip_norm=-1\.0 must be above 0"),
         ({"ema": {"sigma_rels": []}}, r"ema\.sigma_rels=\(\) must name at least one track"),

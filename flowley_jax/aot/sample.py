@@ -13,6 +13,7 @@ from flowley_jax.aot.topologies import topology_devices
 from flowley_jax.common.devices import MESH_AXES
 from flowley_jax.config import ExperimentConfig
 from flowley_jax.flow.sampler import SamplingProgram, latents_program, whole_clips
+from flowley_jax.flow.stretches import stretches
 from flowley_jax.model.flowley import abstract_model
 from flowley_jax.training.flops import configured_lengths, velocity_flops
 
@@ -31,7 +32,7 @@ def compile_sampling(config: ExperimentConfig, topology: str, *, clips: int, mfu
     """
     devices, spec = topology_devices(topology)
     mesh = _one_device_mesh(devices[0])
-    lengths = configured_lengths(config)
+    lengths, guidance = configured_lengths(config), config.sample.guidance_form
     graphdef, arguments = _abstract_arguments(config, clips, NamedSharding(mesh, PartitionSpec()))
     # Diffrax computes with arrays while it is traced, which devices that do not exist cannot do.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -40,7 +41,7 @@ def compile_sampling(config: ExperimentConfig, topology: str, *, clips: int, mfu
             *arguments,
             program=SamplingProgram(
                 video_length=lengths[1],
-                guidance=float(config.sample.guidance),
+                guidance=guidance,
                 solver=config.sample.solver,
                 at_once=clips,
             ),
@@ -48,8 +49,11 @@ def compile_sampling(config: ExperimentConfig, topology: str, *, clips: int, mfu
         compiled, compile_seconds = timed_compile(lowered, topology)
     memory = compiled.memory_analysis()
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[0]))
-    branches = 1 if config.sample.guidance <= 1.0 else 2
-    flops = velocity_flops(config.model, branches * clips, lengths) * config.sample.solver.evaluations
+    solver = config.sample.solver
+    flops = (solver.evaluations // solver.steps) * sum(
+        (len(stretch.times) - 1) * velocity_flops(config.model, stretch.branches * clips, lengths)
+        for stretch in stretches(solver, guidance)
+    )
     return Estimate(
         topology=topology,
         devices=1,

@@ -49,6 +49,7 @@ def _memory(state: TrainState, batch: Any, analysis: Any) -> dict[str, int]:
         "parameters": device_bytes(state.parameters),
         "optimiser": device_bytes(state.optimizer),
         "averages": device_bytes(state.averages),
+        **({"frozen": device_bytes(state.frozen)} if state.frozen else {}),
         "batch": device_bytes(batch),
         "temporaries": analysis.temp_size_in_bytes,
         # The new state is written over the old one, which is donated.

@@ -55,13 +55,16 @@ Count = Annotated[int, Range(least=1)]
 CountOrZero = Annotated[int, Range(least=0)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
-Share = Annotated[float, Range(least=0, most=1)]
+SHARES = Range(least=0, most=1)
+Share = Annotated[float, SHARES]
 
 # Lengths of averages, relative to the run: at 1/√12 the power function is the plain average of the whole run,
 # the longest possible.
 SIGMA_RELS = Range(above=0, below=0.288)
 # Scales of classifier-free guidance.
 GUIDANCES = Range(least=0, most=100)
+# Shifts of the time grid of a solver.
+SHIFTS = Range(least=0.01, most=100)
 # Shares of a window that overlaps with the next one.
 OVERLAPS = Range(least=0, most=0.9)
 # Integrated loudness of a sound in LUFS; below, the meter hears silence.

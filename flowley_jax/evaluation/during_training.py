@@ -140,8 +140,8 @@ class RunEvaluation:
             graphdef=abstract_model(self.config.model)[0],
             variables=jax.tree.map(jnp.asarray, variables),
             components=self.components,
-            # Whole clips, as in the training.
-            settings=dataclasses.replace(self.config.sample, window=None),
+            # Whole clips, as in the training, which keeps no earlier weights in memory.
+            settings=dataclasses.replace(self.config.sample, window=None, autoguidance_step=0),
             weights_path=str(self.workdir),
             origin={},
         )

@@ -1,10 +1,54 @@
-"""Empty conditions: condition dropout in training, and classifier-free guidance in sampling."""
+"""Guidance in sampling, and the empty conditions that it needs from training.
+
+Every form leads away from a worse velocity than that of the condition. Classifier-free guidance takes that of
+the empty condition (Ho and Salimans 2022, arXiv 2207.12598); autoguidance that of a worse network (Karras et
+al. 2024, arXiv 2406.02070).
+"""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flowley_jax.model import Flowley
+
+# Keeps the scale of CFG-Zero* finite where the empty branch is zero.
+_SMALLEST_SQUARE = 1e-8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """A form of guidance. The defaults of all but the scale give plain classifier-free guidance.
+
+    Attributes:
+      scale: guidance scale s; 1 and below count as 1, which is no guidance.
+      text_scale: scale of the text where it differs from that of the video; None for one scale.
+      start, end: guided are the solver steps that begin in this interval of the time t; the others take the
+        conditional velocity (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+      zero_until: time before which the velocity is zero (CFG-Zero*).
+      zero_star: scale the empty velocity so that it fits the conditional one best (CFG-Zero*, Fan et al.
+        2025, arXiv 2503.18886).
+      rescale: share φ of the guided velocity that gets the standard deviation of the conditional one (Lin et
+        al. 2023, arXiv 2305.08891).
+      bad_model: lead away from a worse network instead of the empty condition.
+    """
+
+    scale: float
+    text_scale: float | None = None
+    start: float = 0.0
+    end: float = 1.0
+    zero_until: float = 0.0
+    zero_star: bool = False
+    rescale: float = 0.0
+    bad_model: bool = False
+
+    @property
+    def branches(self) -> int:
+        """Number of network evaluations of a guided velocity."""
+        if max(self.scale, self.text_scale or 1.0) <= 1.0:
+            return 1
+        return 2 if self.text_scale in (None, self.scale) else 3
 
 
 def drop_conditions(
@@ -35,38 +79,76 @@ def guided_velocity(
     text: Float[Array, "B Tt W"],
     text_len: Int[Array, " B"],
     t: Float[Array, ""],
+    r: Float[Array, ""] | None = None,
     *,
-    scale: float,
+    guidance: Guidance,
     negative_text: Float[Array, "B Tt W"] | None = None,
     negative_len: Int[Array, " B"] | None = None,
+    bad_model: Flowley | None = None,
 ) -> Float[Array, "B Ta C"]:
-    """Return s·v(condition) + (1 − s)·v(empty), with both branches in one batched call.
+    """Return the guided velocity: s·v(condition) + (1 − s)·v(empty) in the plain form.
 
-    At s = 1 and below, only the conditional branch runs. Without a negative text, both branches keep the
-    condition's text_len, which decides the tokens that the joint attention reads.
+    With a scale s_t of the text, it is v(empty) + s·(v(video) − v(empty)) + s_t·(v(video, text) − v(video))
+    (Brooks et al. 2022, arXiv 2211.09800, equation 3). All branches of one network are computed in one batch.
+    Without a negative text, all of them keep the condition's text_len, which decides the tokens that the
+    joint attention reads.
 
     Args:
       model: the velocity network.
       latent: state x at time t, standardised.
       video, text, text_len: conditions.
       t: time, one for the whole batch.
-      scale: guidance scale s.
-      negative_text, negative_len: text of the empty branch, from which guidance leads away; by default the
-        empty text.
+      r: end of the step, for a flow map; None for the velocity at t.
+      guidance: the form; its times do not matter here.
+      negative_text, negative_len: text of the branches that guidance leads away from; by default the empty
+        text. Autoguidance does not read it.
+      bad_model: the worse network of autoguidance.
     """
-    times = jnp.full((latent.shape[0],), t, jnp.float32)
-    if scale <= 1.0:
-        return model(latent, video, text, text_len, times)
+
+    def evaluated(network: Flowley, *conditions: tuple[Array, Array, Array]) -> list[Array]:
+        count = len(conditions)
+        times = (
+            None if time is None else jnp.full((count * len(latent),), time, jnp.float32) for time in (t, r)
+        )
+        inputs = (jnp.concatenate(arrays) for arrays in zip(*conditions, strict=True))
+        return jnp.split(network(jnp.concatenate([latent] * count), *inputs, *times), count)
+
+    whole = (video, text, text_len)
+    if guidance.branches == 1:
+        return evaluated(model, whole)[0]
+    if guidance.bad_model:
+        assert bad_model is not None and guidance.branches == 2
+        [conditional] = evaluated(model, whole)
+        [worse] = evaluated(bad_model, whole)
+        return _combined(guidance, worse, conditional)
     empty_video, empty_text = _empty_like(model, video, text)
-    both = model(
-        jnp.concatenate([latent, latent]),
-        jnp.concatenate([video, empty_video]),
-        jnp.concatenate([text, empty_text if negative_text is None else negative_text]),
-        jnp.concatenate([text_len, text_len if negative_len is None else negative_len]),
-        jnp.concatenate([times, times]),
-    )
-    conditional, empty = jnp.split(both, 2)
-    return scale * conditional + (1.0 - scale) * empty
+    negative_text = empty_text if negative_text is None else negative_text
+    negative_len = text_len if negative_len is None else negative_len
+    empty = (empty_video, negative_text, negative_len)
+    if guidance.branches == 2:
+        conditional, worse = evaluated(model, whole, empty)
+        return _combined(guidance, worse, conditional)
+    conditional, of_video, worse = evaluated(model, whole, (video, negative_text, negative_len), empty)
+    return _combined(guidance, worse, conditional, of_video)
+
+
+def _combined(guidance: Guidance, worse: Array, conditional: Array, of_video: Array | None = None) -> Array:
+    """Return the guided velocity, given those of its branches."""
+    if guidance.zero_star:
+        product = jnp.sum(conditional * worse, axis=(1, 2), keepdims=True)
+        square = jnp.sum(jnp.square(worse), axis=(1, 2), keepdims=True)
+        worse = product / (square + _SMALLEST_SQUARE) * worse
+    scale = max(guidance.scale, 1.0)
+    if of_video is None:
+        guided = scale * conditional + (1.0 - scale) * worse
+    else:
+        text_scale = max(guidance.text_scale or 1.0, 1.0)
+        guided = worse + scale * (of_video - worse) + text_scale * (conditional - of_video)
+    if guidance.rescale:
+        deviations = jnp.std(guided, axis=(1, 2), keepdims=True)
+        factor = jnp.std(conditional, axis=(1, 2), keepdims=True) / jnp.maximum(deviations, _SMALLEST_SQUARE)
+        guided = guided * (guidance.rescale * factor + (1.0 - guidance.rescale))
+    return guided
 
 
 def _empty_like(model: Flowley, video: Array, text: Array) -> tuple[Array, Array]:

@@ -14,6 +14,8 @@ from flowley_jax.model.layers import safe_sqrt
 LossKind = Literal["mse", "pseudo_huber"]
 PSEUDO_HUBER_SCALE = 0.00054
 NORM_FLOOR = 1e-8
+# c of the adaptive weight, which keeps it finite for items without error.
+WEIGHT_OFFSET = 1e-2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,8 @@ class Losses(NamedTuple):
     """Losses of a batch, float32 scalars.
 
     Attributes:
-      total: velocity + λ·direction.
-      velocity: distance between predicted and target velocity.
+      total: velocity + λ·direction; with adaptive weights, the weighted velocity loss + λ·direction.
+      velocity: distance between predicted and target velocity, without weights.
       direction: mean of 1 − cosine similarity.
     """
 
@@ -59,6 +61,25 @@ def flow_losses(
         distance = mean_square
     direction = jnp.mean(1.0 - cosine_similarity(velocity, target))
     return Losses(distance + config.direction_weight * direction, distance, direction)
+
+
+@jax.named_scope("loss")
+def adaptive_losses(
+    velocity: Float[Array, "B Ta C"], target: Float[Array, "B Ta C"], config: LossConfig, *, power: float
+) -> Losses:
+    """Return the losses with the mean squared error e of each item weighted by (e + c)^−p.
+
+    The weight is a constant for the gradient, and c is 0.01 (MeanFlow, Geng et al., arXiv 2505.13447). Items
+    with large errors then count less.
+
+    Args:
+      power: p.
+    """
+    errors = jnp.mean(jnp.square(velocity - target), axis=(1, 2))
+    weights = jax.lax.stop_gradient((errors + WEIGHT_OFFSET) ** -power)
+    direction = jnp.mean(1.0 - cosine_similarity(velocity, target))
+    total = jnp.mean(weights * errors) + config.direction_weight * direction
+    return Losses(total, jnp.mean(errors), direction)
 
 
 def cosine_similarity(x: Float[Array, "... C"], y: Float[Array, "... C"]) -> Float[Array, "..."]:

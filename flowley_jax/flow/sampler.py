@@ -8,6 +8,7 @@ the number of windows that a batch has room for, and not on the lengths of its s
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,16 +21,17 @@ from jaxtyping import Array, Float, Int
 
 from flowley_jax.common.devices import BATCH_AXES
 from flowley_jax.errors import FlowleyError
-from flowley_jax.flow.guidance import guided_velocity
+from flowley_jax.flow.guidance import Guidance, guided_velocity
 from flowley_jax.flow.solver import (
     ADAPTIVE,
     Solution,
     SolverConfig,
+    Velocity,
     initial_noise,
     solve_flow,
     solver_step,
-    time_grid,
 )
+from flowley_jax.flow.stretches import network_evaluations, stretches
 
 
 class WindowBatch(NamedTuple):
@@ -69,14 +71,14 @@ class SamplingProgram:
 
     Attributes:
       video_length: frames Tv of a window.
-      guidance: guidance scale s.
+      guidance: form of the guidance.
       solver: settings of the ODE solver.
       at_once: windows that the network computes at once, which divides the W of every batch.
       mesh: devices over which these windows are divided, along its axis "data"; None for one device.
     """
 
     video_length: int
-    guidance: float
+    guidance: Guidance
     solver: SolverConfig
     at_once: int
     mesh: Mesh | None = None
@@ -84,17 +86,29 @@ class SamplingProgram:
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "program"))
 def latents_program(
-    graphdef: nnx.GraphDef, variables: tuple[Any, ...], batch: WindowBatch, *, program: SamplingProgram
+    graphdef: nnx.GraphDef,
+    variables: tuple[Any, ...],
+    batch: WindowBatch,
+    bad_parameters: Any = None,
+    *,
+    program: SamplingProgram,
 ) -> Solution:
     """Run the whole flow of `sample_latents`; dry runs compile it without running it."""
-    velocity = _blended_velocity(graphdef, variables, batch, program)
-    noise = _noise(graphdef, variables, batch)
-    share = batch.latents / (noise.shape[0] * noise.shape[1])
-    solution = solve_flow(velocity, noise, program.solver, share_in_use=share)
-    return solution._replace(latent=_destandardised(graphdef, variables, solution.latent))
+    x = _noise(graphdef, variables, batch)
+    share = batch.latents / (x.shape[0] * x.shape[1])
+    evaluations, succeeded = jnp.asarray(0), jnp.asarray(True)
+    for stretch in stretches(program.solver, program.guidance):
+        velocity = _blended_velocity(
+            graphdef, variables, batch, bad_parameters, program, guided=stretch.is_guided
+        )
+        solution = solve_flow(velocity, x, program.solver, times=stretch.times, share_in_use=share)
+        x = solution.latent
+        evaluations += solution.evaluations * stretch.branches
+        succeeded &= solution.succeeded
+    return Solution(_destandardised(graphdef, variables, x), evaluations, succeeded)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "program"), donate_argnames="x")
+@functools.partial(jax.jit, static_argnames=("graphdef", "program", "guided"), donate_argnames="x")
 def step_program(
     graphdef: nnx.GraphDef,
     variables: tuple[Any, ...],
@@ -102,11 +116,13 @@ def step_program(
     x: Float[Array, "W Ta C"],
     t0: Float[Array, ""],
     t1: Float[Array, ""],
+    bad_parameters: Any = None,
     *,
     program: SamplingProgram,
+    guided: bool = True,
 ) -> Float[Array, "W Ta C"]:
-    """Run one solver step of `sample_latents`."""
-    velocity = _blended_velocity(graphdef, variables, batch, program)
+    """Run one solver step of `sample_latents`, with guidance or without it."""
+    velocity = _blended_velocity(graphdef, variables, batch, bad_parameters, program, guided=guided)
     return solver_step(velocity, x, t0, t1, program.solver)
 
 
@@ -114,6 +130,7 @@ def sample_latents(
     graphdef: nnx.GraphDef,
     variables: tuple[Any, ...],
     batch: WindowBatch,
+    bad_parameters: Any = None,
     *,
     program: SamplingProgram,
     progress: Callable[[int], None] | None = None,
@@ -123,20 +140,22 @@ def sample_latents(
     Args:
       graphdef, variables: the model, split into its definition, parameters and constants.
       batch: windows to sample.
+      bad_parameters: parameters of the worse network of autoguidance.
       program: settings of the sampling.
       progress: called with the number of each solver step that is done. A fixed-step solver then runs step by
         step, and can be interrupted; an adaptive one runs as a whole.
 
     Returns:
-      The solution, with latents (W, Ta, audio_dim) and the number of velocity evaluations.
+      The solution, with latents (W, Ta, audio_dim) and the number of network evaluations per window; a guided
+      velocity takes two or three.
 
     Raises:
       FlowleyError: an adaptive solver ran out of steps.
     """
     solver = program.solver
     if progress is not None and solver.name not in ADAPTIVE:
-        return _sample_in_steps(graphdef, variables, batch, program, progress)
-    solution = latents_program(graphdef, variables, batch, program=program)
+        return _sample_in_steps(graphdef, variables, batch, bad_parameters, program, progress)
+    solution = latents_program(graphdef, variables, batch, bad_parameters, program=program)
     if not bool(solution.succeeded):
         raise FlowleyError(
             f"the solver {solver.name} did not reach t = 1 with rtol={solver.rtol}, atol={solver.atol}: "
@@ -203,20 +222,33 @@ def _sample_in_steps(
     graphdef: nnx.GraphDef,
     variables: tuple[Any, ...],
     batch: WindowBatch,
+    bad_parameters: Any,
     program: SamplingProgram,
     progress: Callable[[int], None],
 ) -> Solution:
     solver = program.solver
-    times = np.asarray(time_grid(solver))
     x = _noise(graphdef, variables, batch)
-    for step in range(solver.steps):
-        x = step_program(graphdef, variables, batch, x, times[step], times[step + 1], program=program)
-        # Otherwise all steps would be dispatched at once, and the progress would be theirs.
-        jax.block_until_ready(x)
-        progress(step + 1)
+    # Steps with a velocity of zero come first, and change nothing.
+    done = solver.steps - sum(len(stretch.times) - 1 for stretch in stretches(solver, program.guidance))
+    for stretch in stretches(solver, program.guidance):
+        for t0, t1 in itertools.pairwise(np.asarray(stretch.times, np.float32)):
+            x = step_program(
+                graphdef,
+                variables,
+                batch,
+                x,
+                t0,
+                t1,
+                bad_parameters,
+                program=program,
+                guided=stretch.is_guided,
+            )
+            # Otherwise all steps would be dispatched at once, and the progress would be theirs.
+            jax.block_until_ready(x)
+            progress(done := done + 1)
     return Solution(
         latent=_destandardised(graphdef, variables, x),
-        evaluations=jnp.asarray(solver.evaluations),
+        evaluations=jnp.asarray(network_evaluations(solver, program.guidance)),
         succeeded=jnp.asarray(True),
     )
 
@@ -233,26 +265,30 @@ def _destandardised(graphdef: nnx.GraphDef, variables: tuple[Any, ...], x: Array
 
 
 def _blended_velocity(
-    graphdef: nnx.GraphDef, variables: tuple[Any, ...], batch: WindowBatch, program: SamplingProgram
-) -> Callable[[Array, Array], Array]:
+    graphdef: nnx.GraphDef,
+    variables: tuple[Any, ...],
+    batch: WindowBatch,
+    bad_parameters: Any,
+    program: SamplingProgram,
+    *,
+    guided: bool,
+) -> Velocity:
     """Return the function that computes the velocity of all latents (W, Ta, C) from their windows."""
     room, audio_length = batch.weights.shape
     at_once = program.at_once
     if room % at_once:
         raise ValueError(f"room for {room} windows must be a multiple of at_once={at_once}")
-    windows_velocity = _divided(
-        functools.partial(_windows_velocity, graphdef, program.guidance), program.mesh
-    )
+    guidance = program.guidance if guided else Guidance(scale=1.0)
+    windows_velocity = _divided(functools.partial(_windows_velocity, graphdef, guidance), program.mesh)
 
-    def velocity(t: Array, x: Array) -> Array:
+    def velocity(t: Array, x: Array, r: Array | None) -> Array:
         latents = x.reshape(room * audio_length, -1)
 
         def add_windows(group: Array, total: Array) -> Array:
             rows = group * at_once + jnp.arange(at_once)
             starts, conditions = batch.latent_starts[rows], batch.conditions[rows]
             pieces = windows_velocity(
-                variables,
-                t,
+                (variables, bad_parameters if guided else None, t, r),
                 latents[starts[:, None] + jnp.arange(audio_length)[None]],
                 batch.video[batch.frame_starts[rows][:, None] + jnp.arange(program.video_length)[None]],
                 *(
@@ -275,9 +311,8 @@ def _blended_velocity(
 
 def _windows_velocity(
     graphdef: nnx.GraphDef,
-    guidance: float,
-    variables: tuple[Any, ...],
-    t: Array,
+    guidance: Guidance,
+    shared: tuple[Any, Any, Array, Array | None],
     latent: Array,
     video: Array,
     text: Array,
@@ -285,33 +320,35 @@ def _windows_velocity(
     negative_text: Array | None,
     negative_len: Array | None,
 ) -> Array:
-    model = nnx.merge(graphdef, *variables)
+    (parameters, constants), bad_parameters, t, r = shared
     return guided_velocity(
-        model,
+        nnx.merge(graphdef, parameters, constants),
         latent,
         video,
         text,
         text_len,
         t,
-        scale=guidance,
+        r,
+        guidance=guidance,
         negative_text=negative_text,
         negative_len=negative_len,
+        bad_model=None if bad_parameters is None else nnx.merge(graphdef, bad_parameters, constants),
     )
 
 
 def _divided(function: Callable[..., Array], mesh: Mesh | None) -> Callable[..., Array]:
-    """Return a function of variables, time and arrays of windows that divides the windows among devices."""
+    """Return a function of shared arrays and arrays of windows that divides the windows among devices."""
     if mesh is None:
         return function
     whole, rows = PartitionSpec(), PartitionSpec(BATCH_AXES[0])
 
-    def divided(variables: Any, t: Array, *arrays: Array | None) -> Array:
+    def divided(shared: Any, *arrays: Array | None) -> Array:
         return jax.shard_map(
             function,
             mesh=mesh,
-            in_specs=(whole, whole, *(rows for _ in arrays)),
+            in_specs=(whole, *(rows for _ in arrays)),
             out_specs=rows,
             check_vma=False,
-        )(variables, t, *arrays)
+        )(shared, *arrays)
 
     return divided

@@ -71,17 +71,29 @@ class EmaSnapshots:
         """Return the model's constants (latent statistics, empty features) of the last snapshot."""
         return unnamed(self._load(self.last_step, "constants", like), like)
 
-    def synthesise(self, like: Any, *, sigma_rels: tuple[float, ...], sigma_rel: float) -> Any:
-        """Return parameters averaged with relative length `sigma_rel` up to the last snapshot.
+    def synthesise(
+        self, like: Any, *, sigma_rels: tuple[float, ...], sigma_rel: float, step: int | None = None
+    ) -> Any:
+        """Return parameters averaged with relative length `sigma_rel` up to a snapshot.
 
         Args:
           like: a tree with the structure and shapes of the parameters.
           sigma_rels: lengths of the stored tracks.
+          step: step of the snapshot; None for the last one.
+
+        Raises:
+          FlowleyError: there is no snapshot at this step, or it is damaged.
         """
-        last = self.last_step
+        last = self.last_step if step is None else step
+        if last not in self.steps:
+            raise FlowleyError(
+                f"{self._checkpointer.directory}: no EMA snapshot at step {last}; there are "
+                f"{', '.join(map(str, self.steps)) or 'none'}"
+            )
         if sigma_rel in sigma_rels:
             return unnamed(self._load(last, f"track_{sigma_rels.index(sigma_rel)}", like), like)
-        stored = [(step, track) for track in range(len(sigma_rels)) for step in self.steps]
+        steps = [step for step in self.steps if step <= last]
+        stored = [(step, track) for track in range(len(sigma_rels)) for step in steps]
         weights = synthesis_weights(
             [step for step, _ in stored],
             [sigma_rels[track] for _, track in stored],

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 _ADAPTER_NOTE = "flowley_jax.adapter"
 # Note of a file of adapters with the `log_mel_max` of their training split.
 _LEVEL_NOTE = "flowley_jax.log_mel_max"
+# Note of weights that were trained as a flow map.
+_FLOW_MAP_NOTE = "flowley_jax.flow_map"
 # Note with `content_sha256` of the file's arrays.
 _CONTENT_NOTE = "flowley_jax.sha256"
 
@@ -52,6 +54,7 @@ class Weights:
       latent_space: space of the latents that they were trained on; None if their file names none.
       seconds: length of the clips that they were trained on; None if their file names none.
       log_mel_max: bounds of the level of what they were trained on, see `Components`; None if not known.
+      are_flow_map: whether they were trained as a flow map, see `flowley_jax.flow.flow_map`.
       adapters: LoRA adapters that the parameters already contain; empty without LoRA.
       base_sha256: `sha256` of the weights that the adapters were trained on.
     """
@@ -63,6 +66,7 @@ class Weights:
     latent_space: LatentSpace | None = None
     seconds: float | None = None
     log_mel_max: np.ndarray | None = None
+    are_flow_map: bool = False
     adapters: lora.Adapters = dataclasses.field(default_factory=dict)
     base_sha256: str = ""
 
@@ -77,12 +81,17 @@ class Weights:
         return content_sha256(flowley_to_torch(self.model))
 
 
-def averaged_weights(workdir: Path, *, sigma_rel: float) -> Weights:
+def averaged_weights(workdir: Path, *, sigma_rel: float, step: int | None = None) -> Weights:
     """Return the weights of a run averaged with relative length `sigma_rel`, with LoRA merged.
 
+    Args:
+      workdir: folder of the run.
+      sigma_rel: length of the average, relative to the run until `step`.
+      step: step of the snapshot with which the average ends; None for the last one.
+
     Raises:
-      FlowleyError: the folder holds no run, the run has no snapshots yet, or a file in it is damaged or
-        another run's.
+      FlowleyError: the folder holds no run, the run has no snapshots yet or none at this step, or a file in
+        it is damaged or another run's.
     """
     config = read_config(workdir)
     components = _components_of(workdir)
@@ -102,15 +111,16 @@ def averaged_weights(workdir: Path, *, sigma_rel: float) -> Weights:
             lambda weights: lora.new_adapters(weights, config.lora, jax.random.key(0)), base.parameters
         )
     with EmaSnapshots(workdir) as snapshots:
-        trained = snapshots.synthesise(like, sigma_rels=config.ema.sigma_rels, sigma_rel=sigma_rel)
+        trained = snapshots.synthesise(like, sigma_rels=config.ema.sigma_rels, sigma_rel=sigma_rel, step=step)
         weights = Weights(
             config=config.model,
             parameters=trained,
             constants=snapshots.constants(constants),
-            step=snapshots.last_step,
+            step=snapshots.last_step if step is None else step,
             latent_space=latent_space,
             seconds=components.seconds if components else None,
             log_mel_max=components.log_mel_max if components else None,
+            are_flow_map=config.flow.map.enabled,
         )
     if base is None:
         return weights
@@ -166,6 +176,7 @@ def read_weights(path: Path, config: ModelConfig) -> Weights:
         constants=constants,
         latent_space=LatentSpace.from_notes(notes),
         seconds=seconds,
+        are_flow_map=of_flow_map(notes),
     )
 
 
@@ -278,10 +289,17 @@ def _notes_of(arrays: Mapping[str, np.ndarray], latent_space: LatentSpace | None
     return {**(latent_space.notes if latent_space else {}), _CONTENT_NOTE: content_sha256(arrays)}
 
 
+def of_flow_map(notes: Mapping[str, str]) -> bool:
+    """Return whether the notes of a file say that its weights were trained as a flow map."""
+    return _FLOW_MAP_NOTE in notes
+
+
 def write_weights(path: Path, weights: Weights, notes: Mapping[str, str]) -> None:
     """Write all weights under the published names, for `read_weights` and for PyTorch users."""
     arrays = flowley_to_torch(weights.model)
     own = {**_notes_of(arrays, weights.latent_space), **length_note(weights.seconds)}
+    if weights.are_flow_map:
+        own[_FLOW_MAP_NOTE] = "true"
     write_arrays(path, arrays, {**notes, **own})
 
 

@@ -93,19 +93,17 @@ def has_steps(workdir: Path) -> bool:
 
 
 def check_base(workdir: Path, base_sha256: str, source: object) -> None:
-    """Check that weights are those that the run's adapters were trained on.
+    """Check that weights are those that the run keeps frozen.
 
     Args:
       base_sha256: identity of the weights.
       source: where they were read, for the message.
 
     Raises:
-      FlowleyError: the folder holds no run, or its adapters were trained on other weights.
+      FlowleyError: the folder holds no run, or the run keeps other weights frozen.
     """
     if _read_stored(workdir).get(_BASE_IDENTITY, base_sha256) != base_sha256:
-        raise FlowleyError(
-            f"{source}: is not what the adapters of {workdir} were trained on; put the run's own {BASE} back"
-        )
+        raise FlowleyError(f"{source}: is not what {workdir} was trained on; put the run's own {BASE} back")
 
 
 def load_components(workdir: Path) -> Components:
@@ -185,12 +183,20 @@ def _check_same_config(workdir: Path, stored: ExperimentConfig, config: Experime
             f"{workdir}: holds a run of another configuration (choose another folder, or change back): "
             + "; ".join(changed)
         )
-    if config.optim.schedule == "cosine" and stored.train.steps != config.train.steps:
-        log.warning(
-            "train.steps was %d and is now %d: the learning rate follows a different cosine from here on",
-            stored.train.steps,
-            config.train.steps,
-        )
+    if stored.train.steps != config.train.steps:
+        depending = [
+            what
+            for what, depends in (
+                ("the learning rate", config.optim.schedule == "cosine"),
+                ("α of the flow map", config.flow.map.enabled),
+            )
+            if depends
+        ]
+        if depending:
+            log.warning(
+                "train.steps was %d and is now %d: from here on, this changes %s",
+                *(stored.train.steps, config.train.steps, " and ".join(depending)),
+            )
 
 
 def _read_stored(workdir: Path) -> dict[str, Any]:

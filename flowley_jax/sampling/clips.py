@@ -86,7 +86,8 @@ class ClipEncoder:
       empty_video, empty_text: (video_dim,) and (text_dim,) features that replace a missing condition.
       window: size of a window.
       overlap: share of a window that overlaps with the next one.
-      negative_prompt: negative prompt of the clips that have none of their own.
+      negative_prompt: negative prompt of the clips that have none of their own; None if guidance has no
+        empty branch, and negative prompts are refused.
     """
 
     components: Components
@@ -94,15 +95,23 @@ class ClipEncoder:
     empty_text: np.ndarray
     window: WindowLengths
     overlap: float
-    negative_prompt: str
+    negative_prompt: str | None
 
     def __call__(self, clip: Clip) -> EncodedClip:
         """Return the features of a clip; without a prompt, its text features are the empty text.
 
         Raises:
-          FlowleyError: a prompt is too long for the text encoder, or frames have the wrong shape or type.
+          FlowleyError: a prompt is too long for the text encoder, frames have the wrong shape or type, or
+            guidance has no branch for the clip's negative prompt.
         """
-        negative_prompt = self.negative_prompt if clip.negative_prompt is None else clip.negative_prompt
+        if self.negative_prompt is None and clip.negative_prompt:
+            raise FlowleyError(
+                f"{clip.id or 'the clip'}: negative_prompt={clip.negative_prompt!r} does not go with "
+                "autoguidance, which has no empty branch; remove it, or set autoguidance_step=0"
+            )
+        negative_prompt = (
+            (self.negative_prompt or "") if clip.negative_prompt is None else clip.negative_prompt
+        )
         text, text_len = self._text_features(clip.prompt)
         if negative_prompt.strip():
             negative_text, negative_len = self._text_features(negative_prompt)

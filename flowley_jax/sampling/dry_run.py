@@ -13,6 +13,7 @@ import numpy as np
 from flowley_jax.audio.protocols import FRAMES_PER_LATENT
 from flowley_jax.common.component import Component, ProgramMemory
 from flowley_jax.flow.solver import ADAPTIVE
+from flowley_jax.flow.stretches import network_evaluations
 from flowley_jax.media.read import frame_blocks
 from flowley_jax.sampling.failures import CLIP_ERRORS, failure_line
 from flowley_jax.sampling.inputs import InputClip
@@ -101,7 +102,7 @@ def dry_run(
     settings, components = sampler.settings, sampler.components
     log.info("measuring one network evaluation")
     network = network_cost(sampler, workload.rooms[-1])
-    evaluations = settings.solver.least_evaluations
+    evaluations = network_evaluations(settings.solver, settings.guidance_form)
     steps = "" if settings.solver.name in ADAPTIVE else f"{settings.solver.steps} steps of "
     estimate = Estimate(
         workload=workload,

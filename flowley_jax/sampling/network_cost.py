@@ -23,7 +23,8 @@ class NetworkCost:
     Attributes:
       memory: memory on each device.
       at_once: number of windows that one evaluation computes.
-      seconds: measured time of one evaluation; None if the free memory does not suffice for it.
+      seconds: measured time of one evaluation, which is one branch of a guided velocity; None if the free
+        memory does not suffice for it.
     """
 
     memory: ProgramMemory
@@ -43,12 +44,13 @@ def network_cost(sampler: Sampler, room: int) -> NetworkCost:
     program = sampler.program(room)
     network = sampler.graphdef, sampler.device_variables
     abstract = jax.eval_shape(functools.partial(batch_with_one_window, sampler, room))
+    bad = sampler.device_bad_parameters
     step = step_program.lower(
-        *network, abstract, *_step_inputs(sampler, room, abstract=True), program=_in_steps(program)
+        *network, abstract, *_step_inputs(sampler, room, abstract=True), bad, program=_in_steps(program)
     ).compile()
     # Short sounds, and those of an adaptive solver, are sampled by one program from the start to the end.
     is_stepwise = sampler.runs_in_steps(room) and program.solver.name not in ADAPTIVE
-    whole = step if is_stepwise else latents_program.lower(*network, abstract, program=program).compile()
+    whole = step if is_stepwise else latents_program.lower(*network, abstract, bad, program=program).compile()
     memory = _memory(sampler, whole)
     free = free_device_memory()
     fits = free is None or memory.temporaries <= free
@@ -102,15 +104,16 @@ def _in_steps(program: SamplingProgram) -> SamplingProgram:
 
 def _seconds(sampler: Sampler, room: int, step: Any) -> float:
     """Return the time of one evaluation; the first step that runs also prepares the device."""
-    batch, solver = batch_with_one_window(sampler, room), _in_steps(sampler.program(room)).solver
+    batch, program = batch_with_one_window(sampler, room), _in_steps(sampler.program(room))
+    solver = program.solver
     elapsed = 0.0
     for _ in range(2):
         # A step takes the memory of its input.
         inputs = jax.block_until_ready(_step_inputs(sampler, room))
         started = time.monotonic()
-        jax.block_until_ready(step(sampler.device_variables, batch, *inputs))
+        jax.block_until_ready(step(sampler.device_variables, batch, *inputs, sampler.device_bad_parameters))
         elapsed = time.monotonic() - started
-    return elapsed * solver.steps / solver.evaluations
+    return elapsed * solver.steps / (solver.evaluations * program.guidance.branches)
 
 
 def _memory(sampler: Sampler, compiled: Any) -> ProgramMemory:

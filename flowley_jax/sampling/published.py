@@ -13,13 +13,15 @@ from flowley_jax.config import SampleConfig
 from flowley_jax.data.component_registry import ROLES, Role, pretrained_component
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
+from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.interop.bundles import MANIFEST_FILE, WEIGHTS_FILE, Bundle
 from flowley_jax.interop.pretrained import Dtype
 from flowley_jax.interop.registry import FORMATS
 from flowley_jax.interop.trained_length import PUBLISHED_SECONDS
 from flowley_jax.model import ModelConfig
 from flowley_jax.model.flowley import Constant
-from flowley_jax.sampling.sampler import Sampler
+from flowley_jax.runs.weights import of_flow_map
+from flowley_jax.sampling.sampler import Sampler, check_solver
 
 
 def load_published(
@@ -29,15 +31,23 @@ def load_published(
 
     Args:
       folder: folder with the bundles of the published system, in sub-folders named after their formats.
-      settings: guidance scale and solver. The averaging length has no effect, because published weights are
-        already averages.
+      settings: guidance and solver; by default `published_settings`. The averaging length has no effect,
+        because published weights are already averages.
       dtype: compute type of all stages.
 
     Raises:
-      FlowleyError: bundles are missing, damaged, or do not fit together.
+      FlowleyError: bundles are missing, damaged, or do not fit together; or `settings` asks for what these
+        weights do not have.
     """
     folder = Path(folder)
+    settings = settings or published_settings(folder)
+    if settings.autoguidance_step:
+        raise FlowleyError(
+            f"{folder}: sample.autoguidance_step={settings.autoguidance_step} needs a training run; "
+            "published weights have no earlier ones"
+        )
     bundles = _open_bundles(folder)
+    check_solver(settings, of_flow_map(bundles["flowley"].notes()), folder)
     components = _components(bundles, dtype, source=str(folder))
     _check_sizes(bundles["flowley"].config, components, folder)
     _check_latent_space(bundles["flowley"], components)
@@ -52,10 +62,24 @@ def load_published(
         graphdef=graphdef,
         variables=(parameters, constants),
         components=components,
-        settings=settings or SampleConfig(),
+        settings=settings,
         weights_path=str(bundles["flowley"].folder),
         origin={name: bundle.sha256[:16] for name, bundle in bundles.items()},
     )
+
+
+def published_settings(folder: str | Path) -> SampleConfig:
+    """Return the settings to sample published weights with: few steps without guidance for a flow map.
+
+    Args:
+      folder: folder with the bundles of the published system.
+
+    Raises:
+      FlowleyError: bundles are missing or damaged.
+    """
+    if of_flow_map(_open_bundles(Path(folder))["flowley"].notes()):
+        return SampleConfig(solver=SolverConfig(name="flow_map", steps=4), guidance=1.0)
+    return SampleConfig()
 
 
 def _components(bundles: Mapping[str, Bundle], dtype: Dtype, source: str) -> Components:

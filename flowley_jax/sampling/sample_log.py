@@ -87,7 +87,9 @@ def _completed(request: Request) -> Request:
     """Return a request with the keys that earlier versions did not have."""
     defaults = _as_json(dataclasses.asdict(SampleConfig()))
     del defaults["negative_prompt"]
-    return {**_DEFAULTS, **request, "settings": {**defaults, **request["settings"]}}
+    settings = request["settings"]
+    solver = {**defaults["solver"], **settings.get("solver", {})}
+    return {**_DEFAULTS, **request, "settings": {**defaults, **settings, "solver": solver}}
 
 
 def _changes(earlier: Request, now: Request) -> list[str]:

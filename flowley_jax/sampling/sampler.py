@@ -61,9 +61,10 @@ class Sampler:
     Attributes:
       graphdef, variables: the network, split; its parameters first, then its constants.
       components: encoders, codec and vocoder of the data set that the network was trained on.
-      settings: guidance scale and solver.
+      settings: guidance and solver.
       weights_path: where the network's weights were read.
       origin: identifies weights and components: the step and a digest, or the digests of the bundles.
+      bad_parameters: parameters of the worse network of autoguidance; None without one.
     """
 
     graphdef: nnx.GraphDef
@@ -72,6 +73,7 @@ class Sampler:
     settings: SampleConfig
     weights_path: str
     origin: Mapping[str, Any]
+    bad_parameters: Any = None
     # Numbers of windows that the network is compiled for.
     _compiled: set[int] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 
@@ -88,16 +90,18 @@ class Sampler:
 
         Args:
           workdir: folder of the run.
-          settings: guidance scale, solver and averaging length; by default those of the run's configuration.
+          settings: guidance, solver and averaging length; by default those of the run's configuration.
           adapter: file of LoRA adapters to add to the weights.
           adapter_factor: strength of the adapters: 1 as trained, 0 without effect.
 
         Raises:
-          FlowleyError: the folder holds no run, or the run has no averaged weights yet.
+          FlowleyError: the folder holds no run, or the run has no averaged weights yet; the solver or the
+            guidance needs what the run does not have.
         """
         workdir = Path(workdir)
         settings = settings or read_config(workdir).sample
         weights = averaged_weights(workdir, sigma_rel=settings.sigma_rel)
+        check_solver(settings, weights.are_flow_map, workdir)
         if adapter:
             weights = with_adapters(weights, Path(adapter), factor=adapter_factor)
         variables = (weights.parameters, weights.constants)
@@ -112,6 +116,7 @@ class Sampler:
                 "step": weights.step,
                 "digest": _digest(variables, components),
             },
+            bad_parameters=_bad_parameters(workdir, settings),
         )
 
     @classmethod
@@ -126,7 +131,7 @@ class Sampler:
 
         Args:
           folder: folder with one bundle per model.
-          settings: guidance scale and solver. The averaging length has no effect: published weights are
+          settings: guidance and solver. The averaging length has no effect: published weights are
             already averages.
           dtype: compute type of all stages.
 
@@ -253,7 +258,7 @@ class Sampler:
             empty_text=np.asarray(constants["empty_text"][...]),
             window=self.window,
             overlap=self.settings.overlap,
-            negative_prompt=self.settings.negative_prompt,
+            negative_prompt=None if self.settings.autoguidance_step else self.settings.negative_prompt,
         )
 
     @functools.cached_property
@@ -270,9 +275,17 @@ class Sampler:
     @functools.cached_property
     def device_variables(self) -> tuple[Any, ...]:
         """The weights on the devices that need them."""
+        return self._on_devices(self.variables)
+
+    @functools.cached_property
+    def device_bad_parameters(self) -> Any:
+        """The weights of the worse network of autoguidance on the devices; None without one."""
+        return self._on_devices(self.bad_parameters)
+
+    def _on_devices(self, tree: Any) -> Any:
         if self.mesh is None:
-            return self.variables
-        return jax.device_put(self.variables, NamedSharding(self.mesh, PartitionSpec()))
+            return tree
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def texts(self, room: int) -> int:
         """Return how many clips may share a batch with room for so many windows."""
@@ -286,7 +299,7 @@ class Sampler:
         """Return the settings of the program for batches with room for so many windows."""
         return SamplingProgram(
             video_length=self.window.video,
-            guidance=float(self.settings.guidance),
+            guidance=self.settings.guidance_form,
             solver=self.settings.solver,
             at_once=min(room, self.rooms[-1]),
             mesh=self.mesh,
@@ -314,10 +327,11 @@ class Sampler:
             self.graphdef,
             self.device_variables,
             arrays,
+            self.device_bad_parameters,
             program=program,
             progress=_Progress(names, self.settings.solver.steps) if is_long else None,
         )
-        log.info("sampled with %d network evaluations", int(solution.evaluations))
+        log.info("sampled with %d network evaluations per window", int(solution.evaluations))
         return latents_of(batch, np.asarray(solution.latent))
 
     def _check_memory(self, arrays: WindowBatch, program: SamplingProgram, names: str) -> None:
@@ -326,12 +340,39 @@ class Sampler:
         if seconds <= _ESTIMATED_SECONDS:
             return
         compiled: Any = latents_program.lower(
-            self.graphdef, self.device_variables, arrays, program=program
+            self.graphdef, self.device_variables, arrays, self.device_bad_parameters, program=program
         ).compile()
         # Not every backend analyses its programs.
         if analysis := compiled.memory_analysis():
             what = f"{names}: {program.at_once} × {seconds:.0f} s of sound"
             check_memory(analysis.temp_size_in_bytes, free_device_memory(), what)
+
+
+def check_solver(settings: SampleConfig, are_flow_map: bool, source: object) -> None:
+    """Check that weights can do the steps of the solver.
+
+    Args:
+      settings: the solver.
+      are_flow_map: whether the weights were trained as a flow map.
+      source: where they come from.
+
+    Raises:
+      FlowleyError: the solver is for flow maps, and they are none.
+    """
+    if settings.solver.name == "flow_map" and not are_flow_map:
+        raise FlowleyError(
+            f"{source}: sample.solver.name='flow_map' needs weights that were trained with "
+            "flow.map.enabled=True, as by the option few_steps of the configurations; take euler for these"
+        )
+
+
+def _bad_parameters(workdir: Path, settings: SampleConfig) -> Any:
+    """Return the parameters of the worse network of autoguidance; None without autoguidance."""
+    if not settings.autoguidance_step:
+        return None
+    length = settings.autoguidance_sigma_rel or settings.sigma_rel
+    bad = averaged_weights(workdir, sigma_rel=length, step=settings.autoguidance_step)
+    return jax.tree.map(jnp.asarray, bad.parameters)
 
 
 class _Progress:

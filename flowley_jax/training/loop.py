@@ -35,8 +35,8 @@ from flowley_jax.training.state import (
     TrainState,
     abstract_state,
     create_state,
-    model_weights,
     state_from_weights,
+    weights_in_loss,
 )
 from flowley_jax.training.step import train_step
 from flowley_jax.training.timing import ProfileWindow, Timing
@@ -282,7 +282,7 @@ def _claim_workdir(run: _Run) -> weights.Weights | None:
     start, base_sha256 = None, ""
     if is_new and config.start.weights:
         start = _read_in_all(lambda: _named_weights(run), config.start.weights)
-        base_sha256 = start.sha256 if config.lora.rank else ""
+        base_sha256 = start.sha256 if run.step_config.keeps_start else ""
     open_workdir(workdir, config, run.components, run.records, base_sha256=base_sha256)
     return start
 
@@ -300,14 +300,14 @@ def _read_in_all(read: Callable[[], weights.Weights], source: object) -> weights
 def _first_state(run: _Run, start: weights.Weights | None, *, resuming: bool) -> TrainState:
     """Return the state to start from: random, from the weights that `start.weights` names, or only shapes.
 
-    A run that resumes needs shapes only, since the checkpoint replaces them. The exception is the weights
-    that LoRA adapts: checkpoints leave them out, and the run's folder keeps a copy.
+    A run that resumes needs shapes only, since the checkpoint replaces them. The exception is the frozen
+    weights of LoRA and of flow maps: checkpoints leave them out, and the run's folder keeps a copy.
 
     Args:
       start: the weights that `start.weights` names, if the run is new.
     """
     config, layout, step_config = run.config, run.layout, run.step_config
-    if resuming and not config.lora.rank:
+    if resuming and not step_config.keeps_start:
         return abstract_state(step_config, layout)
     if not config.start.weights:
         components = run.components
@@ -320,12 +320,12 @@ def _first_state(run: _Run, start: weights.Weights | None, *, resuming: bool) ->
 
     def read() -> weights.Weights:
         found = weights.read_weights(base, config.model) if is_stored else _named_weights(run)
-        if config.lora.rank:
+        if step_config.keeps_start:
             check_base(run.workdir, found.sha256, source)
         return found
 
     initial = start or _read_in_all(read, source)
-    if config.lora.rank and not is_stored:
+    if step_config.keeps_start and not is_stored:
         distributed.first_does(
             lambda: weights.write_weights(base, initial, {"source": config.start.weights}),
             failure=f"{base}: not written by the first process",
@@ -348,7 +348,7 @@ def _report_valid_clips(
     if _is_due(step, every.valid_every, last=every.steps):
         with paused(), contextlib.suppress(ValidationStopped):
             losses = validation_losses(
-                model_weights(state, run.config.lora),
+                weights_in_loss(state, config),
                 state.constants,
                 run.records,
                 config=config,
@@ -398,6 +398,10 @@ def _log_splits(records: Path, batch_size: int) -> None:
 
 
 def _log_start(run: _Run, state: TrainState) -> None:
+    flow_map = run.config.flow.map
+    if flow_map.enabled:
+        guidance = f"guidance {flow_map.guidance:g}" if flow_map.guidance > 1.0 else "no guidance"
+        log.info("trains a flow map from %s, %s folded in", run.config.start.weights, guidance)
     undivided = run.layout.undivided_weights(state.parameters)
     if undivided:
         log.warning(

@@ -24,7 +24,8 @@ class TrainState(NamedTuple):
     Attributes:
       step: number of finished steps, int32.
       parameters: trained weights, float32: the nnx.State of nnx.Param, or LoRA's adapters.
-      frozen: the nnx.State of nnx.Param that LoRA adapts; empty without LoRA. Checkpoints leave it out.
+      frozen: the nnx.State of nnx.Param that LoRA adapts, or that is the teacher of a flow map; empty for
+        other runs. Checkpoints leave it out.
       constants: nnx.State of the latent statistics and the empty features.
       optimizer: optax state.
       averages: one tree like `parameters` for each EMA track.
@@ -43,6 +44,20 @@ class TrainState(NamedTuple):
         return self._replace(frozen={})
 
 
+class FlowMapWeights(NamedTuple):
+    """Weights of the networks that the loss of a flow map evaluates, with LoRA merged.
+
+    Attributes:
+      trained: the flow map's.
+      teacher: those of the start, which give the velocity.
+      averaged: the flow map's first EMA track, which gives the target for the rest of a step.
+    """
+
+    trained: Any
+    teacher: Any
+    averaged: Any
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepConfig:
     """Everything that the programs of a run depend on. Runs with equal values share their programs.
@@ -53,7 +68,7 @@ class StepConfig:
       sigma_rels: lengths of the EMA tracks.
       accumulation: number of microbatches per step.
       log_every: update ratios are computed at every step that is a multiple of this.
-      total_steps: last step of the learning-rate schedule; 0 for a schedule that has none.
+      total_steps: last step of the run, if the learning rate or the target depends on it; else 0.
     """
 
     seed: int
@@ -69,6 +84,7 @@ class StepConfig:
     @classmethod
     def from_experiment(cls, config: ExperimentConfig) -> "StepConfig":
         """Return the values that the programs of this experiment depend on."""
+        depends_on_steps = config.optim.schedule == "cosine" or config.flow.map.enabled
         return cls(
             seed=config.seed,
             model=config.model,
@@ -78,8 +94,13 @@ class StepConfig:
             sigma_rels=config.ema.sigma_rels,
             accumulation=config.train.accumulation,
             log_every=config.train.log_every,
-            total_steps=config.train.steps if config.optim.schedule == "cosine" else 0,
+            total_steps=config.train.steps if depends_on_steps else 0,
         )
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the weights of the start stay part of the state, frozen."""
+        return bool(self.lora.rank) or self.flow.map.enabled
 
 
 def create_state(
@@ -127,6 +148,19 @@ def model_weights(state: TrainState, config: LoraConfig, *, trained: Any = None)
     if not config.rank:
         return trained
     return lora.merged(state.frozen, trained, strength=config.strength)
+
+
+def weights_in_loss(state: TrainState, config: StepConfig, *, trained: Any = None) -> Any:
+    """Return the weights that the loss depends on: the network's, or the `FlowMapWeights` of a flow map.
+
+    Args:
+      trained: replaces the state's trained weights.
+    """
+    weights = model_weights(state, config.lora, trained=trained)
+    if not config.flow.map.enabled:
+        return weights
+    averaged = model_weights(state, config.lora, trained=state.averages[0])
+    return FlowMapWeights(weights, state.frozen, averaged)
 
 
 def learning_rate(config: OptimConfig, total_steps: int) -> optax.Schedule:
@@ -178,9 +212,9 @@ def _random_state_program(config: StepConfig, layout: Layout) -> Any:
 
 
 def _initial_state(config: StepConfig, parameters: Any, constants: Any) -> TrainState:
-    frozen = {}
+    # Copies, because the step donates the state, and no array can be donated twice.
+    frozen = jax.tree.map(jnp.copy, parameters) if config.keeps_start else {}
     if config.lora.rank:
-        frozen = parameters
         parameters = lora.new_adapters(frozen, config.lora, jax.random.key(config.seed))
     return TrainState(
         step=jnp.zeros((), jnp.int32),

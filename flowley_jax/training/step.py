@@ -18,27 +18,39 @@ from flowley_jax.common.trees import path_name
 from flowley_jax.config import FlowConfig
 from flowley_jax.flow import path
 from flowley_jax.flow.coupling import group_size, immiscible_assignment
+from flowley_jax.flow.flow_map import alpha_at, draw_intervals, mean_velocity_target, teacher_velocity
 from flowley_jax.flow.guidance import drop_conditions, random_drops
-from flowley_jax.flow.losses import LossConfig, Losses, flow_losses
+from flowley_jax.flow.losses import Losses, adaptive_losses, flow_losses
 from flowley_jax.flow.time_sampling import sample_times
 from flowley_jax.model import Flowley
 from flowley_jax.model.flowley import merge_model
 from flowley_jax.model.stack import GatherWeights, identity
 from flowley_jax.runs.ema import update_averages
 from flowley_jax.training.sharding import Layout
-from flowley_jax.training.state import StepConfig, TrainState, make_optimizer, model_weights
+from flowley_jax.training.state import (
+    FlowMapWeights,
+    StepConfig,
+    TrainState,
+    make_optimizer,
+    model_weights,
+    weights_in_loss,
+)
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 # Sections of the network whose weights are gathered block by block, where each block is computed.
 _BLOCKS = ("multi_stream", "single_stream")
+# Number that the ends of a flow map's steps fold into the key; those below are taken by `draw_examples`.
+_INTERVALS = 5
 
 
 class Examples(NamedTuple):
     """The network's inputs and targets for one batch; the batch is the first axis of every array.
 
     Attributes:
-      noisy, target: x_t and the velocity at x_t (B, Ta, C); t: (B,).
+      noisy, target: x_t and the velocity at x_t (B, Ta, C).
+      t: (B,) times.
+      r: (B,) times at which a flow map's steps end; None for other networks.
       video, text, text_len: conditions, some of them dropped.
       dropout_keys: (B,) random keys; None without dropout.
     """
@@ -46,6 +58,7 @@ class Examples(NamedTuple):
     noisy: jax.Array
     target: jax.Array
     t: jax.Array
+    r: jax.Array | None
     video: jax.Array
     text: jax.Array
     text_len: jax.Array
@@ -70,11 +83,10 @@ def train_step(
         )
 
         def loss(parameters: Any, examples: Examples) -> tuple[jax.Array, Losses]:
-            weights = model_weights(state, config.lora, trained=parameters)
-            gathered = layout.gather_weights(weights, skip=_BLOCKS)
-            model = merge_model(config.model, gathered, state.constants)
-            losses = velocity_losses(
-                model, layout.constrain_batch(examples), config.flow.loss, layout.gather_weights
+            weights = weights_in_loss(state, config, trained=parameters)
+            examples = layout.constrain_batch(examples)
+            losses = network_losses(
+                weights, state.constants, examples, state.step, config=config, layout=layout
             )
             return losses.total, losses
 
@@ -108,7 +120,7 @@ def train_step(
 
 @functools.partial(jax.jit, static_argnames=("config", "layout"))
 def valid_step(
-    parameters: Any,
+    weights: Any,
     constants: Any,
     batch: Batch,
     index: jax.Array | int,
@@ -118,17 +130,23 @@ def valid_step(
 ) -> Metrics:
     """Return the losses of a batch without dropout. The random draws depend only on the batch's index.
 
+    A flow map's targets are those of the last training step, so that its losses can be compared.
+
     Args:
-      parameters, constants: the network's weights, with LoRA merged.
+      weights: the network's, with LoRA merged, or `FlowMapWeights`. Without a teacher, a flow map gets the
+        losses of its velocity.
+      constants: the network's constants.
     """
     with layout.activate():
         key = jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
-        gathered = layout.gather_weights(parameters, skip=_BLOCKS)
-        model = merge_model(config.model, gathered, constants)
+        trained = weights.trained if isinstance(weights, FlowMapWeights) else weights
+        model = merge_model(config.model, trained, constants)
         examples = draw_examples(
             model, batch, jax.random.fold_in(key, index), config.flow, layout, training=False
         )
-        return _named(velocity_losses(model, examples, config.flow.loss, layout.gather_weights))
+        return _named(
+            network_losses(weights, constants, examples, config.total_steps, config=config, layout=layout)
+        )
 
 
 @jax.named_scope("examples")
@@ -146,7 +164,9 @@ def draw_examples(
     noise = jax.random.normal(keys[1], data.shape, jnp.float32)
     if config.immiscible:
         noise = couple_noise(data, noise, group=config.coupling_group, layout=layout)
-    t = sample_times(keys[2], data.shape[0], config.time)
+    t, r = sample_times(keys[2], data.shape[0], config.time), None
+    if config.map.enabled:
+        t, r = draw_intervals(jax.random.fold_in(key, _INTERVALS), t, config.map.velocity_share)
     dropout = config.condition_dropout if training else 0.0
     drop_video, drop_text = random_drops(keys[3], data.shape[0], dropout)
     video, text = drop_conditions(
@@ -160,6 +180,7 @@ def draw_examples(
         noisy=path.interpolate(noise, data, t),
         target=path.target_velocity(noise, data),
         t=t,
+        r=r,
         video=video,
         text=text,
         text_len=batch["text_len"],
@@ -167,8 +188,69 @@ def draw_examples(
     )
 
 
+def network_losses(
+    weights: Any,
+    constants: Any,
+    examples: Examples,
+    step: jax.Array | int,
+    *,
+    config: StepConfig,
+    layout: Layout,
+) -> Losses:
+    """Return the losses of a network, or of a flow map.
+
+    Args:
+      weights: the network's as they are stored, or `FlowMapWeights`.
+      constants: the network's constants.
+      step: number of finished training steps, on which a flow map's targets depend.
+    """
+
+    def merged(stored: Any) -> Flowley:
+        return merge_model(config.model, layout.gather_weights(stored, skip=_BLOCKS), constants)
+
+    if not isinstance(weights, FlowMapWeights):
+        return velocity_losses(merged(weights), examples._replace(r=None), config.flow, layout.gather_weights)
+    trained, teacher, averaged = (merged(stored) for stored in weights)
+    target = flow_map_target(
+        teacher,
+        averaged,
+        examples,
+        alpha_at(step, config.total_steps, config.flow.map),
+        config.flow,
+        layout.gather_weights,
+    )
+    return velocity_losses(trained, examples._replace(target=target), config.flow, layout.gather_weights)
+
+
+@jax.named_scope("flow_map_target")
+def flow_map_target(
+    teacher: Flowley,
+    averaged: Flowley,
+    examples: Examples,
+    alpha: jax.Array | float,
+    config: FlowConfig,
+    gather_weights: GatherWeights = identity,
+) -> Float[Array, "B Ta C"]:
+    """Return the target of the mean velocity from t to r; see `mean_velocity_target`.
+
+    Args:
+      teacher: gives the velocity, with guidance folded in.
+      averaged: gives the mean velocity after the portion α of the step.
+      alpha: α.
+      gather_weights: applied to each block's weights where the block is computed.
+    """
+    assert examples.r is not None
+    conditions = (examples.video, examples.text, examples.text_len)
+    velocity = teacher_velocity(teacher, examples.noisy, *conditions, examples.t, config.map, gather_weights)
+
+    def mean_velocity(x: jax.Array, t: jax.Array, r: jax.Array) -> jax.Array:
+        return averaged(x, *conditions, t, r, gather_weights=gather_weights)
+
+    return mean_velocity_target(examples.noisy, velocity, examples.t, examples.r, mean_velocity, alpha=alpha)
+
+
 def velocity_losses(
-    model: Flowley, examples: Examples, config: LossConfig, gather_weights: GatherWeights = identity
+    model: Flowley, examples: Examples, config: FlowConfig, gather_weights: GatherWeights = identity
 ) -> Losses:
     """Return the losses of the velocity that the network predicts.
 
@@ -181,11 +263,14 @@ def velocity_losses(
         examples.text,
         examples.text_len,
         examples.t,
+        examples.r,
         deterministic=examples.dropout_keys is None,
         rng=examples.dropout_keys,
         gather_weights=gather_weights,
     )
-    return flow_losses(velocity, examples.target, config)
+    if examples.r is not None:
+        return adaptive_losses(velocity, examples.target, config.loss, power=config.map.weight_power)
+    return flow_losses(velocity, examples.target, config.loss)
 
 
 @jax.named_scope("coupling")

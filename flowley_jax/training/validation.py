@@ -1,5 +1,6 @@
 """Validation losses, and previews of a few held-out clips."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from itertools import islice
@@ -42,7 +43,8 @@ def validation_losses(
     """Return the mean losses over the valid split, named `valid/…`. Every call draws the same noise.
 
     Args:
-      parameters, constants: the network's weights on the layout's devices, with LoRA merged.
+      parameters: the network's weights on the layout's devices, with LoRA merged; or `FlowMapWeights`.
+      constants: the network's constants there.
       stop: asked before every batch whether to end; must answer the same in all processes.
 
     Raises:
@@ -97,7 +99,8 @@ def write_previews(
     )
     program = SamplingProgram(
         video_length=batch["video_features"].shape[1],
-        guidance=float(sample.guidance),
+        # A run that trains keeps no earlier weights in memory for autoguidance.
+        guidance=dataclasses.replace(sample.guidance_form, bad_model=False),
         solver=sample.solver,
         at_once=clips,
     )

@@ -11,7 +11,7 @@ from flax import nnx
 from golden_data import relative_error
 
 from flowley_jax.errors import FlowleyError
-from flowley_jax.flow.guidance import drop_conditions, guided_velocity, random_drops
+from flowley_jax.flow.guidance import Guidance, drop_conditions, guided_velocity, random_drops
 from flowley_jax.flow.solver import SolverConfig, initial_noise, solve_flow
 
 DATA = golden_data.load("d_sampling")
@@ -25,7 +25,10 @@ def _sample(config: SolverConfig, scale: float):
     # The model is an argument: XLA would fold weights that are constants of the program.
     @nnx.jit
     def run(model, noise, conditions):
-        return solve_flow(lambda t, x: guided_velocity(model, x, *conditions, t, scale=scale), noise, config)
+        guidance = Guidance(scale=scale)
+        return solve_flow(
+            lambda t, x, r: guided_velocity(model, x, *conditions, t, r, guidance=guidance), noise, config
+        )
 
     solution = run(model, jnp.asarray(DATA["in/noise"]), conditions)
     assert bool(solution.succeeded)
@@ -80,7 +83,7 @@ def test_solver_order_on_an_equation_with_a_known_solution(name, order):
     # The logistic equation dx/dt = 3x(1 − x) from x(0) = 1/10.
     def error(steps):
         solution = solve_flow(
-            lambda t, x: 3.0 * x * (1.0 - x),
+            lambda t, x, _: 3.0 * x * (1.0 - x),
             jnp.full((1, 1, 1), 0.1),
             SolverConfig(name=name, steps=steps, rtol=1e-6, atol=1e-6),
         )
@@ -95,7 +98,7 @@ def test_solver_order_on_an_equation_with_a_known_solution(name, order):
 def test_a_solver_that_runs_out_of_steps_does_not_succeed():
     # A pole inside the interval: no step size satisfies the tolerance.
     solution = solve_flow(
-        lambda t, x: 1.0 / (t - 0.5) ** 2 * jnp.ones_like(x),
+        lambda t, x, _: 1.0 / (t - 0.5) ** 2 * jnp.ones_like(x),
         jnp.zeros((1, 1, 1)),
         SolverConfig(name="dopri5", rtol=1e-7, atol=1e-7),
     )
@@ -106,8 +109,8 @@ def test_guided_velocity_of_the_first_step_matches_the_golden_data():
     model = golden_data.model("a_shared")
     video, text, text_len = golden_data.conditions("d_sampling")
     noise = jnp.asarray(DATA["in/noise"])
-    guided = nnx.jit(guided_velocity, static_argnames="scale")
-    velocity = guided(model, noise, video, text, text_len, jnp.asarray(0.0), scale=7.5)
+    guided = nnx.jit(guided_velocity, static_argnames="guidance")
+    velocity = guided(model, noise, video, text, text_len, jnp.asarray(0.0), guidance=Guidance(scale=7.5))
     assert relative_error(velocity, DATA["out/flow_cfg_step0"]) < 1e-5
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from flowley_jax.audio.latent_space import LatentSpace
 from flowley_jax.audio.vae_codec import VaeCodec
+from flowley_jax.common.files import sha256
 from flowley_jax.config import SampleConfig
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow.solver import SolverConfig
@@ -19,7 +20,7 @@ from flowley_jax.media.write import write_video
 from flowley_jax.sampling.dry_run import dry_run
 from flowley_jax.sampling.estimate_text import format_estimate
 from flowley_jax.sampling.inputs import InputClip
-from flowley_jax.sampling.published import load_published
+from flowley_jax.sampling.published import load_published, published_settings
 
 SETTINGS = SampleConfig(solver=SolverConfig(steps=2), guidance=2.0)
 
@@ -112,6 +113,25 @@ def test_decoded_log_mels_are_bounded_by_the_codecs_level(bundles, sampler, tmp_
     np.testing.assert_array_equal(load_published(tmp_path).components.log_mel_max, np.float32(level))
 
 
+def test_published_flow_maps_are_sampled_in_their_own_steps(bundles, sampler, tmp_path):
+    assert published_settings(bundles) == SampleConfig()
+    flow_map = SampleConfig(solver=SolverConfig(name="flow_map", steps=4), guidance=1.0)
+    with pytest.raises(FlowleyError, match=r"solver\.name='flow_map' needs weights that were trained with"):
+        load_published(bundles, settings=flow_map)
+    arrays, notes = read_arrays(bundles / "flowley/weights.safetensors")
+    noted = tmp_path / "noted.safetensors"
+    write_arrays(noted, arrays, {**notes, "flowley_jax.flow_map": "true"})
+    _change_manifest(bundles, tmp_path, "flowley", sha256=sha256(noted))
+    (tmp_path / "flowley/weights.safetensors").unlink()
+    noted.rename(tmp_path / "flowley/weights.safetensors")
+    assert load_published(tmp_path).settings == published_settings(tmp_path) == flow_map
+
+
+def test_published_weights_have_no_earlier_ones(bundles):
+    with pytest.raises(FlowleyError, match=r"autoguidance_step=5 needs a training run"):
+        load_published(bundles, settings=SampleConfig(autoguidance_step=5))
+
+
 @pytest.mark.scale
 def test_dry_run_estimates_the_stages_of_all_bundles(sampler, bundles, tmp_path):
     write_video(tmp_path / "a.mp4", _frames(64), 8.0)
@@ -131,7 +151,7 @@ def test_dry_run_estimates_the_stages_of_all_bundles(sampler, bundles, tmp_path)
         assert str(bundles) in report.component and report.memory.weights > 0 and report.seconds
     text = format_estimate(estimate)
     assert "windows:      2 of 8.00 s in 1 batch" in text
-    assert "evaluations:  2 of the network per window (2 steps of euler, guidance 2)" in text
+    assert "evaluations:  4 of the network per window (2 steps of euler, guidance 2)" in text
 
 
 def test_missing_bundles_are_named_with_the_command_that_makes_them(bundles, tmp_path):

@@ -10,6 +10,7 @@ from benchmarks.tpu_topologies import TOPOLOGIES
 from flowley_jax.aot.collectives import count_collectives
 from flowley_jax.aot.topologies import topology_devices
 from flowley_jax.common.devices import BATCH_AXES
+from flowley_jax.flow.guidance import Guidance
 from flowley_jax.flow.sampler import SamplingProgram, WindowBatch, step_program
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.model import ModelConfig
@@ -51,7 +52,7 @@ def _compiled(room):
     )
     program = SamplingProgram(
         video_length=VIDEO,
-        guidance=4.5,
+        guidance=Guidance(scale=4.5),
         solver=SolverConfig(name="euler", steps=25),
         at_once=AT_ONCE,
         mesh=mesh,
