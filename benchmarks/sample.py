@@ -33,8 +33,10 @@ from flowley_jax.common.files import write_text
 from flowley_jax.common.number_flags import define_int
 from flowley_jax.common.ranges import Range
 from flowley_jax.encoders.t5_text import normalised_states
+from flowley_jax.flow.guidance import Guidance
 from flowley_jax.flow.sampler import SamplingProgram, sample_latents, whole_clips
 from flowley_jax.flow.solver import SolverConfig
+from flowley_jax.flow.stretches import network_evaluations
 from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.flowley import Constant
 from flowley_jax.networks.audio_vae import VAE_16K, VAE_44K, AudioVae
@@ -43,9 +45,14 @@ from flowley_jax.networks.clip import CLIP_L14, ClipVision
 from flowley_jax.networks.t5 import FLAN_T5_LARGE, T5Encoder
 from flowley_jax.training.flops import velocity_flops
 
-FRAMES, TOKENS, STEPS, GUIDANCE = 64, 77, 25, 7.5
+FRAMES, TOKENS = 64, 77
+# The published solver, and that of a flow map, whose guidance is folded in.
+SOLVERS = {
+    "flow": (SolverConfig(steps=25), Guidance(scale=7.5)),
+    "flow_map": (SolverConfig(name="flow_map", steps=4), Guidance(scale=1.0)),
+}
 LENGTHS = {"16k": 250, "44k": 345}
-STAGES = ("clip", "t5", "flow", "vae_encode", "vae_decode", "vocoder", "long_vocoder")
+STAGES = ("clip", "t5", *SOLVERS, "vae_encode", "vae_decode", "vocoder", "long_vocoder")
 LONG_SECONDS = (8, 32, 128)
 
 _OUT = flags.DEFINE_string("out", "benchmarks/results/sample", "Folder for the figures.")
@@ -152,8 +159,8 @@ def _task(stage: str, clips: int, seconds: int) -> Task:
         ids = rng.integers(3, FLAN_T5_LARGE.vocab_size, (clips, TOKENS), np.int32)
         model = T5Encoder(dataclasses.replace(FLAN_T5_LARGE, dtype=dtype), rngs=rngs)
         return _batched(normalised_states, model, ids, np.ones(ids.shape, np.bool_), batch_size=clips)
-    if stage == "flow":
-        return _flow(ModelConfig(audio_dim=vae.latent_dim, dtype=dtype), clips, latents)
+    if stage in SOLVERS:
+        return _flow(ModelConfig(audio_dim=vae.latent_dim, dtype=dtype), clips, latents, *SOLVERS[stage])
     if stage.startswith("vae"):
         if stage == "vae_encode":
             function, shape = AudioVae.encode, (clips, 2 * latents, vae.bins)
@@ -217,7 +224,7 @@ def convolution_flops(config: BigVganConfig, frames: int) -> float:
     return 2.0 * (total + 7 * width * length)
 
 
-def _flow(config: ModelConfig, clips: int, latents: int) -> Task:
+def _flow(config: ModelConfig, clips: int, latents: int, solver: SolverConfig, guidance: Guidance) -> Task:
     graphdef, *variables = nnx.split(Flowley(config, rngs=nnx.Rngs(0)), nnx.Param, Constant)
     rng = np.random.default_rng(0)
     video = jnp.asarray(rng.standard_normal((clips, FRAMES, config.video_dim), np.float32))
@@ -230,13 +237,12 @@ def _flow(config: ModelConfig, clips: int, latents: int) -> Task:
                 graphdef,
                 tuple(variables),
                 whole_clips(keys, video, text, text_len, audio_length=latents),
-                program=SamplingProgram(
-                    video_length=FRAMES, guidance=GUIDANCE, solver=SolverConfig(steps=STEPS), at_once=clips
-                ),
+                program=SamplingProgram(video_length=FRAMES, guidance=guidance, solver=solver, at_once=clips),
             )
         )
 
-    return Task(run=run, flops=STEPS * velocity_flops(config, 2 * clips, (latents, FRAMES, TOKENS)))
+    evaluations = network_evaluations(solver, guidance)
+    return Task(run=run, flops=evaluations * velocity_flops(config, clips, (latents, FRAMES, TOKENS)))
 
 
 def _table(rows: list[dict]) -> str:
