@@ -73,7 +73,7 @@ _READ_SECONDS = 120.0
 _RUNS = flags.DEFINE_multi_string("run", None, "Folder of a trained run; repeat it for more.", required=True)
 _CLIPS = flags.DEFINE_string("clips", "runs/demo/clips", "Folder of the clip set.")
 _OUT = flags.DEFINE_string("out", "runs/guidance", "Folder for sounds, features and the table.")
-_STEPS = flags.DEFINE_multi_integer("steps", [25], "Steps of the solver; repeat it for more.")
+_STEPS = flags.DEFINE_list("steps", ["25"], "Numbers of steps of the solver.")
 _FORMS = flags.DEFINE_multi_string("form", [], "Name of a form, or NAME=JSON of settings; by default all.")
 _WORKERS = define_int("workers", os.cpu_count() or 1, "Processes that read files.", PROCESSES)
 
@@ -161,7 +161,7 @@ def _systems(default: SampleConfig, first_snapshot: int) -> list[System]:
         if values.get("autoguidance_step") == 1:
             values["autoguidance_step"] = first_snapshot
         for steps in _STEPS.value:
-            fixed = dataclasses.replace(default.solver, steps=steps, **solver)
+            fixed = dataclasses.replace(default.solver, steps=int(steps), **solver)
             systems.append(System(form=name, settings=dataclasses.replace(default, solver=fixed, **values)))
     return systems
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from flowley_jax.common.ranges import (
+    FLOW_TIMES,
     GUIDANCES,
     LOUDNESSES,
     OVERLAPS,
@@ -26,6 +27,7 @@ from flowley_jax.flow.flow_map import FlowMapConfig
 from flowley_jax.flow.guidance import Guidance
 from flowley_jax.flow.losses import LossConfig
 from flowley_jax.flow.solver import SolverConfig
+from flowley_jax.flow.stretches import stretches
 from flowley_jax.flow.time_sampling import TimeConfig
 from flowley_jax.model.config import ModelConfig
 
@@ -284,7 +286,8 @@ class SampleConfig:
       zero_star: scale the empty branch of guidance by least squares (CFG-Zero*).
       zero_until: skip solver steps that begin before this time (CFG-Zero*).
       autoguidance_step: lead away from the weights that the run had averaged at this step, instead of the
-        empty condition; 0 for the empty condition. Previews and evaluations of a training do without it.
+        empty condition; 0 for the empty condition. Previews and evaluations of a training lead
+        away from the empty condition.
       autoguidance_sigma_rel: EMA length of these weights; None for that of `sigma_rel`.
       sigma_rel: EMA length of the weights to sample with.
       negative_prompt: text of the empty branch, from which guidance leads away; "" for the empty text.
@@ -300,7 +303,7 @@ class SampleConfig:
     guidance_to: Share = 1.0
     guidance_rescale: Share = 0.0
     zero_star: bool = False
-    zero_until: Annotated[float, Range(least=0, below=1)] = 0.0
+    zero_until: Annotated[float, FLOW_TIMES] = 0.0
     autoguidance_step: CountOrZero = 0
     autoguidance_sigma_rel: Annotated[float, SIGMA_RELS] | None = None
     sigma_rel: Annotated[float, SIGMA_RELS] = 0.05
@@ -315,6 +318,13 @@ class SampleConfig:
             raise FlowleyError(
                 f"sample.guidance_from={self.guidance_from:g} must not be above "
                 f"guidance_to={self.guidance_to:g}"
+            )
+        if not stretches(self.solver, self.guidance_form):
+            raise FlowleyError(f"sample.zero_until={self.zero_until:g} leaves no step of the solver")
+        if self.autoguidance_sigma_rel is not None and not self.autoguidance_step:
+            raise FlowleyError(
+                f"sample.autoguidance_sigma_rel={self.autoguidance_sigma_rel:g} needs autoguidance_step, the "
+                "step of the weights to lead away from"
             )
         if self.autoguidance_step and (self.guidance_text is not None or self.negative_prompt):
             refused = (

@@ -16,6 +16,7 @@ from flowley_jax.cli import USER_ERROR, run_main
 from flowley_jax.common.compilation_cache import define_compilation_cache, use_compilation_cache
 from flowley_jax.common.number_flags import define_float, define_int
 from flowley_jax.common.ranges import (
+    FLOW_TIMES,
     GUIDANCES,
     LOUDNESSES,
     OVERLAPS,
@@ -133,7 +134,12 @@ _GUIDANCE_RESCALE = define_float(
     "guidance_rescale", None, "Share of the guided velocity that gets the unguided deviation.", SHARES
 )
 _ZERO_STAR = flags.DEFINE_bool("zero_star", None, "Scale the empty branch by least squares (CFG-Zero*).")
-_ZERO_UNTIL = define_float("zero_until", None, "Skip steps that begin before this time (CFG-Zero*).", SHARES)
+_ZERO_UNTIL = define_float(
+    "zero_until",
+    None,
+    "Keep the noise as it is in steps that begin before this time (CFG-Zero*).",
+    FLOW_TIMES,
+)
 _AUTOGUIDANCE_STEP = define_int(
     "autoguidance_step",
     None,
@@ -351,7 +357,23 @@ def _settings(default: "SampleConfig") -> "SampleConfig":
         "sigma_rel": _SIGMA_REL.value,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
-    return dataclasses.replace(default, solver=dataclasses.replace(default.solver, **solver), **changes)
+    settings = dataclasses.replace(default, solver=dataclasses.replace(default.solver, **solver), **changes)
+    _check_effect(settings)
+    return settings
+
+
+def _check_effect(settings: "SampleConfig") -> None:
+    """Refuse flags that have no effect, because no step is guided or the solver chooses its own steps."""
+    from flowley_jax.flow.solver import ADAPTIVE
+    from flowley_jax.flow.stretches import stretches
+
+    is_guided = any(stretch.is_guided for stretch in stretches(settings.solver, settings.guidance_form))
+    forms = (_GUIDANCE_FROM, _GUIDANCE_TO, _GUIDANCE_RESCALE, _ZERO_STAR, _AUTOGUIDANCE_STEP)
+    if not is_guided and (given := [flag for flag in forms if flag.present and flag.value]):
+        name = given[0].name.replace("_", "-")
+        raise FlowleyError(f"--{name} has no effect, because no step is guided: raise --guidance above 1")
+    if _SHIFT.present and settings.solver.name in ADAPTIVE:
+        raise FlowleyError(f"--shift needs a fixed-step solver; {settings.solver.name} chooses its own steps")
 
 
 if __name__ == "__main__":

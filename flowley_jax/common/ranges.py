@@ -63,6 +63,8 @@ Share = Annotated[float, SHARES]
 SIGMA_RELS = Range(above=0, below=0.288)
 # Scales of classifier-free guidance.
 GUIDANCES = Range(least=0, most=100)
+# Times of a flow, from noise to sound, before its end.
+FLOW_TIMES = Range(least=0, below=1)
 # Shifts of the time grid of a solver.
 SHIFTS = Range(least=0.01, most=100)
 # Shares of a window that overlaps with the next one.

@@ -231,7 +231,10 @@ def _done(
                 )
         known, earlier = set().union(*held.values()) & sources.keys(), notes.get("sources", {})
         if changed := sorted(clip for clip in known if earlier.get(clip) != sources[clip]):
-            log.info("%s: %s changed since; extracting again", path, ", ".join(changed[:_SHOWN_NAMES]))
+            log.info(
+                "%s: extracting its clips again, because %d changed: %s",
+                *(path, len(changed), ", ".join(changed[:_SHOWN_NAMES])),
+            )
             with name_errors(path):
                 path.unlink()
             continue

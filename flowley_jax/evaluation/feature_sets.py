@@ -52,10 +52,14 @@ class FeatureSet:
             check_features(features, KINDS[kind], self.folder)
         return features
 
-    def only(self, clips: Collection[str], kinds: Collection[str]) -> "FeatureSet":
-        """Return the set with some clips and kinds only."""
+    def only(self, clips: Mapping[str, Collection[str]]) -> "FeatureSet":
+        """Return the set with some kinds only, and with some clips of each.
+
+        Args:
+          clips: ids of the clips by kind.
+        """
         return self._selected(
-            lambda kind, ids: {clip: ids[clip] for clip in ids if clip in clips}, frozenset(kinds)
+            lambda kind, ids: {clip: ids[clip] for clip in ids if clip in clips[kind]}, frozenset(clips)
         )
 
     def half(self, which: int) -> "FeatureSet":

@@ -169,10 +169,11 @@ class _Run:
         events: Mapping[str, np.ndarray] | None,
     ):
         self.clips = {one_form(clip.id): clip for clip in clips}
-        self.out, self.settings, self.readers, self.events = out, settings, readers, events
+        self.out, self.settings, self.readers = out, settings, readers
+        self.events = None if events is None else self._known_events(events)
         self.evaluators, self.classes = Evaluators({}), ()
-        # Clips and kinds of features by folder; others may be left from an earlier evaluation.
-        self.extracted: dict[str, tuple[set[str], set[str]]] = {}
+        # Clips by folder and kind of features; others may be left from an earlier evaluation.
+        self.extracted: dict[str, dict[str, set[str]]] = {}
         self.missing: dict[str, list[str]] = {}
         self.left_out: dict[str, list[str]] = {}
         self.failed: dict[str, list[str]] = {}
@@ -183,7 +184,7 @@ class _Run:
 
     def features(self, name: str) -> FeatureSet:
         """Return the features that this evaluation has extracted into a folder."""
-        return FeatureSet(self.folder(name)).only(*self.extracted[name])
+        return FeatureSet(self.folder(name)).only(self.extracted[name])
 
     def add_networks(self, training: Sequence[TableClip]) -> None:
         """Find the bundles, and train the embedded tagger or load it."""
@@ -240,9 +241,7 @@ class _Run:
                 "labels", labels, lambda label: {"tagger_labels": targets([label], self.classes)[0]}
             )
         if self.events is not None:
-            events = {
-                name: json.dumps(times.tolist()) for name, times in self.events.items() if name in self.clips
-            }
+            events = {name: json.dumps(times.tolist()) for name, times in self.events.items()}
             self._extract_texts("events", events, lambda text: {"events": np.array(json.loads(text), float)})
 
     def extract(self, name: str, files: Mapping[str, str], extractors: Iterable[str]) -> None:
@@ -311,6 +310,15 @@ class _Run:
         elif path.read_text(encoding="utf-8") != note:
             raise FlowleyError(f"{folder}: has sounds of another codec, or of another length; remove it")
 
+    def _known_events(self, events: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        known = {name: times for name, times in events.items() if name in self.clips}
+        if not known:
+            raise FlowleyError(
+                "the file of events names no clip of the table; its ids are like "
+                f"{next(iter(events), '')!r}, those of the table like {next(iter(self.clips))!r}"
+            )
+        return known
+
     def _known_labels(self) -> dict[str, str]:
         """Return the labels by clip id that the tagger knows; other clips are named and left out."""
         labels = {}
@@ -325,9 +333,10 @@ class _Run:
         return labels
 
     def _add_extracted(self, name: str, clips: Iterable[str], extractors: Iterable[str]) -> None:
-        ids, kinds = self.extracted.setdefault(name, (set(), set()))
-        ids.update(clips)
-        kinds.update(kind for extractor in extractors for kind in EXTRACTORS[extractor].kinds)
+        by_kind, ids = self.extracted.setdefault(name, {}), set(clips)
+        for extractor in extractors:
+            for kind in EXTRACTORS[extractor].kinds:
+                by_kind.setdefault(kind, set()).update(ids)
 
     def _extract_texts(
         self, extractor: str, texts: Mapping[str, str], prepare: Callable[[str], dict[str, np.ndarray]]

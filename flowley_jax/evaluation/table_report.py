@@ -278,6 +278,8 @@ def _facts(
         "dtype": settings.dtype,
         "kad_bandwidth": settings.bandwidth,
         "resamples": settings.resamples,
+        "events": request.events.name if request.events else "none",
+        "tolerance": settings.tolerance,
         "missing": {name: len(ids) for name, ids in evaluation.missing.items()},
         "failed": {
             name: len({line.partition(": ")[0] for line in lines})
@@ -310,6 +312,10 @@ def _remarks(evaluation: Evaluation) -> list[str]:
             if by_clip:
                 lines.append(f"{name}: {text}: {_listed(list(by_clip.values())[::-1])}")
     for row, scores in evaluation.rows.items():
+        scored = scores.clips.get("onset-F1", [0])[0]
+        most = max((sizes[0] for sizes in scores.clips.values()), default=0)
+        if 0 < scored < most and row not in MEANINGS:
+            lines.append(f"{row}: F1 is of the {scored} clips with events, of {most}")
         for kind, ids in scores.without_reference.items():
             if ids and row not in MEANINGS:
                 lines.append(f"{row}: {kind} without a reference: {_listed(ids)}")

@@ -117,7 +117,7 @@ def _seconds(sampler: Sampler, room: int, step: Any) -> float:
 
 
 def _memory(sampler: Sampler, compiled: Any) -> ProgramMemory:
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(sampler.variables))
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves((sampler.variables, sampler.bad_parameters)))
     # Not every backend analyses its programs.
     if (analysis := compiled.memory_analysis()) is None:
         return ProgramMemory(weights=weights)

@@ -357,13 +357,15 @@ def check_solver(settings: SampleConfig, are_flow_map: bool, source: object) -> 
       source: where they come from.
 
     Raises:
-      FlowleyError: the solver is for flow maps, and they are none.
+      FlowleyError: the solver is for flow maps, and the weights are none.
     """
     if settings.solver.name == "flow_map" and not are_flow_map:
         raise FlowleyError(
             f"{source}: sample.solver.name='flow_map' needs weights that were trained with "
             "flow.map.enabled=True, as by the option few_steps of the configurations; take euler for these"
         )
+    if are_flow_map and settings.guidance_form.branches > 1:
+        log.warning("%s: guidance is part of these weights already; sample with guidance 1", source)
 
 
 def _bad_parameters(workdir: Path, settings: SampleConfig) -> Any:

@@ -95,7 +95,7 @@ def test_differences_are_of_the_clips_that_both_systems_have(folders):
 
 def test_a_single_clip_has_no_chance_and_no_halves(folders):
     one = {
-        name: FeatureSet(folders / name).only(NAMES[:1], ("passt_logits",)) for name in ("near", "reference")
+        name: FeatureSet(folders / name).only({"passt_logits": NAMES[:1]}) for name in ("near", "reference")
     }
     rows = score_rows({"near": one["near"]}, one["reference"], ScoreOptions())
     assert rows["near"].metrics.keys() == {"KL-PASST-softmax"}
@@ -104,7 +104,7 @@ def test_a_single_clip_has_no_chance_and_no_halves(folders):
 
 def test_systems_without_a_common_clip_have_no_differences(folders):
     systems = {
-        name: FeatureSet(folders / "near").only(NAMES[half::2], ("passt_logits",))
+        name: FeatureSet(folders / "near").only({"passt_logits": NAMES[half::2]})
         for half, name in enumerate("ab")
     }
     differences = compare_systems(systems, FeatureSet(folders / "reference"), ScoreOptions(resamples=20))

@@ -189,6 +189,26 @@ def _evaluate(clips, out, *, sounds=None, split="test", **settings):
     )
 
 
+def test_only_given_events_count(clips, tmp_path):
+    def evaluate(events):
+        chosen = [clip for clip in read_clip_table(clips / "clips.tsv") if clip.split == "test"]
+        settings = EvaluationSettings(seconds=SECONDS, resamples=0, av_align=False)
+        return evaluate_clips(
+            chosen,
+            {"mine": clips / "sounds"},
+            tmp_path / "out",
+            settings,
+            readers=READERS,
+            events=events,
+        ).rows["mine"]
+
+    times = {f"test_{index:05d}": np.array([0.5, 1.5]) for index in range(4)}
+    assert evaluate(times).clips["onset-F1"] == [4]
+    assert evaluate({"test_00001": times["test_00001"]}).clips["onset-F1"] == [1]
+    with pytest.raises(FlowleyError, match="names no clip of the table; its ids are like 'b', those of"):
+        evaluate({"b": times["test_00001"]})
+
+
 def test_sounds_of_the_same_size_and_time_are_told_apart(clips, tmp_path):
     rng = np.random.default_rng(0)
     for name, gain in (("a", 0.1), ("b", 0.01)):
@@ -223,7 +243,7 @@ def test_only_changed_sounds_are_extracted_again(clips, tmp_path, monkeypatch, c
     caplog.set_level("INFO")
     after = _evaluate(clips, tmp_path / "out", sounds=sounds, av_align=False)
     assert len(extracted) == 1 and "test_00002" in extracted[0] and len(extracted[0]) <= 2
-    assert "test_00002 changed since; extracting again" in caplog.text
+    assert "extracting its clips again, because 1 changed: test_00002" in caplog.text
     assert after.rows["mine"].metrics == before.rows["mine"].metrics
 
 

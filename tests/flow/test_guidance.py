@@ -184,5 +184,12 @@ def test_settings_that_exclude_each_other_are_refused():
         SampleConfig(negative_prompt="rain", autoguidance_step=10)
 
 
+def test_values_without_effect_are_refused():
+    with pytest.raises(FlowleyError, match=r"zero_until=0\.97 leaves no step of the solver"):
+        SampleConfig(zero_until=0.97)
+    with pytest.raises(FlowleyError, match=r"autoguidance_sigma_rel=0\.1 needs autoguidance_step"):
+        SampleConfig(autoguidance_sigma_rel=0.1)
+
+
 def test_the_published_form_is_the_default():
     assert SampleConfig().guidance_form == Guidance(scale=7.5)

@@ -205,7 +205,7 @@ def test_adapters_are_not_put_on_other_base_weights_of_the_same_codec(copied, re
     config = tiny.fine_tuning(records, source, lora=tiny.LORA, steps=5)
     write_weights(copied / BASE, averaged_weights(others, sigma_rel=SIGMA), {})
     for use in (lambda: averaged_weights(copied, sigma_rel=SIGMA), lambda: train(config, copied)):
-        with pytest.raises(FlowleyError, match=r"base\.safetensors: is not what the adapters of .* were"):
+        with pytest.raises(FlowleyError, match=r"base\.safetensors: is not what .* was trained on"):
             use()
     # The source changed while the base was missing.
     (copied / BASE).unlink()
@@ -213,7 +213,7 @@ def test_adapters_are_not_put_on_other_base_weights_of_the_same_codec(copied, re
     stored["start"]["weights"] = str(others)
     (copied / "config.json").write_text(json.dumps(stored))
     config = dataclasses.replace(config, start=_start(others))
-    with pytest.raises(FlowleyError, match=r"others: is not what the adapters of .* trained on"):
+    with pytest.raises(FlowleyError, match=r"others: is not what .* was trained on"):
         train(config, copied)
 
 

@@ -199,7 +199,7 @@ def test_a_flow_map_keeps_its_teacher_and_its_configuration(records, source, tmp
     start = averaged_weights(source, sigma_rel=0.05)
     (tmp_path / BASE).unlink()
     write_weights(tmp_path / BASE, dataclasses.replace(start, parameters=_doubled(start.parameters)), {})
-    with pytest.raises(FlowleyError, match=r"base\.safetensors: is not what .* were trained on"):
+    with pytest.raises(FlowleyError, match=r"base\.safetensors: is not what .* was trained on"):
         train(config, tmp_path)
 
 
