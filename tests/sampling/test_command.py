@@ -32,6 +32,22 @@ def test_flags_without_effect_and_numbers_out_of_range_are_refused(video, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--guidance=1", "--zero-star"], "--zero-star has no effect, because no step is guided"),
+        (["--guidance-from=0.9"], "--guidance-from has no effect, because no step is guided"),
+        (["--guidance=1", "--autoguidance-step=3"], "--autoguidance-step has no effect"),
+        (["--solver=tsit5", "--shift=2"], "--shift needs a fixed-step solver; tsit5 chooses its own steps"),
+        (["--zero-until=0.9"], "zero_until=0.9 leaves no step of the solver"),
+    ],
+)
+def test_guidance_without_effect_is_refused(tiny_run, video, tmp_path, flags, expected):
+    """The run takes two steps."""
+    shell.fails_in_one_line(shell.sample(tiny_run, video, tmp_path / "b.wav", *flags), expected)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_exists_is_named_before_the_model_is_read(video, tmp_path):
     out = tmp_path / "b.WAV"
     out.write_text("mine")
