@@ -1,7 +1,7 @@
 # Everything runs on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-gpu test-tpu test-scale test-soak test-torch demo ablation benchmark-psca benchmark-reading \
-  benchmark-train-step benchmark-sample benchmark-long-clips benchmark-extract benchmark-evaluate compile-table \
+  benchmark-train-step benchmark-sample benchmark-guidance benchmark-long-clips benchmark-extract benchmark-evaluate compile-table \
   lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -104,6 +104,9 @@ benchmark-train-step: .torch  ## measure forward pass, step and sampling next to
 
 benchmark-sample: venv  ## measure every stage of sampling at the published sizes (30 minutes on an idle machine)
 	GLIBC_TUNABLES=$(KEPT_MEMORY) $(PY) -m benchmarks.sample $(ARGS)
+
+benchmark-guidance: venv  ## measure sounds against network evaluations, of the runs in ARGS="--run RUN …" (10 minutes a run)
+	$(PY) -m benchmarks.guidance $(ARGS)
 
 benchmark-long-clips: venv  ## measure sounds of long videos, and their cost, over three seeds in runs/long (hours; resumes)
 	$(PY) -m benchmarks.long_clips $(ARGS)
