@@ -36,7 +36,8 @@ from flowley_jax.sampling.inputs import find_inputs
 from flowley_jax.sampling.outputs import write_sounds
 from flowley_jax.sampling.sampler import Sampler
 
-# Changes of a run's own settings, by name; "steps" and "shift" are those of the solver.
+# Changes of a run's own settings; "name" and "shift" are those of the solver, and an autoguidance_step
+# of 1 stands for the run's first snapshot.
 Form = Mapping[str, Any]
 FORMS: dict[str, Form] = {
     "none": {"guidance": 1.0},
@@ -57,16 +58,16 @@ FORMS: dict[str, Form] = {
     "2, shift 0.5": {"guidance": 2.0, "shift": 0.5},
     "autoguidance 2, first snapshot": {"guidance": 2.0, "autoguidance_step": 1},
 }
-# Metric, heading and digits of each column, and whether a larger value is better.
+# Metric, heading and digits of each column.
 COLUMNS = (
-    ("onset-F1", "F1", 3, True),
-    ("onset-error-ms", "median error (ms)", 1, False),
-    ("FD-TAGGER", "FD", 1, False),
-    ("log-mel-FD", "log-mel FD", 0, False),
-    ("KL-TAGGER-softmax", "KL", 2, False),
-    ("material-accuracy", "materials", 2, True),
-    ("motion-accuracy", "motions", 2, True),
-    ("LUFS", "LUFS", 1, True),
+    ("onset-F1", "F1", 3),
+    ("onset-error-ms", "median error (ms)", 1),
+    ("FD-TAGGER", "FD", 1),
+    ("log-mel-FD", "log-mel FD", 0),
+    ("KL-TAGGER-softmax", "KL", 2),
+    ("material-accuracy", "materials", 2),
+    ("motion-accuracy", "motions", 2),
+    ("LUFS", "LUFS", 1),
 )
 _READ_SECONDS = 120.0
 
@@ -214,8 +215,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for row in sorted(rows, key=lambda row: row["evaluations"]):
         cells = [
-            f"{row[name]['mean']:.{digits}f} ± {row[name]['std']:.{digits}f}"
-            for name, _, digits, _ in COLUMNS
+            f"{row[name]['mean']:.{digits}f} ± {row[name]['std']:.{digits}f}" for name, _, digits in COLUMNS
         ]
         lines.append(f"| {row['form']} | {row['steps']} | {row['evaluations']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -224,7 +224,9 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def _picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw F1 and FD against evaluations, with the Pareto fronts."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axis, (name, heading, _, larger) in zip(axes, (COLUMNS[0], COLUMNS[2]), strict=True):
+    for axis, (name, heading, larger) in zip(
+        axes, (("onset-F1", "F1", True), ("FD-TAGGER", "FD", False)), strict=True
+    ):
         for form in dict.fromkeys(row["form"] for row in rows):
             own = sorted((row["evaluations"], row[name]["mean"]) for row in rows if row["form"] == form)
             axis.plot(*zip(*own, strict=True), marker="o", linewidth=0.8, label=form)

@@ -371,7 +371,7 @@ def _check_effect(settings: "SampleConfig") -> None:
     forms = (_GUIDANCE_FROM, _GUIDANCE_TO, _GUIDANCE_RESCALE, _ZERO_STAR, _AUTOGUIDANCE_STEP)
     if not is_guided and (given := [flag for flag in forms if flag.present and flag.value]):
         name = given[0].name.replace("_", "-")
-        raise FlowleyError(f"--{name} has no effect, because no step is guided: raise --guidance above 1")
+        raise FlowleyError(f"--{name} has no effect, because no step is guided; see --guidance")
     if _SHIFT.present and settings.solver.name in ADAPTIVE:
         raise FlowleyError(f"--shift needs a fixed-step solver; {settings.solver.name} chooses its own steps")
 

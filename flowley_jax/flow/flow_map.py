@@ -34,8 +34,8 @@ class FlowMapConfig:
     Attributes:
       enabled: whether the run trains a flow map.
       guidance: classifier-free guidance scale that is folded in; at 1 or below, none is.
-      guidance_from: time t from which on the scale applies; before, it is 1.
-      guidance_to: time t from which on it no longer applies.
+      guidance_from: time t at which the scale begins to apply; before, it is 1.
+      guidance_to: time t at which it stops applying.
       alpha_first: portion α of a step that follows the teacher, at the beginning of the training. It falls
         exponentially.
       alpha_last: portion α at the end of the training.
