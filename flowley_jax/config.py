@@ -108,10 +108,12 @@ class FlowConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with global-norm clipping and a learning-rate schedule.
+    """The optimiser, clipping by the global norm, and a learning-rate schedule.
 
     Attributes:
-      learning_rate: learning rate at the end of warm-up.
+      kind: "adamw", as published, or "muon": orthogonal updates of the kernels between the first layers and
+        the last one (Jordan et al. 2024), and AdamW for all other weights, LoRA's adapters included.
+      learning_rate: learning rate at the end of warm-up; Muon's updates are as large as AdamW's.
       beta1: decay rate of the first moment.
       beta2: decay rate of the second moment.
       weight_decay: decoupled weight decay.
@@ -124,6 +126,7 @@ class OptimConfig:
       decay_factor: factor by which "steps" lowers the learning rate each time.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: Positive = 1.5e-4
     beta1: Annotated[float, Range(least=0, below=1)] = 0.9
     beta2: Annotated[float, Range(least=0, below=1)] = 0.95

@@ -1,20 +1,19 @@
-"""The state of a training run, which is data only, and the optimiser that updates it."""
+"""The state of a training run, which is data only."""
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from flowley_jax.config import ExperimentConfig, FlowConfig, LoraConfig, OptimConfig
 from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.flowley import Constant, abstract_model
 from flowley_jax.runs import lora
+from flowley_jax.training.optimizer import make_optimizer
 from flowley_jax.training.sharding import Layout
 
 
@@ -161,42 +160,6 @@ def weights_in_loss(state: TrainState, config: StepConfig, *, trained: Any = Non
         return weights
     averaged = model_weights(state, config.lora, trained=state.averages[0])
     return FlowMapWeights(weights, state.frozen, averaged)
-
-
-def learning_rate(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Return the schedule: linear warm-up, then decay at given steps or by a cosine.
-
-    Args:
-      total_steps: the last training step, where a cosine reaches zero.
-    """
-    warmup = config.warmup_steps
-
-    def warm(step):
-        return config.learning_rate * (step + 1) / (warmup + 1)
-
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(config.learning_rate, max(1, total_steps - warmup))
-    else:
-        after = optax.piecewise_constant_schedule(
-            config.learning_rate, {step: config.decay_factor for step in config.decay_steps}
-        )
-    return optax.join_schedules([warm, after], [warmup])
-
-
-def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """Return AdamW after clipping by the global norm, with weight decay on every parameter."""
-    clip = (
-        optax.clip_by_global_norm(config.clip_norm) if math.isfinite(config.clip_norm) else optax.identity()
-    )
-    return optax.chain(
-        clip,
-        optax.adamw(
-            learning_rate(config, total_steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            weight_decay=config.weight_decay,
-        ),
-    )
 
 
 @functools.lru_cache

@@ -26,12 +26,12 @@ from flowley_jax.model import Flowley
 from flowley_jax.model.flowley import merge_model
 from flowley_jax.model.stack import GatherWeights, identity
 from flowley_jax.runs.ema import update_averages
+from flowley_jax.training.optimizer import make_optimizer
 from flowley_jax.training.sharding import Layout
 from flowley_jax.training.state import (
     FlowMapWeights,
     StepConfig,
     TrainState,
-    make_optimizer,
     model_weights,
     weights_in_loss,
 )

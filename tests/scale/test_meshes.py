@@ -137,6 +137,13 @@ def test_adapters_do_not_depend_on_the_mesh(records, single, tmp_path):
     _assert_same_run(tmp_path / "split", tmp_path / "single")
 
 
+def test_updates_of_muon_do_not_depend_on_the_mesh(records, tmp_path):
+    muon = {"steps": HALF, "optim": {"kind": "muon"}}
+    launching.launch(records, [_run(tmp_path / "single", **muon)], devices=1)
+    launching.launch(records, [_run(tmp_path / "split", mesh=SPLIT, **muon)], devices=8)
+    _assert_same_run(tmp_path / "split", tmp_path / "single", steps=HALF)
+
+
 def test_processes_agree_on_a_damaged_checkpoint(half, records, single, tmp_path):
     workdir = shutil.copytree(half, tmp_path / "run")
     files = [path for path in (workdir / f"checkpoints/{HALF}").rglob("*") if path.is_file()]

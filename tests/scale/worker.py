@@ -44,7 +44,7 @@ def experiment(records: Path, run) -> ExperimentConfig:
         config,
         data=dataclasses.replace(config.data, batch_size=8, **run.get("data", {})),
         flow=dataclasses.replace(config.flow, coupling_group=4),
-        optim=dataclasses.replace(config.optim, learning_rate=1e-3),
+        optim=dataclasses.replace(config.optim, learning_rate=1e-3, **run.get("optim", {})),
         ema=dataclasses.replace(config.ema, **run.get("ema", {})),
         lora=LoraConfig(**run.get("lora", {})),
         start=StartConfig(**run.get("start", {})),

@@ -50,9 +50,9 @@ def whole_run(records, tmp_path_factory):
     return workdir
 
 
-def _final_state(workdir, records):
+def _final_state(workdir, records, **changes):
     with RunCheckpoints(workdir, keep=2) as checkpoints:
-        return checkpoints.restore(tiny.abstract_state(tiny.experiment(records)))
+        return checkpoints.restore(tiny.abstract_state(tiny.experiment(records, **changes)))
 
 
 def _with_train(config, **changes):
@@ -63,9 +63,9 @@ def _losses(workdir):
     return [(row["step"], row["train/loss"]) for row in read_history(workdir) if "train/loss" in row]
 
 
-def _assert_same_run(one, other, records):
+def _assert_same_run(one, other, records, **changes):
     assert _losses(one) == _losses(other)
-    (state, data), (other_state, other_data) = _final_state(one, records), _final_state(other, records)
+    (state, data), (other_state, other_data) = (_final_state(run, records, **changes) for run in (one, other))
     assert data == other_data
     for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True):
         np.testing.assert_array_equal(leaf, expected)
@@ -76,6 +76,13 @@ def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(whole_run, record
     train(tiny.experiment(records, steps=first_part), tmp_path)
     train(tiny.experiment(records), tmp_path)
     _assert_same_run(tmp_path, whole_run, records)
+
+
+def test_a_resumed_run_with_muon_equals_an_uninterrupted_one(records, tmp_path):
+    optim = OptimConfig(kind="muon", learning_rate=5e-3, warmup_steps=2)
+    for steps, folder in ((4, "whole"), (2, "resumed"), (4, "resumed")):
+        train(tiny.experiment(records, steps=steps, optim=optim), tmp_path / folder)
+    _assert_same_run(tmp_path / "whole", tmp_path / "resumed", records, optim=optim)
 
 
 def test_a_signal_finishes_the_step_and_resuming_is_exact(whole_run, records, tmp_path, monkeypatch):
