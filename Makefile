@@ -90,7 +90,7 @@ test-torch: .torch  ## compare with PyTorch, transformers, open_clip and torchvg
 demo: venv  ## generate clips, train, sample and write a report to runs/demo
 	$(PY) -m flowley_jax.demo --out runs/demo $(ARGS)
 
-ablation: venv  ## compare attention variants over three seeds in runs/ablation (an hour; resumes)
+ablation: venv  ## compare attention variants, or with ARGS="--study learning" ways to learn, over three seeds (hours; resumes)
 	$(PY) -m benchmarks.ablation --out runs/ablation $(ARGS)
 
 benchmark-psca: .tpu  ## measure PSCA on this machine and with the TPU compiler (2 minutes on an idle machine)

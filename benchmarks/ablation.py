@@ -1,6 +1,7 @@
-"""Ablation of PSCA: train and score attention variants on the same clips with the same budget: make ablation
+"""Train and score variants of the demonstration on the same clips with the same budget: make ablation
 
-Every run trains on one core, and as many runs train at a time as there are cores. Running it again skips
+One study varies the attention, the other one what decides how fast a model learns. They share the runs of the
+demonstration's own settings. Every run trains on one core, and all cores are used. Running it again skips
 finished runs and resumes interrupted ones.
 """
 
@@ -20,12 +21,29 @@ from flowley_jax.common.ranges import PROCESSES, Range
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.run import TAGGER_FILE
 
-# With balance α = 1, cross-attention reads only text; video then enters only through the joint attention.
-VARIANTS = {
-    "PSCA": [],
-    "PSCA without β": ["--config.model.progressive=False"],
-    "plain cross-attention": ["--config.model.window=-1"],
-    "no visual cross-attention": ["--config.model.balance=1.0"],
+DEMONSTRATION = "PSCA"
+_BATCH_16 = ["--config.data.batch_size=16", "--config.train.steps=900"]
+# Flags of each variant, by study.
+STUDIES: dict[str, dict[str, list[str]]] = {
+    # With balance α = 1, cross-attention reads only text; video then enters only through the joint attention.
+    "attention": {
+        DEMONSTRATION: [],
+        "PSCA without β": ["--config.model.progressive=False"],
+        "plain cross-attention": ["--config.model.window=-1"],
+        "no visual cross-attention": ["--config.model.balance=1.0"],
+    },
+    "learning": {
+        DEMONSTRATION: [],
+        "AdamW": ["--config.optim.kind=adamw"],
+        "batch 16": _BATCH_16,
+        "batch 16, AdamW": [*_BATCH_16, "--config.optim.kind=adamw"],
+        "batch 16, rate 0.004": [*_BATCH_16, "--config.optim.learning_rate=4e-3"],
+        "uniform times": ["--config.flow.time.kind=uniform"],
+        "logit-normal times": ["--config.flow.time.kind=logit_normal", "--config.flow.time.std=1.0"],
+        "no coupling": ["--config.flow.immiscible=False"],
+        "no direction loss": ["--config.flow.loss.direction_weight=0.0"],
+        "dropout 0.1": ["--config.model.dropout=0.1"],
+    },
 }
 # Metric, heading, digits and unit of each column.
 FIGURES = (
@@ -35,25 +53,29 @@ FIGURES = (
     ("onset-recall", "recall", 3, ""),
     ("AV-Align", "AV-Align", 3, ""),
     ("FD-TAGGER", "FD", 1, ""),
+    ("log-mel-FD", "log-mel FD", 0, ""),
     ("KAD-TAGGER", "KAD", 2, ""),
     ("KL-TAGGER-softmax", "KL", 2, ""),
     ("material-accuracy", "materials", 2, ""),
     ("motion-accuracy", "motions", 2, ""),
+    ("LUFS", "LUFS", 1, ""),
     ("valid_loss", "validation loss", 4, ""),
 )
 POLL_SECONDS = 20.0
 
-_OUT = flags.DEFINE_string("out", "runs/ablation", "Folder for the runs and the table.")
+_STUDY = flags.DEFINE_enum("study", "attention", list(STUDIES), "What to vary.")
+_OUT = flags.DEFINE_string("out", "runs/ablation", "Folder for the runs and the tables.")
 _SEEDS = define_int("seeds", 3, "Runs per variant.", Range(least=1, most=1000))
-_STEPS = define_int("steps", 900, "Training steps of each run.", Range(least=1))
+_STEPS = define_int("steps", 1800, "Training steps of each run.", Range(least=1))
 _JOBS = define_int("jobs", os.cpu_count() or 1, "Concurrent runs, one core each.", PROCESSES)
 
 
 class Run:
     """A process, pinned to one core, that trains and scores one variant with one seed."""
 
-    def __init__(self, variant: str, seed: int, folder: Path):
+    def __init__(self, variant: str, changes: list[str], seed: int, folder: Path):
         self.variant, self.seed, self.folder = variant, seed, folder
+        self._changes = changes
         self._process: subprocess.Popen | None = None
 
     @property
@@ -82,7 +104,7 @@ class Run:
             f"--config.train.preview_every={10 * steps}",
         ]
         with (self.folder / "log.txt").open("a") as log:
-            self._process = subprocess.Popen(command + VARIANTS[self.variant], stdout=log, stderr=log)
+            self._process = subprocess.Popen(command + self._changes, stdout=log, stderr=log)
         os.sched_setaffinity(self._process.pid, {core})
 
     def has_ended(self) -> bool:
@@ -101,24 +123,28 @@ class Run:
 
 
 def main() -> int:
-    """Train and score every run; print the table and write it to table.json and table.md."""
+    """Train and score every run; print the table and write it as Markdown and JSON."""
     from data_prep.impacts.generate import ClipSetConfig
     from flowley_jax.demo.stages import prepare_clips
 
-    out = Path(_OUT.value)
+    out, variants = Path(_OUT.value), STUDIES[_STUDY.value]
     clips, records = prepare_clips(ClipSetConfig(), out, workers=_JOBS.value)
     runs = [
-        Run(variant, seed, out / f"{variant.replace(' ', '_').replace('β', 'beta')}_{seed}")
+        Run(variant, changes, seed, out / f"{_folder_name(variant)}_{seed}")
         for seed in range(_SEEDS.value)
-        for variant in VARIANTS
+        for variant, changes in variants.items()
     ]
     _run_all(runs, clips, records, _STEPS.value, _JOBS.value)
-    table = _table(runs)
-    (out / "table.json").write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
-    (out / "table.md").write_text(_markdown(table))
+    table, path = _table(runs), out / f"{_STUDY.value}.md"
+    path.with_suffix(".json").write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(_markdown(table))
     print(_markdown(table), end="")
-    print(f"table: {out / 'table.md'}")
+    print(f"table: {path}")
     return 0
+
+
+def _folder_name(variant: str) -> str:
+    return variant.replace(" ", "_").replace(",", "").replace("β", "beta")
 
 
 def _run_all(runs: list[Run], clips: Path, records: Path, steps: int, jobs: int) -> None:
@@ -151,7 +177,7 @@ def _run_all(runs: list[Run], clips: Path, records: Path, steps: int, jobs: int)
 
 def _table(runs: list[Run]) -> dict[str, dict]:
     rows = {}
-    for variant in VARIANTS:
+    for variant in dict.fromkeys(run.variant for run in runs):
         results = [run.result or {} for run in runs if run.variant == variant]
         rows[variant] = {
             name: {

@@ -16,6 +16,7 @@ _TAGGER = flags.DEFINE_string("tagger", None, "File of the embedded tagger of al
 
 def main() -> int:
     """Run the command line; return 0 when result.json is written, 75 when a signal stopped the training."""
+    from benchmarks.log_mel_distance import log_mel_distance_to_clips
     from flowley_jax.common.files import write_text
     from flowley_jax.demo.scoring import GENERATED, score_impacts
     from flowley_jax.sampling.sampler import Sampler
@@ -35,7 +36,11 @@ def main() -> int:
         tagger=Path(_TAGGER.value),
     )
     losses = [row["valid/loss"] for row in read_history(out / "train") if "valid/loss" in row]
-    figures = {**evaluation.rows[GENERATED].metrics, "valid_loss": losses[-1]}
+    figures = {
+        **evaluation.rows[GENERATED].metrics,
+        "log-mel-FD": log_mel_distance_to_clips(out / "samples", Path(_CLIPS.value) / "test"),
+        "valid_loss": losses[-1],
+    }
     write_text(out / "result.json", json.dumps(figures) + "\n")
     return 0
 

@@ -17,18 +17,17 @@ import numpy as np
 from absl import flags
 
 from benchmarks.common import header
-from benchmarks.log_mel_distance import log_mel_distance
+from benchmarks.log_mel_distance import log_mel_distance_to_clips
 from data_prep.worker_pool import mapping_pool
 from flowley_jax.cli import run_main
 from flowley_jax.common.files import write_text
 from flowley_jax.common.number_flags import define_int
 from flowley_jax.common.ranges import PROCESSES
 from flowley_jax.config import SampleConfig
-from flowley_jax.data.clip_table import TableClip, read_clip_table
+from flowley_jax.data.clip_table import read_clip_table
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.embedded_tagger import tagger_clips
 from flowley_jax.evaluation.run import EvaluationSettings, evaluate_clips
-from flowley_jax.evaluation.sounds import read_sounds
 from flowley_jax.evaluation.synchrony import read_events
 from flowley_jax.flow.stretches import network_evaluations
 from flowley_jax.runs.workdir import read_config
@@ -36,8 +35,8 @@ from flowley_jax.sampling.inputs import find_inputs
 from flowley_jax.sampling.outputs import write_sounds
 from flowley_jax.sampling.sampler import Sampler
 
-# Changes of a run's own settings; "name" and "shift" are those of the solver, and an autoguidance_step
-# of 1 stands for the run's first snapshot.
+# Changes of plain guidance with the run's own scale, solver and EMA length; "name" and "shift" are those of
+# the solver, and an autoguidance_step of 1 stands for the run's first snapshot.
 Form = Mapping[str, Any]
 FORMS: dict[str, Form] = {
     "none": {"guidance": 1.0},
@@ -46,10 +45,10 @@ FORMS: dict[str, Form] = {
     "2": {"guidance": 2.0},
     "3": {"guidance": 3.0},
     "2, t < 0.5": {"guidance": 2.0, "guidance_to": 0.5},
+    "2, t ≥ 0.3": {"guidance": 2.0, "guidance_from": 0.3},
     "2, t ≥ 0.5": {"guidance": 2.0, "guidance_from": 0.5},
     "3, t ≥ 0.5": {"guidance": 3.0, "guidance_from": 0.5},
     "2, 0.2 ≤ t < 0.7": {"guidance": 2.0, "guidance_from": 0.2, "guidance_to": 0.7},
-    "2, CFG-Zero* scale": {"guidance": 2.0, "zero_star": True},
     "2, CFG-Zero*": {"guidance": 2.0, "zero_star": True, "zero_until": 0.04},
     "2, rescale 0.7": {"guidance": 2.0, "guidance_rescale": 0.7},
     "video 2, text 1": {"guidance": 2.0, "guidance_text": 1.0},
@@ -141,20 +140,20 @@ def _scores(run: Path, clips: Path, out: Path, index: int) -> list[dict[str, Any
         training=tagger_clips(table),
         events=read_events(clips / "events.jsonl"),
     )
-    distances = _log_mel_distances(held_out, folders, sampler.components.sample_rate)
     return [
         {
             "form": system.form,
             "steps": system.settings.solver.steps,
             "evaluations": system.evaluations,
             **evaluation.rows[system.name].metrics,
-            "log-mel-FD": distances[system.name],
+            "log-mel-FD": log_mel_distance_to_clips(folders[system.name], held_out[0].video_path.parent),
         }
         for system in systems
     ]
 
 
 def _systems(default: SampleConfig, first_snapshot: int) -> list[System]:
+    plain = SampleConfig(solver=default.solver, guidance=default.guidance, sigma_rel=default.sigma_rel)
     systems = []
     for name, form in _forms().items():
         values = dict(form)
@@ -162,8 +161,8 @@ def _systems(default: SampleConfig, first_snapshot: int) -> list[System]:
         if values.get("autoguidance_step") == 1:
             values["autoguidance_step"] = first_snapshot
         for steps in _STEPS.value:
-            fixed = dataclasses.replace(default.solver, steps=int(steps), **solver)
-            systems.append(System(form=name, settings=dataclasses.replace(default, solver=fixed, **values)))
+            fixed = dataclasses.replace(plain.solver, steps=int(steps), **solver)
+            systems.append(System(form=name, settings=dataclasses.replace(plain, solver=fixed, **values)))
     return systems
 
 
@@ -177,20 +176,6 @@ def _forms() -> dict[str, Form]:
             raise FlowleyError(f"--form={name!r} must be one of {', '.join(map(repr, FORMS))}, or NAME=JSON")
         forms[name] = json.loads(text) if text else FORMS[name]
     return forms
-
-
-def _log_mel_distances(
-    clips: Sequence[TableClip], folders: Mapping[str, Path], sample_rate: int
-) -> dict[str, float]:
-    names = {clip.id for clip in clips}
-    real = read_sounds(clips[0].video_path.parent, sample_rate=sample_rate).waves
-    reference = [wave for name, wave in real.items() if name in names]
-    return {
-        system: log_mel_distance(
-            list(read_sounds(folder, sample_rate=sample_rate).waves.values()), reference, sample_rate
-        )
-        for system, folder in folders.items()
-    }
 
 
 def _over_runs(index: int, tables: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

@@ -1,10 +1,14 @@
 """A distance of sets of sounds that needs no network: Fréchet's, of statistics of log-mel energies."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import librosa
 import numpy as np
 
+from flowley_jax.evaluation.sounds import read_sounds
+
+_SAMPLE_RATE = 16_000
 _BANDS, _WINDOW, _HOP, _FLOOR = 64, 1024, 256, 1e-6
 
 
@@ -24,6 +28,13 @@ def log_mel_distance(
     )
     means = np.square(first.mean(0) - second.mean(0)).sum()
     return float(means + np.square(first.std(0) - second.std(0)).sum())
+
+
+def log_mel_distance_to_clips(folder: Path, clips: Path) -> float:
+    """Return the distance of a folder of sounds, named by their clips, from the sounds of these clips."""
+    sounds = read_sounds(folder, sample_rate=_SAMPLE_RATE).waves
+    real = read_sounds(clips, sample_rate=_SAMPLE_RATE).waves
+    return log_mel_distance(list(sounds.values()), [real[name] for name in sounds], _SAMPLE_RATE)
 
 
 def _features(wave: np.ndarray, sample_rate: int) -> np.ndarray:
