@@ -320,7 +320,7 @@ class SampleConfig:
         if self.guidance_from > self.guidance_to:
             raise FlowleyError(
                 f"sample.guidance_from={self.guidance_from:g} must not be above "
-                f"guidance_to={self.guidance_to:g}"
+                f"sample.guidance_to={self.guidance_to:g}"
             )
         if not stretches(self.solver, self.guidance_form):
             raise FlowleyError(f"sample.zero_until={self.zero_until:g} leaves no step of the solver")

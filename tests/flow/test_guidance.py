@@ -176,7 +176,7 @@ def test_steps_of_a_flow_map_end_where_the_flow_does(steps, shift):
 
 
 def test_settings_that_exclude_each_other_are_refused():
-    with pytest.raises(FlowleyError, match=r"guidance_from=0\.6 must not be above guidance_to=0\.5"):
+    with pytest.raises(FlowleyError, match=r"guidance_from=0\.6 must not be above sample\.guidance_to=0\.5"):
         SampleConfig(guidance_from=0.6, guidance_to=0.5)
     with pytest.raises(FlowleyError, match="guidance_text=3 does not go with autoguidance"):
         SampleConfig(guidance_text=3.0, autoguidance_step=10)
