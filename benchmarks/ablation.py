@@ -22,9 +22,10 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.run import TAGGER_FILE
 
 DEMONSTRATION = "PSCA"
-# As many clips in all as with the demonstration's batch of 12.
-_BATCH_8 = ["--config.data.batch_size=8", "--config.train.steps=1800", "--config.optim.learning_rate=2e-3"]
-_BATCH_16 = ["--config.data.batch_size=16", "--config.train.steps=900", "--config.optim.learning_rate=2e-3"]
+_BATCH = 12
+_BATCH_FLAG = "--config.data.batch_size="
+_BATCH_8 = [f"{_BATCH_FLAG}8", "--config.optim.learning_rate=2e-3"]
+_BATCH_16 = [f"{_BATCH_FLAG}16", "--config.optim.learning_rate=2e-3"]
 # Flags of each variant, by study.
 STUDIES: dict[str, dict[str, list[str]]] = {
     # With balance α = 1, cross-attention reads only text; video then enters only through the joint attention.
@@ -68,15 +69,17 @@ POLL_SECONDS = 20.0
 _STUDY = flags.DEFINE_enum("study", "attention", list(STUDIES), "What to vary.")
 _OUT = flags.DEFINE_string("out", "runs/ablation", "Folder for the runs and the tables.")
 _SEEDS = define_int("seeds", 3, "Runs per variant.", Range(least=1, most=1000))
-_STEPS = define_int("steps", 1200, "Training steps of each run.", Range(least=1))
+_STEPS = define_int(
+    "steps", 1200, "Training steps with a batch of 12; other batches see as many clips.", Range(least=1)
+)
 _JOBS = define_int("jobs", os.cpu_count() or 1, "Concurrent runs, one core each.", PROCESSES)
 
 
 class Run:
     """A process, pinned to one core, that trains and scores one variant with one seed."""
 
-    def __init__(self, variant: str, changes: list[str], seed: int, folder: Path):
-        self.variant, self.seed, self.folder = variant, seed, folder
+    def __init__(self, variant: str, changes: list[str], steps: int, seed: int, folder: Path):
+        self.variant, self.steps, self.seed, self.folder = variant, steps, seed, folder
         self._changes = changes
         self._process: subprocess.Popen | None = None
 
@@ -93,7 +96,7 @@ class Run:
         lines = path.read_text().splitlines() if path.exists() else []
         return json.loads(lines[-1])["step"] if lines else 0
 
-    def start(self, clips: Path, records: Path, steps: int, core: int) -> None:
+    def start(self, clips: Path, records: Path, core: int) -> None:
         """Start the process."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [
@@ -101,9 +104,9 @@ class Run:
             *(f"--out={self.folder}", f"--clips={clips}"),
             f"--tagger={self.folder.parent / TAGGER_FILE}",
             *("--config=configs/impacts.py", f"--config.data.records={records}"),
-            *(f"--config.seed={self.seed}", f"--config.train.steps={steps}"),
+            *(f"--config.seed={self.seed}", f"--config.train.steps={self.steps}"),
             # Never: previews cost time and are not scored.
-            f"--config.train.preview_every={10 * steps}",
+            f"--config.train.preview_every={10 * self.steps}",
         ]
         with (self.folder / "log.txt").open("a") as log:
             self._process = subprocess.Popen(command + self._changes, stdout=log, stderr=log)
@@ -132,11 +135,11 @@ def main() -> int:
     out, variants = Path(_OUT.value), STUDIES[_STUDY.value]
     clips, records = prepare_clips(ClipSetConfig(), out, workers=_JOBS.value)
     runs = [
-        Run(variant, changes, seed, out / f"{_folder_name(variant)}_{seed}")
+        Run(variant, changes, _steps(changes), seed, out / f"{_folder_name(variant)}_{seed}")
         for seed in range(_SEEDS.value)
         for variant, changes in variants.items()
     ]
-    _run_all(runs, clips, records, _STEPS.value, _JOBS.value)
+    _run_all(runs, clips, records, _JOBS.value)
     table, path = _table(runs), out / f"{_STUDY.value}.md"
     path.with_suffix(".json").write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
     path.write_text(_markdown(table))
@@ -145,30 +148,37 @@ def main() -> int:
     return 0
 
 
+def _steps(changes: list[str]) -> int:
+    """Return the steps of a variant, in which it sees as many clips as the demonstration."""
+    batches = [int(change.removeprefix(_BATCH_FLAG)) for change in changes if change.startswith(_BATCH_FLAG)]
+    return _STEPS.value * _BATCH // (batches[0] if batches else _BATCH)
+
+
 def _folder_name(variant: str) -> str:
     return variant.replace(" ", "_").replace(",", "").replace("β", "beta")
 
 
-def _run_all(runs: list[Run], clips: Path, records: Path, steps: int, jobs: int) -> None:
+def _run_all(runs: list[Run], clips: Path, records: Path, jobs: int) -> None:
     unfinished = [run for run in runs if run.result is None]
     print(f"{len(runs) - len(unfinished)} of {len(runs)} runs are already finished", file=sys.stderr)
     cores = sorted(os.sched_getaffinity(0))
     free_cores, active = [cores[job % len(cores)] for job in range(jobs)], {}
     total, started = len(unfinished), time.monotonic()
+    all_steps = sum(run.steps for run in unfinished)
     earlier_steps = sum(run.step for run in unfinished)
     queue = list(unfinished)
     while queue or active:
         while queue and free_cores:
             run, core = queue.pop(0), free_cores.pop(0)
-            run.start(clips, records, steps, core)
+            run.start(clips, records, core)
             active[run] = core
         time.sleep(POLL_SECONDS)
         for run in [run for run in active if run.has_ended()]:
             free_cores.append(active.pop(run))
         new_steps = sum(run.step for run in unfinished) - earlier_steps
         seconds_per_step = (time.monotonic() - started) / max(1, new_steps)
-        minutes_left = seconds_per_step * (total * steps - earlier_steps - new_steps) / 60
-        running = ", ".join(f"{run.variant} {run.seed}: {run.step}/{steps}" for run in active)
+        minutes_left = seconds_per_step * (all_steps - earlier_steps - new_steps) / 60
+        running = ", ".join(f"{run.variant} {run.seed}: {run.step}/{run.steps}" for run in active)
         finished = total - len(queue) - len(active)
         print(
             f"{finished}/{total} finished; {running}; about {minutes_left:.0f} min left",
