@@ -104,6 +104,11 @@ class FlowConfig:
                 f"flow.loss.kind={self.loss.kind} must be mse for a flow map, whose loss weights the squared "
                 "error of each item"
             )
+        if self.map.enabled and self.loss.alignment_weight:
+            raise FlowleyError(
+                f"flow.loss.alignment_weight={self.loss.alignment_weight} must be 0 for a flow map: its "
+                "start has learned already"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,11 +285,11 @@ class SampleConfig:
 
     Attributes:
       guidance: classifier-free guidance scale; at 1 or below, only the conditional velocity counts.
-      guidance_text: scale of the text, if it differs from that of the video; needs a third evaluation of the
-        network. None for one scale.
-      guidance_from: guide only solver steps that begin at this time or later; 0 is noise, 1 is sound. The
-        other steps cost one evaluation of the network each.
-      guidance_to: guide only solver steps that begin before this time.
+      guidance_text: scale of the text at all steps, which makes `guidance` that of the video; a step with
+        both above 1 evaluates the network three times. None for one scale.
+      guidance_from: time of the first solver step with the scale `guidance`, which is 1 before; 0 is noise,
+        1 is sound.
+      guidance_to: time before which the last of these steps begins.
       guidance_rescale: share of the guided velocity that gets the standard deviation of the conditional one.
       zero_star: scale the empty branch of guidance by least squares (CFG-Zero*).
       zero_until: skip solver steps that begin before this time (CFG-Zero*).

@@ -46,7 +46,7 @@ def compile_step(config: ExperimentConfig, topology: str, *, slices: int, mfu: f
 
 def _memory(state: TrainState, batch: Any, analysis: Any) -> dict[str, int]:
     return {
-        "parameters": device_bytes(state.parameters),
+        "parameters": device_bytes((state.parameters, state.head)),
         "optimiser": device_bytes(state.optimizer),
         "averages": device_bytes(state.averages),
         **({"frozen": device_bytes(state.frozen)} if state.frozen else {}),

@@ -25,10 +25,13 @@ class LossConfig:
     Attributes:
       kind: distance between predicted and target velocity: mean squared error or pseudo-Huber.
       direction_weight: weight λ of the direction loss, 1 − cosine similarity.
+      alignment_weight: weight of the alignment loss, which trains the middle of the network to tell the clean
+        latent (`flowley_jax.training.alignment`); 0, as published, leaves it out.
     """
 
     kind: LossKind = "mse"
     direction_weight: NotNegative = 0.5
+    alignment_weight: NotNegative = 0.0
 
     def __post_init__(self):
         check_values(self, "flow.loss")

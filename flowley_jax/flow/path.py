@@ -18,6 +18,13 @@ def target_velocity(noise: Float[Array, "B Ta C"], data: Float[Array, "B Ta C"])
     return data - noise
 
 
+def data_at_end(
+    x: Float[Array, "B Ta C"], velocity: Float[Array, "B Ta C"], t: Float[Array, " B"]
+) -> Float[Array, "B Ta C"]:
+    """Return x₁ = x_t + (1 − t)·u."""
+    return x + (1.0 - t)[:, None, None] * velocity
+
+
 def draw_latent(
     key: jax.Array, mean: Float[Array, "B Ta C"], std: Float[Array, "B Ta C"]
 ) -> Float[Array, "B Ta C"]:

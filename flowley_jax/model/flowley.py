@@ -79,7 +79,6 @@ class Flowley(nnx.Module):
             bias_init=zeros,
         )
 
-    @jax.named_scope("flowley")
     def __call__(
         self,
         latent: Float[Array, "B Ta audio_dim"],
@@ -112,6 +111,34 @@ class Flowley(nnx.Module):
         Raises:
           ValueError: dropout is on and `rng` is missing.
         """
+        velocity, _ = self.velocity_and_audio_stream(
+            latent,
+            video,
+            text,
+            text_len,
+            t,
+            r,
+            deterministic=deterministic,
+            rng=rng,
+            gather_weights=gather_weights,
+        )
+        return velocity
+
+    @jax.named_scope("flowley")
+    def velocity_and_audio_stream(
+        self,
+        latent: Float[Array, "B Ta audio_dim"],
+        video: Float[Array, "B Tv video_dim"],
+        text: Float[Array, "B Tt text_dim"],
+        text_len: Int[Array, " B"],
+        t: Float[Array, " B"],
+        r: Float[Array, " B"] | None = None,
+        *,
+        deterministic: bool = True,
+        rng: Key | None = None,
+        gather_weights: GatherWeights = identity,
+    ) -> tuple[Float[Array, "B Ta audio_dim"], Float[Array, "B Ta width"]]:
+        """Return the velocity, and the audio stream after the multi-stream blocks in the compute type."""
         if not deterministic and rng is None:
             raise ValueError("deterministic=False needs rng, one dropout key for each item")
         key = None if deterministic else rng
@@ -129,11 +156,12 @@ class Flowley(nnx.Module):
         audio, video, text = self._run_multi_stream(
             (audio, video, text), text_len, condition, key, gather_weights
         )
-        audio = self._run_single_stream(audio, video, text, (condition, last), key, gather_weights)
+        refined = self._run_single_stream(audio, video, text, (condition, last), key, gather_weights)
 
         with jax.named_scope("final_layer"):
             shift, scale = self.final_modulation(last)
-            return self.final_conv(modulated_norm(audio, shift, scale)).astype(jnp.float32)
+            velocity = self.final_conv(modulated_norm(refined, shift, scale)).astype(jnp.float32)
+        return velocity, audio
 
     def _run_multi_stream(
         self,

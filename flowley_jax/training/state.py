@@ -13,8 +13,12 @@ from flowley_jax.config import ExperimentConfig, FlowConfig, LoraConfig, OptimCo
 from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.flowley import Constant, abstract_model
 from flowley_jax.runs import lora
+from flowley_jax.training.alignment import NO_HEAD, Head, new_head, with_head
 from flowley_jax.training.optimizer import make_optimizer
 from flowley_jax.training.sharding import Layout
+
+# Number that the head for alignment folds into the seed's key, for initial weights of its own.
+_HEAD = 1
 
 
 class TrainState(NamedTuple):
@@ -28,6 +32,7 @@ class TrainState(NamedTuple):
       constants: nnx.State of the latent statistics and the empty features.
       optimizer: optax state.
       averages: one tree like `parameters` for each EMA track.
+      head: weights of the head for alignment (`flowley_jax.training.alignment`); empty for other runs.
     """
 
     step: jax.Array
@@ -36,6 +41,7 @@ class TrainState(NamedTuple):
     constants: Any
     optimizer: Any
     averages: tuple
+    head: Head
 
     @property
     def without_frozen(self) -> "TrainState":
@@ -179,11 +185,16 @@ def _initial_state(config: StepConfig, parameters: Any, constants: Any) -> Train
     frozen = jax.tree.map(jnp.copy, parameters) if config.keeps_start else {}
     if config.lora.rank:
         parameters = lora.new_adapters(frozen, config.lora, jax.random.key(config.seed))
+    head = NO_HEAD
+    if config.flow.loss.alignment_weight:
+        head = new_head(config.model, jax.random.fold_in(jax.random.key(config.seed), _HEAD))
+    trained = with_head(parameters, head)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         parameters=parameters,
         frozen=frozen,
         constants=constants,
-        optimizer=make_optimizer(config.optim, config.total_steps).init(parameters),
+        optimizer=make_optimizer(config.optim, config.total_steps).init(trained),
         averages=tuple(jax.tree.map(jnp.copy, parameters) for _ in config.sigma_rels),
+        head=head,
     )

@@ -26,6 +26,7 @@ from flowley_jax.model import Flowley
 from flowley_jax.model.flowley import merge_model
 from flowley_jax.model.stack import GatherWeights, identity
 from flowley_jax.runs.ema import update_averages
+from flowley_jax.training.alignment import NO_HEAD, Head, alignment_loss, with_head, without_head
 from flowley_jax.training.optimizer import make_optimizer
 from flowley_jax.training.sharding import Layout
 from flowley_jax.training.state import (
@@ -82,39 +83,45 @@ def train_step(
             model, layout.constrain_batch(batch), key, config.flow, layout, training=True
         )
 
-        def loss(parameters: Any, examples: Examples) -> tuple[jax.Array, Losses]:
+        def loss(trained: Any, examples: Examples) -> tuple[jax.Array, tuple[Losses, jax.Array]]:
+            parameters, head = without_head(trained, state.head)
             weights = weights_in_loss(state, config, trained=parameters)
             examples = layout.constrain_batch(examples)
-            losses = network_losses(
-                weights, state.constants, examples, state.step, config=config, layout=layout
+            losses, alignment = network_losses(
+                weights, state.constants, examples, state.step, config=config, layout=layout, head=head
             )
-            return losses.total, losses
+            return losses.total + config.flow.loss.alignment_weight * alignment, (losses, alignment)
 
-        gradients, losses = _accumulate(
-            jax.grad(loss, has_aux=True), state.parameters, examples, config.accumulation
+        trained = with_head(state.parameters, state.head)
+        gradients, (losses, alignment) = _accumulate(
+            jax.grad(loss, has_aux=True), trained, examples, config.accumulation
         )
         with jax.named_scope("optimizer"):
             optimizer = make_optimizer(config.optim, config.total_steps)
-            updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-            parameters: Any = optax.apply_updates(state.parameters, updates)
+            updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
+            parameters, head = without_head(optax.apply_updates(trained, updates), state.head)
         step = state.step + 1
         with jax.named_scope("ema"):
             averages = update_averages(state.averages, parameters, step, config.sigma_rels)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(losses.total) & jnp.isfinite(norm)
         with jax.named_scope("skip_if_not_finite"):
-            parameters, optimizer_state, averages = jax.tree.map(
+            parameters, head, optimizer_state, averages = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old),
-                (parameters, optimizer_state, averages),
-                (state.parameters, state.optimizer, state.averages),
+                (parameters, head, optimizer_state, averages),
+                (state.parameters, state.head, state.optimizer, state.averages),
             )
+        updates, _ = without_head(updates, state.head)
         metrics = {
             **_named(losses),
+            **({"alignment_loss": alignment} if state.head else {}),
             "gradient_norm": norm,
             "skipped": 1.0 - finite,
             **update_ratios(updates, state.parameters, when=finite & (step % config.log_every == 0)),
         }
-        state = state._replace(step=step, parameters=parameters, optimizer=optimizer_state, averages=averages)
+        state = state._replace(
+            step=step, parameters=parameters, optimizer=optimizer_state, averages=averages, head=head
+        )
         return jax.lax.with_sharding_constraint(state, layout.state_shardings(state)), metrics
 
 
@@ -144,9 +151,10 @@ def valid_step(
         examples = draw_examples(
             model, batch, jax.random.fold_in(key, index), config.flow, layout, training=False
         )
-        return _named(
-            network_losses(weights, constants, examples, config.total_steps, config=config, layout=layout)
+        losses, _ = network_losses(
+            weights, constants, examples, config.total_steps, config=config, layout=layout
         )
+        return _named(losses)
 
 
 @jax.named_scope("examples")
@@ -196,8 +204,9 @@ def network_losses(
     *,
     config: StepConfig,
     layout: Layout,
-) -> Losses:
-    """Return the losses of a network, or of a flow map.
+    head: Head = NO_HEAD,
+) -> tuple[Losses, Float[Array, ""]]:
+    """Return the losses of a network, or of a flow map, and the alignment loss; 0 without a head.
 
     Args:
       weights: the network's as they are stored, or `FlowMapWeights`.
@@ -209,7 +218,13 @@ def network_losses(
         return merge_model(config.model, layout.gather_weights(stored, skip=_BLOCKS), constants)
 
     if not isinstance(weights, FlowMapWeights):
-        return velocity_losses(merged(weights), examples._replace(r=None), config.flow, layout.gather_weights)
+        return velocity_losses(
+            merged(weights),
+            examples._replace(r=None),
+            config.flow,
+            layout.gather_weights,
+            layout.gather_weights(head),
+        )
     trained, teacher, averaged = (merged(stored) for stored in weights)
     target = flow_map_target(
         teacher,
@@ -250,14 +265,18 @@ def flow_map_target(
 
 
 def velocity_losses(
-    model: Flowley, examples: Examples, config: FlowConfig, gather_weights: GatherWeights = identity
-) -> Losses:
-    """Return the losses of the velocity that the network predicts.
+    model: Flowley,
+    examples: Examples,
+    config: FlowConfig,
+    gather_weights: GatherWeights = identity,
+    head: Head = NO_HEAD,
+) -> tuple[Losses, Float[Array, ""]]:
+    """Return the losses of the velocity that the network predicts, and the alignment loss; 0 without a head.
 
     Args:
       gather_weights: applied to each block's weights where the block is computed.
     """
-    velocity = model(
+    velocity, audio_stream = model.velocity_and_audio_stream(
         examples.noisy,
         examples.video,
         examples.text,
@@ -269,8 +288,13 @@ def velocity_losses(
         gather_weights=gather_weights,
     )
     if examples.r is not None:
-        return adaptive_losses(velocity, examples.target, config.loss, power=config.map.weight_power)
-    return flow_losses(velocity, examples.target, config.loss)
+        losses = adaptive_losses(velocity, examples.target, config.loss, power=config.map.weight_power)
+    else:
+        losses = flow_losses(velocity, examples.target, config.loss)
+    if not head:
+        return losses, jnp.zeros(())
+    clean = path.data_at_end(examples.noisy, examples.target, examples.t)
+    return losses, alignment_loss(head, audio_stream, clean)
 
 
 @jax.named_scope("coupling")

@@ -137,8 +137,8 @@ def test_adapters_do_not_depend_on_the_mesh(records, single, tmp_path):
     _assert_same_run(tmp_path / "split", tmp_path / "single")
 
 
-def test_updates_of_muon_do_not_depend_on_the_mesh(records, tmp_path):
-    muon = {"steps": HALF, "optim": {"kind": "muon"}}
+def test_updates_of_muon_with_alignment_do_not_depend_on_the_mesh(records, tmp_path):
+    muon = {"steps": HALF, "optim": {"kind": "muon"}, "loss": {"alignment_weight": 0.5}}
     launching.launch(records, [_run(tmp_path / "single", **muon)], devices=1)
     launching.launch(records, [_run(tmp_path / "split", mesh=SPLIT, **muon)], devices=8)
     _assert_same_run(tmp_path / "split", tmp_path / "single", steps=HALF)

@@ -17,6 +17,7 @@ from flowley_jax.common import distributed
 from flowley_jax.common.trees import named_leaves
 from flowley_jax.config import ExperimentConfig, LoraConfig, MeshConfig, StartConfig
 from flowley_jax.evaluation.during_training import train
+from flowley_jax.flow.losses import LossConfig
 from flowley_jax.runs.stored_trees import reading
 from flowley_jax.training import checkpoint
 from flowley_jax.training.checkpoint import RunCheckpoints
@@ -43,7 +44,7 @@ def experiment(records: Path, run) -> ExperimentConfig:
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, batch_size=8, **run.get("data", {})),
-        flow=dataclasses.replace(config.flow, coupling_group=4),
+        flow=dataclasses.replace(config.flow, coupling_group=4, loss=LossConfig(**run.get("loss", {}))),
         optim=dataclasses.replace(config.optim, learning_rate=1e-3, **run.get("optim", {})),
         ema=dataclasses.replace(config.ema, **run.get("ema", {})),
         lora=LoraConfig(**run.get("lora", {})),

@@ -21,10 +21,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowley_jax.common.jsonl import append_json
 from flowley_jax.common.locks import LOCK_FILE, lock_folder
 from flowley_jax.common.stop_signal import StopSignal
-from flowley_jax.config import EmaConfig, MeshConfig, OptimConfig, SampleConfig, StartConfig
+from flowley_jax.config import EmaConfig, FlowConfig, MeshConfig, OptimConfig, SampleConfig, StartConfig
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow import solver
+from flowley_jax.flow.losses import LossConfig
 from flowley_jax.runs import snapshots as snapshots_module
 from flowley_jax.runs import workdir_lock
 from flowley_jax.runs.snapshots import EmaSnapshots
@@ -78,11 +79,14 @@ def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(whole_run, record
     _assert_same_run(tmp_path, whole_run, records)
 
 
-def test_a_resumed_run_with_muon_equals_an_uninterrupted_one(records, tmp_path):
-    optim = OptimConfig(kind="muon", learning_rate=5e-3, warmup_steps=2)
+def test_a_resumed_run_with_muon_and_alignment_equals_an_uninterrupted_one(records, tmp_path):
+    changes = {
+        "optim": OptimConfig(kind="muon", learning_rate=5e-3, warmup_steps=2),
+        "flow": FlowConfig(loss=LossConfig(alignment_weight=0.5)),
+    }
     for steps, folder in ((4, "whole"), (2, "resumed"), (4, "resumed")):
-        train(tiny.experiment(records, steps=steps, optim=optim), tmp_path / folder)
-    _assert_same_run(tmp_path / "whole", tmp_path / "resumed", records, optim=optim)
+        train(tiny.experiment(records, steps=steps, **changes), tmp_path / folder)
+    _assert_same_run(tmp_path / "whole", tmp_path / "resumed", records, **changes)
 
 
 def test_a_signal_finishes_the_step_and_resuming_is_exact(whole_run, records, tmp_path, monkeypatch):
