@@ -121,15 +121,20 @@ _GUIDANCE = define_float(
     GUIDANCES,
 )
 _GUIDANCE_TEXT = define_float(
-    "guidance_text", None, "Guidance scale of the text; by default that of --guidance.", GUIDANCES
+    "guidance_text",
+    None,
+    "Guidance scale of the text, at all steps; by default that of --guidance.",
+    GUIDANCES,
 )
 _GUIDANCE_FROM = define_float(
     "guidance_from",
     None,
-    "Guide only steps that begin at this time or later: 0 is noise, 1 is sound.",
+    "--guidance applies only to steps that begin at this time or later: 0 is noise, 1 is sound.",
     SHARES,
 )
-_GUIDANCE_TO = define_float("guidance_to", None, "Guide only steps that begin before this time.", SHARES)
+_GUIDANCE_TO = define_float(
+    "guidance_to", None, "--guidance applies only to steps that begin before this time.", SHARES
+)
 _GUIDANCE_RESCALE = define_float(
     "guidance_rescale", None, "Share of the guided velocity that gets the unguided deviation.", SHARES
 )
@@ -367,11 +372,16 @@ def _check_effect(settings: "SampleConfig") -> None:
     from flowley_jax.flow.solver import ADAPTIVE
     from flowley_jax.flow.stretches import stretches
 
-    is_guided = any(stretch.is_guided for stretch in stretches(settings.solver, settings.guidance_form))
-    forms = (_GUIDANCE_FROM, _GUIDANCE_TO, _GUIDANCE_RESCALE, _ZERO_STAR, _AUTOGUIDANCE_STEP)
-    if not is_guided and (given := [flag for flag in forms if flag.present and flag.value]):
-        name = given[0].name.replace("_", "-")
-        raise FlowleyError(f"--{name} has no effect, because no step is guided; see --guidance")
+    steps = [stretch.guidance for stretch in stretches(settings.solver, settings.guidance_form)]
+    needs = (
+        # Both need a scale of the video, the others also work with that of the text.
+        ((_GUIDANCE_FROM, _GUIDANCE_TO, _ZERO_STAR), any(form.scales[0] > 1.0 for form in steps)),
+        ((_GUIDANCE_RESCALE, _AUTOGUIDANCE_STEP), any(form.branches > 1 for form in steps)),
+    )
+    for forms, is_guided in needs:
+        if not is_guided and (given := [flag for flag in forms if flag.present and flag.value]):
+            name = given[0].name.replace("_", "-")
+            raise FlowleyError(f"--{name} has no effect, because no step is guided; see --guidance")
     if _SHIFT.present and settings.solver.name in ADAPTIVE:
         raise FlowleyError(f"--shift needs a fixed-step solver; {settings.solver.name} chooses its own steps")
 

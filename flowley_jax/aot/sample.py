@@ -51,7 +51,7 @@ def compile_sampling(config: ExperimentConfig, topology: str, *, clips: int, mfu
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[0]))
     solver = config.sample.solver
     flops = (solver.evaluations // solver.steps) * sum(
-        (len(stretch.times) - 1) * velocity_flops(config.model, stretch.branches * clips, lengths)
+        (len(stretch.times) - 1) * velocity_flops(config.model, stretch.guidance.branches * clips, lengths)
         for stretch in stretches(solver, guidance)
     )
     return Estimate(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flowley_jax.common.ranges import GUIDANCES, NotNegative, Range, Share
 from flowley_jax.common.typed import check_values
 from flowley_jax.errors import FlowleyError
-from flowley_jax.flow.guidance import drop_conditions
+from flowley_jax.flow.guidance import Guidance, drop_conditions
 from flowley_jax.model import Flowley
 from flowley_jax.model.stack import GatherWeights, identity
 
@@ -34,7 +34,8 @@ class FlowMapConfig:
     Attributes:
       enabled: whether the run trains a flow map.
       guidance: classifier-free guidance scale that is folded in; at 1 or below, none is.
-      guidance_from: time t at which the scale begins to apply; before, it is 1.
+      guidance_text: scale of the text at all times, which makes `guidance` that of the video; None for one.
+      guidance_from: time t at which `guidance` begins to apply; before, it is 1.
       guidance_to: time t at which it stops applying.
       alpha_first: portion α of a step that follows the teacher, at the beginning of the training. It falls
         exponentially.
@@ -45,6 +46,7 @@ class FlowMapConfig:
 
     enabled: bool = False
     guidance: Annotated[float, GUIDANCES] = 7.5
+    guidance_text: Annotated[float, GUIDANCES] | None = None
     guidance_from: Share = 0.0
     guidance_to: Share = 1.0
     alpha_first: Annotated[float, _PORTION] = 0.5
@@ -105,10 +107,10 @@ def teacher_velocity(
     config: FlowMapConfig,
     gather_weights: GatherWeights = identity,
 ) -> Float[Array, "B Ta C"]:
-    """Return v(empty) + w·(v(condition) − v(empty)), with both branches in one batched call.
+    """Return the guided velocity (`flowley_jax.flow.guidance`), with all its branches in one batched call.
 
-    The scale w is `config.guidance` where `guidance_from` ≤ t < `guidance_to`, and else 1. Without guidance,
-    only the conditional branch runs.
+    The scale of the video is `config.guidance` where `guidance_from` ≤ t < `guidance_to`, and else 1; so is
+    that of the text, unless it has one of its own. Without guidance, only the conditional branch runs.
 
     Args:
       model: the teacher.
@@ -118,22 +120,37 @@ def teacher_velocity(
       config: guidance.
       gather_weights: applied to each block's weights where the block is computed.
     """
-    if config.guidance <= 1.0:
+    form = Guidance(scale=config.guidance, text_scale=config.guidance_text)
+    if form.branches == 1:
         return model(noisy, video, text, text_len, t, gather_weights=gather_weights)
     everywhere = jnp.ones(t.shape, bool)
     empty_video, empty_text = drop_conditions(model, video, text, drop_video=everywhere, drop_text=everywhere)
-    both = model(
-        _pairs(noisy, noisy),
-        _pairs(video, empty_video),
-        _pairs(text, empty_text),
-        _pairs(text_len, text_len),
-        _pairs(t, t),
+    branches = [(video, text)]
+    if config.guidance_text is not None:
+        branches.append((video, empty_text))
+    if form.scales[0] > 1.0:
+        branches.append((empty_video, empty_text))
+    videos, texts = zip(*branches, strict=True)
+    count = len(branches)
+    velocities = model(
+        _in_turn(*[noisy] * count),
+        _in_turn(*videos),
+        _in_turn(*texts),
+        _in_turn(*[text_len] * count),
+        _in_turn(*[t] * count),
         gather_weights=gather_weights,
     )
-    conditional, empty = jnp.moveaxis(both.reshape(len(noisy), 2, *noisy.shape[1:]), 1, 0)
+    conditional, *others = jnp.moveaxis(velocities.reshape(len(noisy), count, *noisy.shape[1:]), 1, 0)
     guided = (t >= config.guidance_from) & (t < config.guidance_to)
-    scale = jnp.where(guided, config.guidance, 1.0)[:, None, None]
-    return empty + scale * (conditional - empty)
+    scale, text_scale = jnp.where(guided, form.scales[0], 1.0)[:, None, None], form.scales[1]
+    if config.guidance_text is None:
+        [empty] = others
+        return empty + scale * (conditional - empty)
+    of_video, *empty = others
+    toward_text = text_scale * (conditional - of_video)
+    if not empty:
+        return of_video + toward_text
+    return empty[0] + scale * (of_video - empty[0]) + toward_text
 
 
 def mean_velocity_target(
@@ -163,6 +180,6 @@ def mean_velocity_target(
     return jax.lax.stop_gradient(jnp.where((r > t)[:, None, None], target, velocity))
 
 
-def _pairs(one: Array, other: Array) -> Array:
-    """Return the rows of two arrays in turn, so that both rows of an item stay on its device."""
-    return jnp.stack([one, other], axis=1).reshape(2 * len(one), *one.shape[1:])
+def _in_turn(*arrays: Array) -> Array:
+    """Return the rows of arrays in turn, so that all rows of an item stay on its device."""
+    return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])

@@ -23,9 +23,9 @@ class Guidance:
 
     Attributes:
       scale: guidance scale s; 1 and below count as 1, which is no guidance.
-      text_scale: scale of the text where it differs from that of the video; None for one scale.
-      start, end: guided are the solver steps that begin in this interval of the time t; the others take the
-        conditional velocity (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+      text_scale: scale of the text, at all times; `scale` is then that of the video. None for one scale.
+      start, end: `scale` applies to solver steps that begin in this interval of the time t, and is 1 for the
+        others (Kynkäänniemi et al. 2024, arXiv 2404.07724).
       zero_until: time before which the velocity is zero (CFG-Zero*).
       zero_star: scale the empty velocity so that it fits the conditional one best (CFG-Zero*, Fan et al.
         2025, arXiv 2503.18886).
@@ -46,9 +46,28 @@ class Guidance:
     @property
     def branches(self) -> int:
         """Number of network evaluations of a guided velocity."""
-        if max(self.scale, self.text_scale or 1.0) <= 1.0:
-            return 1
-        return 2 if self.text_scale in (None, self.scale) else 3
+        video, text = self.scales
+        if video == text:
+            return 1 if video == 1.0 else 2
+        # The empty branch has the factor 1 − scale of the video.
+        return 2 if video == 1.0 else 3
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """The scales of video and text that count, at least 1."""
+        text_scale = self.scale if self.text_scale is None else self.text_scale
+        return max(self.scale, 1.0), max(text_scale, 1.0)
+
+    def at(self, t: float) -> "Guidance | None":
+        """Return the form of solver steps that begin at t, at all times; None where the velocity is zero."""
+        if t < self.zero_until:
+            return None
+        scale = self.scale if self.start <= t < self.end else 1.0
+        form = dataclasses.replace(self, scale=scale, start=0.0, end=1.0, zero_until=0.0)
+        return form if form.branches > 1 else UNGUIDED
+
+
+UNGUIDED = Guidance(scale=1.0)
 
 
 def drop_conditions(
@@ -124,25 +143,28 @@ def guided_velocity(
     empty_video, empty_text = _empty_like(model, video, text)
     negative_text = empty_text if negative_text is None else negative_text
     negative_len = text_len if negative_len is None else negative_len
-    empty = (empty_video, negative_text, negative_len)
-    if guidance.branches == 2:
-        conditional, worse = evaluated(model, whole, empty)
-        return _combined(guidance, worse, conditional)
-    conditional, of_video, worse = evaluated(model, whole, (video, negative_text, negative_len), empty)
-    return _combined(guidance, worse, conditional, of_video)
+    empty, without_text = ((of, negative_text, negative_len) for of in (empty_video, video))
+    if guidance.branches == 3:
+        conditional, of_video, worse = evaluated(model, whole, without_text, empty)
+        return _combined(guidance, worse, conditional, of_video)
+    if guidance.scales[0] == 1.0:
+        # Guidance of the text only: the video stays in both branches.
+        conditional, of_video = evaluated(model, whole, without_text)
+        return _combined(guidance, of_video, conditional, of_video)
+    conditional, worse = evaluated(model, whole, empty)
+    return _combined(guidance, worse, conditional)
 
 
 def _combined(guidance: Guidance, worse: Array, conditional: Array, of_video: Array | None = None) -> Array:
-    """Return the guided velocity, given those of its branches."""
-    if guidance.zero_star:
+    """Return the guided velocity, given those of its branches; with one scale it needs none of the video."""
+    scale, text_scale = guidance.scales
+    if guidance.zero_star and scale > 1.0:
         product = jnp.sum(conditional * worse, axis=(1, 2), keepdims=True)
         square = jnp.sum(jnp.square(worse), axis=(1, 2), keepdims=True)
         worse = product / (square + _SMALLEST_SQUARE) * worse
-    scale = max(guidance.scale, 1.0)
     if of_video is None:
         guided = scale * conditional + (1.0 - scale) * worse
     else:
-        text_scale = max(guidance.text_scale or 1.0, 1.0)
         guided = worse + scale * (of_video - worse) + text_scale * (conditional - of_video)
     if guidance.rescale:
         deviations = jnp.std(guided, axis=(1, 2), keepdims=True)

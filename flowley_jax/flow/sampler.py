@@ -98,17 +98,15 @@ def latents_program(
     share = batch.latents / (x.shape[0] * x.shape[1])
     evaluations, succeeded = jnp.asarray(0), jnp.asarray(True)
     for stretch in stretches(program.solver, program.guidance):
-        velocity = _blended_velocity(
-            graphdef, variables, batch, bad_parameters, program, guided=stretch.is_guided
-        )
+        velocity = _blended_velocity(graphdef, variables, batch, bad_parameters, program, stretch.guidance)
         solution = solve_flow(velocity, x, program.solver, times=stretch.times, share_in_use=share)
         x = solution.latent
-        evaluations += solution.evaluations * stretch.branches
+        evaluations += solution.evaluations * stretch.guidance.branches
         succeeded &= solution.succeeded
     return Solution(_destandardised(graphdef, variables, x), evaluations, succeeded)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "program", "guided"), donate_argnames="x")
+@functools.partial(jax.jit, static_argnames=("graphdef", "program", "guidance"), donate_argnames="x")
 def step_program(
     graphdef: nnx.GraphDef,
     variables: tuple[Any, ...],
@@ -119,10 +117,10 @@ def step_program(
     bad_parameters: Any = None,
     *,
     program: SamplingProgram,
-    guided: bool = True,
+    guidance: Guidance,
 ) -> Float[Array, "W Ta C"]:
-    """Run one solver step of `sample_latents`, with guidance or without it."""
-    velocity = _blended_velocity(graphdef, variables, batch, bad_parameters, program, guided=guided)
+    """Run one solver step of `sample_latents`, with the form of guidance of its stretch."""
+    velocity = _blended_velocity(graphdef, variables, batch, bad_parameters, program, guidance)
     return solver_step(velocity, x, t0, t1, program.solver)
 
 
@@ -241,7 +239,7 @@ def _sample_in_steps(
                 t1,
                 bad_parameters,
                 program=program,
-                guided=stretch.is_guided,
+                guidance=stretch.guidance,
             )
             # Otherwise all steps would be dispatched at once, and the progress would be theirs.
             jax.block_until_ready(x)
@@ -270,15 +268,15 @@ def _blended_velocity(
     batch: WindowBatch,
     bad_parameters: Any,
     program: SamplingProgram,
-    *,
-    guided: bool,
+    guidance: Guidance,
 ) -> Velocity:
     """Return the function that computes the velocity of all latents (W, Ta, C) from their windows."""
     room, audio_length = batch.weights.shape
     at_once = program.at_once
     if room % at_once:
         raise ValueError(f"room for {room} windows must be a multiple of at_once={at_once}")
-    guidance = program.guidance if guided else Guidance(scale=1.0)
+    if not guidance.bad_model:
+        bad_parameters = None
     windows_velocity = _divided(functools.partial(_windows_velocity, graphdef, guidance), program.mesh)
 
     def velocity(t: Array, x: Array, r: Array | None) -> Array:
@@ -288,7 +286,7 @@ def _blended_velocity(
             rows = group * at_once + jnp.arange(at_once)
             starts, conditions = batch.latent_starts[rows], batch.conditions[rows]
             pieces = windows_velocity(
-                (variables, bad_parameters if guided else None, t, r),
+                (variables, bad_parameters, t, r),
                 latents[starts[:, None] + jnp.arange(audio_length)[None]],
                 batch.video[batch.frame_starts[rows][:, None] + jnp.arange(program.video_length)[None]],
                 *(

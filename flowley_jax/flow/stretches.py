@@ -1,4 +1,4 @@
-"""Stretches of the time of a flow: where the velocity is guided, and where it is the conditional one."""
+"""Stretches of the time of a flow: in each of them, one form of guidance applies."""
 
 import itertools
 from typing import NamedTuple
@@ -12,15 +12,11 @@ class Stretch(NamedTuple):
 
     Attributes:
       times: times between which a fixed-step solver makes its steps; start and end for an adaptive one.
-      branches: number of network evaluations of each velocity.
+      guidance: form of the guidance of every step.
     """
 
     times: tuple[float, ...]
-    branches: int
-
-    @property
-    def is_guided(self) -> bool:
-        return self.branches > 1
+    guidance: Guidance
 
 
 def stretches(solver: SolverConfig, guidance: Guidance) -> list[Stretch]:
@@ -30,12 +26,12 @@ def stretches(solver: SolverConfig, guidance: Guidance) -> list[Stretch]:
     form of the velocity changes.
     """
     times = _times(solver, guidance)
-    counts = [_branches(guidance, start) for start in times[:-1]]
+    forms = [guidance.at(start) for start in times[:-1]]
     found, first = [], 0
-    for branches, steps in itertools.groupby(counts):
+    for form, steps in itertools.groupby(forms):
         last = first + len(list(steps))
-        if branches:
-            found.append(Stretch(tuple(times[first : last + 1]), branches))
+        if form:
+            found.append(Stretch(tuple(times[first : last + 1]), form))
         first = last
     return found
 
@@ -43,10 +39,13 @@ def stretches(solver: SolverConfig, guidance: Guidance) -> list[Stretch]:
 def network_evaluations(solver: SolverConfig, guidance: Guidance) -> int:
     """Return the number of network evaluations per window; for an adaptive solver, the least possible one."""
     if solver.name in ADAPTIVE:
-        return sum(solver.least_evaluations * stretch.branches for stretch in stretches(solver, guidance))
+        return sum(
+            solver.least_evaluations * stretch.guidance.branches for stretch in stretches(solver, guidance)
+        )
     per_step = solver.evaluations // solver.steps
     return sum(
-        per_step * (len(stretch.times) - 1) * stretch.branches for stretch in stretches(solver, guidance)
+        per_step * (len(stretch.times) - 1) * stretch.guidance.branches
+        for stretch in stretches(solver, guidance)
     )
 
 
@@ -56,10 +55,3 @@ def _times(solver: SolverConfig, guidance: Guidance) -> list[float]:
         return time_grid(solver).tolist()
     changes = (guidance.start, guidance.end, guidance.zero_until)
     return sorted({0.0, *(time for time in changes if 0.0 < time < 1.0), 1.0})
-
-
-def _branches(guidance: Guidance, start: float) -> int:
-    """Return the number of branches of a step's velocity; 0 for a velocity that is zero."""
-    if start < guidance.zero_until:
-        return 0
-    return guidance.branches if guidance.start <= start < guidance.end else 1

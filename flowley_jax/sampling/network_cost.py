@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowley_jax.common.component import ProgramMemory
+from flowley_jax.flow.guidance import Guidance
 from flowley_jax.flow.sampler import SamplingProgram, WindowBatch, latents_program, step_program
 from flowley_jax.flow.solver import ADAPTIVE, SolverConfig
+from flowley_jax.flow.stretches import stretches
 from flowley_jax.sampling.memory import free_device_memory
 from flowley_jax.sampling.sampler import Sampler
 
@@ -45,8 +47,14 @@ def network_cost(sampler: Sampler, room: int) -> NetworkCost:
     network = sampler.graphdef, sampler.device_variables
     abstract = jax.eval_shape(functools.partial(batch_with_one_window, sampler, room))
     bad = sampler.device_bad_parameters
+    guidance = _costliest(program)
     step = step_program.lower(
-        *network, abstract, *_step_inputs(sampler, room, abstract=True), bad, program=_in_steps(program)
+        *network,
+        abstract,
+        *_step_inputs(sampler, room, abstract=True),
+        bad,
+        program=_in_steps(program),
+        guidance=guidance,
     ).compile()
     # Short sounds, and those of an adaptive solver, are sampled by one program from the start to the end.
     is_stepwise = sampler.runs_in_steps(room) and program.solver.name not in ADAPTIVE
@@ -57,7 +65,7 @@ def network_cost(sampler: Sampler, room: int) -> NetworkCost:
     return NetworkCost(
         memory=memory,
         at_once=program.at_once,
-        seconds=_seconds(sampler, room, step) if fits else None,
+        seconds=_seconds(sampler, room, step, guidance.branches) if fits else None,
     )
 
 
@@ -102,7 +110,13 @@ def _in_steps(program: SamplingProgram) -> SamplingProgram:
     return dataclasses.replace(program, solver=SolverConfig(name="euler", steps=1))
 
 
-def _seconds(sampler: Sampler, room: int, step: Any) -> float:
+def _costliest(program: SamplingProgram) -> Guidance:
+    """Return the form of guidance that takes the most evaluations of the network."""
+    forms = [stretch.guidance for stretch in stretches(program.solver, program.guidance)]
+    return max(forms, key=lambda form: form.branches)
+
+
+def _seconds(sampler: Sampler, room: int, step: Any, branches: int) -> float:
     """Return the time of one evaluation; the first step that runs also prepares the device."""
     batch, program = batch_with_one_window(sampler, room), _in_steps(sampler.program(room))
     solver = program.solver
@@ -113,7 +127,7 @@ def _seconds(sampler: Sampler, room: int, step: Any) -> float:
         started = time.monotonic()
         jax.block_until_ready(step(sampler.device_variables, batch, *inputs, sampler.device_bad_parameters))
         elapsed = time.monotonic() - started
-    return elapsed * solver.steps / (solver.evaluations * program.guidance.branches)
+    return elapsed * solver.steps / (solver.evaluations * branches)
 
 
 def _memory(sampler: Sampler, compiled: Any) -> ProgramMemory:

@@ -20,6 +20,7 @@ from flowley_jax.data.components import Components
 from flowley_jax.data.pipeline import train_batches
 from flowley_jax.data.record import has_split, open_records
 from flowley_jax.errors import FlowleyError
+from flowley_jax.flow.guidance import Guidance
 from flowley_jax.model import ModelConfig
 from flowley_jax.runs import weights
 from flowley_jax.runs.snapshots import EmaSnapshots
@@ -400,7 +401,9 @@ def _log_splits(records: Path, batch_size: int) -> None:
 def _log_start(run: _Run, state: TrainState) -> None:
     flow_map = run.config.flow.map
     if flow_map.enabled:
-        guidance = f"guidance {flow_map.guidance:g}" if flow_map.guidance > 1.0 else "no guidance"
+        video, text = Guidance(scale=flow_map.guidance, text_scale=flow_map.guidance_text).scales
+        guidance = f"guidance {video:g}" if video == text else f"guidance {video:g} (text {text:g})"
+        guidance = guidance if max(video, text) > 1.0 else "no guidance"
         log.info("trains a flow map from %s, %s folded in", run.config.start.weights, guidance)
     undivided = run.layout.undivided_weights(state.parameters)
     if undivided:

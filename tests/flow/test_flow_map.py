@@ -15,6 +15,7 @@ from flowley_jax.flow.flow_map import (
     teacher_velocity,
     velocity_rows,
 )
+from flowley_jax.flow.guidance import Guidance, guided_velocity
 from flowley_jax.flow.losses import LossConfig, adaptive_losses
 from flowley_jax.model import Flowley
 
@@ -159,6 +160,18 @@ def test_guidance_is_folded_in_for_each_item_by_its_time(teacher):
     np.testing.assert_allclose(velocity[::3], conditional[::3], rtol=0, atol=1e-6)
     np.testing.assert_allclose(velocity[1:3], (3.0 * conditional - 2.0 * empty)[1:3], rtol=0, atol=5e-6)
     assert np.abs(velocity - conditional)[1:3].max() > 1e-2
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_guidance_of_the_text_is_folded_in_at_all_times(teacher, guidance):
+    config = FlowMapConfig(guidance=guidance, guidance_text=2.0, guidance_from=0.5)
+    noisy, video, text, text_len, t = _inputs()
+    velocity = teacher_velocity(teacher, noisy, video, text, text_len, t, config)
+    for row, time in enumerate(t):
+        form = Guidance(scale=guidance if time >= 0.5 else 1.0, text_scale=2.0)
+        rows = (array[row : row + 1] for array in (noisy, video, text, text_len))
+        expected = guided_velocity(teacher, *rows, time, guidance=form)
+        np.testing.assert_allclose(velocity[row : row + 1], expected, rtol=0, atol=5e-6)
 
 
 def test_adaptive_weights_match_their_formula():

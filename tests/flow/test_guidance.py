@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flowley_jax.config import SampleConfig
 from flowley_jax.errors import FlowleyError
-from flowley_jax.flow.guidance import Guidance, guided_velocity
+from flowley_jax.flow.guidance import UNGUIDED, Guidance, guided_velocity
 from flowley_jax.flow.solver import SolverConfig, solve_flow, time_grid
 from flowley_jax.flow.stretches import Stretch, network_evaluations, stretches
 from flowley_jax.model import Flowley
@@ -69,8 +69,9 @@ def test_text_and_video_have_scales_of_their_own(branches, scale, text_scale):
 
 def test_a_scale_of_one_keeps_its_condition(branches):
     conditional, of_video, empty = branches
-    of_text = _velocity(Guidance(scale=0.0, text_scale=3.0))
-    _assert_close(of_text, of_video + 3.0 * (conditional - of_video))
+    of_text = Guidance(scale=0.0, text_scale=3.0)
+    assert of_text.branches == 2
+    _assert_close(_velocity(of_text), of_video + 3.0 * (conditional - of_video))
     _assert_close(_velocity(Guidance(scale=3.0, text_scale=0.0)), conditional + 2.0 * (of_video - empty))
     for form in (Guidance(scale=1.0), Guidance(scale=0.0, text_scale=0.5)):
         assert form.branches == 1
@@ -112,27 +113,38 @@ def test_autoguidance_leads_away_from_the_worse_network(branches):
 
 def test_an_interval_guides_the_steps_that_begin_in_it():
     solver, guidance = SolverConfig(steps=4), Guidance(scale=2.0, start=0.25, end=0.75)
+    plain = Guidance(scale=2.0)
     assert stretches(solver, guidance) == [
-        Stretch((0.0, 0.25), 1),
-        Stretch((0.25, 0.5, 0.75), 2),
-        Stretch((0.75, 1.0), 1),
+        Stretch((0.0, 0.25), UNGUIDED),
+        Stretch((0.25, 0.5, 0.75), plain),
+        Stretch((0.75, 1.0), UNGUIDED),
     ]
     assert network_evaluations(solver, guidance) == 6
     assert network_evaluations(SolverConfig(name="heun", steps=4), guidance) == 12
     later = dataclasses.replace(guidance, zero_until=0.3)
-    assert stretches(solver, later) == [Stretch((0.5, 0.75), 2), Stretch((0.75, 1.0), 1)]
+    assert stretches(solver, later) == [Stretch((0.5, 0.75), plain), Stretch((0.75, 1.0), UNGUIDED)]
     assert network_evaluations(solver, later) == 3
+
+
+def test_the_interval_leaves_the_scale_of_the_text():
+    solver, guidance = SolverConfig(steps=4), Guidance(scale=2.0, text_scale=3.0, start=0.5, zero_star=True)
+    assert stretches(solver, guidance) == [
+        Stretch((0.0, 0.25, 0.5), Guidance(scale=1.0, text_scale=3.0, zero_star=True)),
+        Stretch((0.5, 0.75, 1.0), Guidance(scale=2.0, text_scale=3.0, zero_star=True)),
+    ]
+    assert network_evaluations(solver, guidance) == 2 * 2 + 2 * 3
 
 
 def test_an_adaptive_solver_changes_the_form_at_the_exact_time():
     solver = SolverConfig(name="dopri5")
     guidance = Guidance(scale=2.0, text_scale=3.0, start=0.3, end=0.9, zero_until=0.1)
+    of_text, of_both = (Guidance(scale=scale, text_scale=3.0) for scale in (1.0, 2.0))
     assert stretches(solver, guidance) == [
-        Stretch((0.1, 0.3), 1),
-        Stretch((0.3, 0.9), 3),
-        Stretch((0.9, 1.0), 1),
+        Stretch((0.1, 0.3), of_text),
+        Stretch((0.3, 0.9), of_both),
+        Stretch((0.9, 1.0), of_text),
     ]
-    assert network_evaluations(solver, guidance) == 7 * 5
+    assert network_evaluations(solver, guidance) == 7 * 7
 
 
 @given(st.integers(1, 60), st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.99), st.floats(0.1, 10))
@@ -145,7 +157,7 @@ def test_stretches_cover_the_time_after_the_zero_part_once(steps, start, end, ze
     assert joined == times
     for stretch in found:
         for time in stretch.times[:-1]:
-            assert stretch.is_guided == (start <= time < end)
+            assert stretch.guidance == (Guidance(scale=2.0) if start <= time < end else UNGUIDED)
 
 
 @given(st.integers(1, 200), st.floats(0.01, 100))

@@ -59,7 +59,8 @@ def _compiled(room):
     )
     # Diffrax computes with arrays while it is traced, which devices that do not exist cannot do.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return step_program.lower(graphdef, *placed, program=program).compile()
+        lowered = step_program.lower(graphdef, *placed, program=program, guidance=program.guidance)
+        return lowered.compile()
 
 
 def _shape(*sizes, dtype=jnp.float32):
