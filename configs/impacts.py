@@ -24,6 +24,7 @@ from flowley_jax.config import (
 from flowley_jax.config_flag import config_dict_of
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow.flow_map import FlowMapConfig
+from flowley_jax.flow.losses import LossConfig
 from flowley_jax.flow.solver import SolverConfig
 from flowley_jax.model.config import ModelConfig
 
@@ -51,9 +52,9 @@ def get_config(option: str = "") -> ConfigDict:
             video_fps=24.0,
             dropout=0.0,
         ),
-        data=DataConfig(records="runs/demo/records", batch_size=12),
-        flow=FlowConfig(),
-        optim=OptimConfig(kind="muon", learning_rate=2.5e-3, warmup_steps=50, schedule="cosine"),
+        data=DataConfig(records="runs/demo/records", batch_size=8),
+        flow=FlowConfig(loss=LossConfig(alignment_weight=0.5)),
+        optim=OptimConfig(kind="muon", learning_rate=2e-3, warmup_steps=50, schedule="cosine"),
         ema=EmaConfig(snapshot_every=200),
         train=TrainConfig(
             steps=1200,
@@ -63,8 +64,14 @@ def get_config(option: str = "") -> ConfigDict:
             checkpoint_every=200,
             keep_checkpoints=2,
         ),
-        # Guidance in the second half only: early guidance makes sounds louder and their texture poorer.
-        sample=SampleConfig(solver=SolverConfig(steps=8), guidance=2.0, guidance_from=0.5, sigma_rel=0.05),
+        # The picture guides in the second half only: early, it makes sounds louder and their texture poorer.
+        sample=SampleConfig(
+            solver=SolverConfig(steps=8),
+            guidance=2.0,
+            guidance_text=1.25,
+            guidance_from=0.5,
+            sigma_rel=0.05,
+        ),
     )
     if option == "debug":
         config = dataclasses.replace(
@@ -77,7 +84,7 @@ def get_config(option: str = "") -> ConfigDict:
         config = dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, batch_size=16),
-            flow=FlowConfig(map=FlowMapConfig(guidance=2.0, guidance_from=0.5)),
+            flow=FlowConfig(map=FlowMapConfig(guidance=2.0, guidance_text=1.25, guidance_from=0.5)),
             optim=OptimConfig(learning_rate=5e-4, warmup_steps=20, schedule="cosine"),
             ema=EmaConfig(snapshot_every=100),
             train=dataclasses.replace(
