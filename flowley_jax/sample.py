@@ -32,6 +32,7 @@ from flowley_jax.errors import FlowleyError
 
 if TYPE_CHECKING:
     from flowley_jax.config import SampleConfig
+    from flowley_jax.media.mix import Mixing
     from flowley_jax.sampling.inputs import InputClip
     from flowley_jax.sampling.sampler import Sampler
 
@@ -173,6 +174,10 @@ _LOUDNESS = define_float(
     "model sets the level.",
     LOUDNESSES,
 )
+_KEEP_ORIGINAL = define_float(
+    "keep_original", 0.0, "Factor of each video's own sound in the mix; 0 leaves it out.", SHARES
+)
+_STEREO = flags.DEFINE_bool("stereo", False, "Write two channels, even if both are the same.")
 _ADAPTER = flags.DEFINE_string("adapter", None, "File of LoRA adapters to add to the weights.")
 _ADAPTER_FACTOR = define_float(
     "adapter_factor",
@@ -210,6 +215,7 @@ def main() -> int:
         seed=_SEED.value,
         num_samples=_NUM_SAMPLES.value,
         overwrite=_OVERWRITE.value,
+        mixing=_mixing(),
     )
     failed = [*uncaptioned, *results.failed]
     for line in failed:
@@ -222,6 +228,8 @@ def main() -> int:
 def _check_flags() -> None:
     if bool(_WORKDIR.value) == bool(_PUBLISHED.value):
         raise FlowleyError("give either --workdir or --published")
+    if not _VIDEO.value and _KEEP_ORIGINAL.value:
+        raise FlowleyError("--keep-original needs --video, which has the sound to keep")
     if not _VIDEO.value and (_SOUNDCAP.value or _SPLIT.value):
         raise FlowleyError("--soundcap and --split need --video")
     if _SOUNDCAP.value and (_START.value or _END.value is not None):
@@ -334,12 +342,19 @@ def _print_dry_run(sampler: "Sampler", clips: "list[InputClip]") -> int:
         suffix=f".{_KIND.value}",
         seed=_SEED.value,
         num_samples=_NUM_SAMPLES.value,
+        mixing=_mixing(),
     )
     if estimate:
         print(format_estimate(estimate))
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
     return USER_ERROR if failed else 0
+
+
+def _mixing() -> "Mixing":
+    from flowley_jax.media.mix import Mixing
+
+    return Mixing(keep_original=_KEEP_ORIGINAL.value, stereo=_STEREO.value)
 
 
 def _settings(default: "SampleConfig") -> "SampleConfig":

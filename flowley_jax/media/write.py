@@ -87,7 +87,7 @@ def mux_audio(
         new container, or the new file cannot be written. The message names the file.
     """
     video_path, out_path = Path(video_path), Path(out_path)
-    _check_suffix(out_path, MUX_SUFFIXES)
+    check_mux_suffix(out_path)
     with open_input(video_path) as source:
         stream = required_stream("video", source, video_path)
         with (
@@ -139,6 +139,11 @@ def _writing(path: Path, suffixes: tuple[str, ...]) -> contextlib.AbstractContex
     """Return the context of an atomic write of a file with one of these suffixes."""
     _check_suffix(path, suffixes)
     return atomic_write(path, av.error.FFmpegError, soundfile.SoundFileError)
+
+
+def check_mux_suffix(path: Path) -> None:
+    """Raise FlowleyError if a file of this name cannot hold picture and sound."""
+    _check_suffix(path, MUX_SUFFIXES)
 
 
 def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from flowley_jax.audio.protocols import FRAMES_PER_LATENT
 from flowley_jax.common.component import Component, ProgramMemory
 from flowley_jax.flow.solver import ADAPTIVE
 from flowley_jax.flow.stretches import network_evaluations
+from flowley_jax.media.mix import ONLY_NEW, Mixing
 from flowley_jax.media.read import frame_blocks
 from flowley_jax.sampling.failures import CLIP_ERRORS, failure_line
 from flowley_jax.sampling.inputs import InputClip
@@ -77,6 +78,7 @@ def dry_run(
     suffix: str = ".mp4",
     seed: int = 0,
     num_samples: int = 1,
+    mixing: Mixing = ONLY_NEW,
 ) -> tuple[Estimate | None, Sequence[str]]:
     """Estimate what `write_sounds` would take; nothing is written.
 
@@ -87,7 +89,7 @@ def dry_run(
       sampler: the model.
       clips: videos, parts of videos or texts.
       out: where the sounds would go; None leaves out the faults of output files, and what exists.
-      suffix, seed, num_samples: as for `write_sounds`.
+      suffix, seed, num_samples, mixing: as for `write_sounds`.
 
     Returns:
       The estimate, or None if no clip is left to sample; and one line for every clip that cannot be used.
@@ -95,7 +97,9 @@ def dry_run(
     Raises:
       FlowleyError: the log of the folder `out` cannot be read, or the window is too short.
     """
-    workload = plan_workload(sampler, clips, out, suffix=suffix, seed=seed, num_samples=num_samples)
+    workload = plan_workload(
+        sampler, clips, out, suffix=suffix, seed=seed, num_samples=num_samples, mixing=mixing
+    )
     workload, reading, encoding = _measured_video(sampler, workload)
     if not workload.clips:
         return None, workload.failed

@@ -17,6 +17,7 @@ from flowley_jax.common.locks import lock_folder
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES, VIDEO_SUFFIXES, has_suffix
 from flowley_jax.media.inputs import MediaError
+from flowley_jax.media.mix import ONLY_NEW, Mixing, mixed
 from flowley_jax.media.picture import check_picture
 from flowley_jax.media.read import frame_blocks, probe
 from flowley_jax.media.write import mux_audio, write_audio
@@ -112,6 +113,7 @@ def write_sounds(
     seed: int = 0,
     num_samples: int = 1,
     overwrite: bool = False,
+    mixing: Mixing = ONLY_NEW,
 ) -> Results:
     """Sample sounds for clips and write them to the file `out`, or to `out`/<id><suffix> in a folder.
 
@@ -133,6 +135,7 @@ def write_sounds(
       seed: seed of the random draws of the clips that have none of their own.
       num_samples: number of sounds per clip.
       overwrite: whether the file `out` may be replaced.
+      mixing: what is written next to the new sound.
 
     Raises:
       FlowleyError: the file `out` exists and `overwrite` is false, another process writes to the folder, or
@@ -141,28 +144,36 @@ def write_sounds(
     options = {"seed": seed, "num_samples": num_samples}
     if is_file(out):
         remove_partials(out.parent, unchanged_seconds=_ABANDONED_SECONDS)
-        plan = make_plan(sampler, clips, out, None, suffix=suffix, **options)
+        plan = make_plan(sampler, clips, out, None, suffix=suffix, mixing=mixing, **options)
         for path in (path for job in plan.todo for path in job.paths):
             check_new_file(path, overwrite=overwrite)
-        return _Run(sampler, plan, None, **options).results(out)
+        return _Run(sampler, plan, None, mixing=mixing, **options).results(out)
     with lock_folder(out):
         remove_partials(out)
         sample_log = SampleLog(out)
-        plan = make_plan(sampler, clips, out, sample_log, suffix=suffix, **options)
-        return _Run(sampler, plan, sample_log, **options).results(out)
+        plan = make_plan(sampler, clips, out, sample_log, suffix=suffix, mixing=mixing, **options)
+        return _Run(sampler, plan, sample_log, mixing=mixing, **options).results(out)
 
 
 class _Run:
     """Samples and writes what a plan has to do."""
 
     def __init__(
-        self, sampler: Sampler, plan: Plan, sample_log: SampleLog | None, *, seed: int, num_samples: int
+        self,
+        sampler: Sampler,
+        plan: Plan,
+        sample_log: SampleLog | None,
+        *,
+        seed: int,
+        num_samples: int,
+        mixing: Mixing,
     ):
         self._sampler = sampler
         self._plan = plan
         self._log = sample_log
         self._seed = seed
         self._num_samples = num_samples
+        self._mixing = mixing
         self._results = Results(written=dict(plan.done), failed=list(plan.failed))
         # The lines at the end of a run of many clips may never be printed.
         self._says_failures_at_once = len(plan.todo) + len(plan.failed) > 1
@@ -179,7 +190,7 @@ class _Run:
         for job, waves in self._sounds(progress):
             try:
                 with progress.writing():
-                    _write(job, levels.levelled(job.paths, waves), rate, self._log)
+                    _write(job, levels.levelled(job.paths, waves), rate, self._log, self._mixing)
                     if self._log:
                         self._log.add(job.request)
             except FlowleyError as error:
@@ -305,7 +316,9 @@ def _encode(sampler: Sampler, clip: InputClip) -> EncodedClip:
     return encoded
 
 
-def _write(job: Job, waves: np.ndarray, sample_rate: int, sample_log: SampleLog | None) -> None:
+def _write(
+    job: Job, waves: np.ndarray, sample_rate: int, sample_log: SampleLog | None, mixing: Mixing
+) -> None:
     """Write the waves (num_samples, N) of one clip; the files get their names when all are complete."""
     clip = job.clip
     claim = functools.partial(sample_log.claim, clip.id) if sample_log else None
@@ -314,9 +327,10 @@ def _write(job: Job, waves: np.ndarray, sample_rate: int, sample_log: SampleLog 
             with name_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                sound, rate = mixed(wave, sample_rate, mixing, clip.path, start=clip.start)
                 if clip.path is None or partial.suffix in AUDIO_SUFFIXES:
-                    write_audio(partial, wave, sample_rate)
+                    write_audio(partial, sound, rate)
                 else:
-                    mux_audio(clip.path, wave, sample_rate, partial, start=clip.start, end=clip.end)
+                    mux_audio(clip.path, sound, rate, partial, start=clip.start, end=clip.end)
             except FlowleyError as error:
                 raise FlowleyError(str(error).replace(str(partial), str(path))) from error

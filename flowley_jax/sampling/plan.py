@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES
+from flowley_jax.media.mix import Mixing
 from flowley_jax.sampling.inputs import InputClip
 from flowley_jax.sampling.sample_log import Request, SampleLog
 from flowley_jax.sampling.sampler import Sampler
@@ -52,10 +53,11 @@ def make_plan(
     suffix: str,
     seed: int,
     num_samples: int,
+    mixing: Mixing,
 ) -> Plan:
     """Sort the clips by what is to be done with them; see `write_sounds` for the arguments."""
     jobs = [
-        _job(sampler, clip, target_paths(out, clip.id, _suffix_for(clip, suffix), num_samples), seed)
+        _job(sampler, clip, target_paths(out, clip.id, _suffix_for(clip, suffix), num_samples), seed, mixing)
         for clip in clips
     ]
     writers, inputs = _writers(jobs), input_ids(clips)
@@ -121,7 +123,7 @@ def input_ids(clips: Iterable[InputClip]) -> set[FileId]:
     return {identity for clip in clips if clip.path and (identity := _file_id(clip.path))}
 
 
-def _job(sampler: Sampler, clip: InputClip, paths: list[Path], seed: int) -> Job:
+def _job(sampler: Sampler, clip: InputClip, paths: list[Path], seed: int, mixing: Mixing) -> Job:
     settings = dataclasses.asdict(sampler.settings)
     negative_prompt = settings.pop("negative_prompt")
     request = {
@@ -133,6 +135,7 @@ def _job(sampler: Sampler, clip: InputClip, paths: list[Path], seed: int) -> Job
         "video": None if clip.path is None else _version(clip.path),
         "start": clip.start,
         "end": clip.end,
+        **dataclasses.asdict(mixing),
         "settings": settings,
         "weights": dict(sampler.origin),
     }

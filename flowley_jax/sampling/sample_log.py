@@ -10,13 +10,14 @@ from typing import Any
 from flowley_jax.common.jsonl import append_json, read_jsonl
 from flowley_jax.common.trees import flatten_mapping
 from flowley_jax.config import SampleConfig
+from flowley_jax.media.mix import ONLY_NEW
 from flowley_jax.sampling.made_files import MadeFiles, is_made_row
 
 log = logging.getLogger(__name__)
 SAMPLE_LOG_FILE = "samples.jsonl"
 Request = dict[str, Any]
 # What rows of earlier versions, which lack these keys, were made with.
-_DEFAULTS = {"negative_prompt": "", "start": 0.0, "end": None}
+_DEFAULTS = {"negative_prompt": "", "start": 0.0, "end": None, **dataclasses.asdict(ONLY_NEW)}
 
 
 class SampleLog:
@@ -106,6 +107,9 @@ def _changes(earlier: Request, now: Request) -> list[str]:
         changes.append("a different negative prompt")
     if (earlier["start"], earlier["end"]) != (now["start"], now["end"]):
         changes.append("another start or end")
+    for name in dataclasses.asdict(ONLY_NEW):
+        if earlier[name] != now[name]:
+            changes.append(f"{name} {earlier[name]}")
     if earlier.get("weights") != now["weights"]:
         changes.append("different weights")
     if earlier.get("video") != now["video"]:

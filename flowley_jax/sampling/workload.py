@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flowley_jax.flow.windows import WindowLengths, Windows, plan_windows
+from flowley_jax.media.mix import ONLY_NEW, Mixing
 from flowley_jax.media.read import frame_count
 from flowley_jax.sampling.batches import Track, compiled_room_for
 from flowley_jax.sampling.clips import frames_of_text
@@ -99,6 +101,7 @@ def plan_workload(
     suffix: str = ".mp4",
     seed: int = 0,
     num_samples: int = 1,
+    mixing: Mixing = ONLY_NEW,
 ) -> Workload:
     """Plan what `write_sounds` would do; nothing is written.
 
@@ -106,13 +109,14 @@ def plan_workload(
       sampler: the model.
       clips: videos, parts of videos or texts.
       out: where the sounds would go; None leaves out the faults of output files, and what exists.
-      suffix, seed, num_samples: as for `write_sounds`.
+      suffix, seed, num_samples, mixing: as for `write_sounds`.
 
     Raises:
       FlowleyError: the log of the folder `out` cannot be read, or a window is shorter than a frame.
     """
     lengths = sampler.window
-    todo, done, failed = _todo(sampler, clips, out, suffix=suffix, seed=seed, num_samples=num_samples)
+    options = {"suffix": suffix, "seed": seed, "num_samples": num_samples, "mixing": mixing}
+    todo, done, failed = _todo(sampler, clips, out, options)
     groups = []
     for start in range(0, len(todo), GROUP):
         group = []
@@ -146,16 +150,13 @@ def _todo(
     sampler: Sampler,
     clips: Sequence[InputClip],
     out: Path | None,
-    *,
-    suffix: str,
-    seed: int,
-    num_samples: int,
+    options: dict[str, Any],
 ) -> tuple[list[InputClip], int, list[str]]:
     """Return the clips to sample, the number of those that are done, and a line for each of the others."""
     if out is None:
         return [clip for clip in clips if not clip.fault], 0, [clip.fault for clip in clips if clip.fault]
     sample_log = None if is_file(out) else SampleLog(out)
-    plan = make_plan(sampler, clips, out, sample_log, suffix=suffix, seed=seed, num_samples=num_samples)
+    plan = make_plan(sampler, clips, out, sample_log, **options)
     return [job.clip for job in plan.todo], len(plan.done), plan.failed
 
 
