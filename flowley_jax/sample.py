@@ -178,6 +178,11 @@ _KEEP_ORIGINAL = define_float(
     "keep_original", 0.0, "Factor of each video's own sound in the mix; 0 leaves it out.", SHARES
 )
 _STEREO = flags.DEFINE_bool("stereo", False, "Write two channels, even if both are the same.")
+_KEEP = flags.DEFINE_string(
+    "keep",
+    None,
+    "Parts of each video's own sound that stay, in seconds, such as 0-2.5,6-8; the rest is made to fit.",
+)
 _ADAPTER = flags.DEFINE_string("adapter", None, "File of LoRA adapters to add to the weights.")
 _ADAPTER_FACTOR = define_float(
     "adapter_factor",
@@ -196,6 +201,7 @@ def main() -> int:
     from flowley_jax.sampling.outputs import check_out, write_sounds
 
     _check_flags()
+    mixing = _mixing()
     use_compilation_cache(_COMPILATION_CACHE.value)
     out, uncaptioned = Path(_OUT.value or "."), []
     clips = _inputs(out)
@@ -215,7 +221,7 @@ def main() -> int:
         seed=_SEED.value,
         num_samples=_NUM_SAMPLES.value,
         overwrite=_OVERWRITE.value,
-        mixing=_mixing(),
+        mixing=mixing,
     )
     failed = [*uncaptioned, *results.failed]
     for line in failed:
@@ -228,8 +234,10 @@ def main() -> int:
 def _check_flags() -> None:
     if bool(_WORKDIR.value) == bool(_PUBLISHED.value):
         raise FlowleyError("give either --workdir or --published")
-    if not _VIDEO.value and _KEEP_ORIGINAL.value:
-        raise FlowleyError("--keep-original needs --video, which has the sound to keep")
+    if not _VIDEO.value and (_KEEP_ORIGINAL.value or _KEEP.value is not None):
+        raise FlowleyError("--keep-original and --keep need --video, which has the sound to keep")
+    if _KEEP.value is not None and _LOUDNESS.value is not None:
+        raise FlowleyError("--loudness changes the level at the joints; it does not go with --keep")
     if not _VIDEO.value and (_SOUNDCAP.value or _SPLIT.value):
         raise FlowleyError("--soundcap and --split need --video")
     if _SOUNDCAP.value and (_START.value or _END.value is not None):
@@ -352,9 +360,10 @@ def _print_dry_run(sampler: "Sampler", clips: "list[InputClip]") -> int:
 
 
 def _mixing() -> "Mixing":
-    from flowley_jax.media.mix import Mixing
+    from flowley_jax.media.mix import Mixing, parse_keep
 
-    return Mixing(keep_original=_KEEP_ORIGINAL.value, stereo=_STEREO.value)
+    keep = () if _KEEP.value is None else parse_keep(_KEEP.value)
+    return Mixing(keep_original=_KEEP_ORIGINAL.value, stereo=_STEREO.value, keep=keep)
 
 
 def _settings(default: "SampleConfig") -> "SampleConfig":

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from flowley_jax.common.devices import BATCH_AXES
 from flowley_jax.errors import FlowleyError
+from flowley_jax.flow import path
 from flowley_jax.flow.guidance import Guidance, guided_velocity
 from flowley_jax.flow.solver import (
     ADAPTIVE,
@@ -32,6 +33,7 @@ from flowley_jax.flow.solver import (
     solver_step,
 )
 from flowley_jax.flow.stretches import network_evaluations, stretches
+from flowley_jax.model import Flowley
 
 
 class WindowBatch(NamedTuple):
@@ -49,6 +51,9 @@ class WindowBatch(NamedTuple):
       negative_text, negative_len: texts of the empty branch; None for the empty text.
       count: number of windows in use, which come first.
       latents: number of latents in use.
+      own: latents on the codec's scale that a sound has already, in the order of the sampled ones; None
+        without any.
+      kept: latents that stay as in `own`; the others are sampled to fit.
     """
 
     keys: jax.Array
@@ -63,6 +68,8 @@ class WindowBatch(NamedTuple):
     negative_len: Int[Array, " K"] | None
     count: Int[Array, ""]
     latents: Int[Array, ""]
+    own: Float[Array, "W Ta C"] | None = None
+    kept: Bool[Array, "W Ta"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +101,8 @@ def latents_program(
     program: SamplingProgram,
 ) -> Solution:
     """Run the whole flow of `sample_latents`; dry runs compile it without running it."""
-    x = _noise(graphdef, variables, batch)
+    first = stretches(program.solver, program.guidance)[0]
+    x = _start(graphdef, variables, batch, first.times[0])
     share = batch.latents / (x.shape[0] * x.shape[1])
     evaluations, succeeded = jnp.asarray(0), jnp.asarray(True)
     for stretch in stretches(program.solver, program.guidance):
@@ -224,11 +232,11 @@ def _sample_in_steps(
     program: SamplingProgram,
     progress: Callable[[int], None],
 ) -> Solution:
-    solver = program.solver
-    x = _noise(graphdef, variables, batch)
+    solver, parts = program.solver, stretches(program.solver, program.guidance)
+    x = _start(graphdef, variables, batch, parts[0].times[0])
     # Steps with a velocity of zero come first, and change nothing.
-    done = solver.steps - sum(len(stretch.times) - 1 for stretch in stretches(solver, program.guidance))
-    for stretch in stretches(solver, program.guidance):
+    done = solver.steps - sum(len(stretch.times) - 1 for stretch in parts)
+    for stretch in parts:
         for t0, t1 in itertools.pairwise(np.asarray(stretch.times, np.float32)):
             x = step_program(
                 graphdef,
@@ -252,8 +260,20 @@ def _sample_in_steps(
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _noise(graphdef: nnx.GraphDef, variables: tuple[Any, ...], batch: WindowBatch) -> Float[Array, "W Ta C"]:
+def _start(
+    graphdef: nnx.GraphDef, variables: tuple[Any, ...], batch: WindowBatch, t: float | Array
+) -> Float[Array, "W Ta C"]:
+    """Return the state before the first step, at t: noise, and the points of kept latents on their path."""
     model = nnx.merge(graphdef, *variables)
+    noise = _noise(model, batch)
+    if batch.own is None or batch.kept is None:
+        return noise
+    times = jnp.full(len(noise), t, jnp.float32)
+    own = path.interpolate(noise, model.standardise(batch.own), times)
+    return jnp.where(batch.kept[:, :, None], own, noise)
+
+
+def _noise(model: Flowley, batch: WindowBatch) -> Float[Array, "W Ta C"]:
     return initial_noise(batch.keys, (batch.weights.shape[1], model.config.audio_dim))
 
 
@@ -302,7 +322,13 @@ def _blended_velocity(
             return total
 
         groups = (batch.count + at_once - 1) // at_once
-        return jax.lax.fori_loop(0, groups, add_windows, jnp.zeros_like(latents)).reshape(x.shape)
+        blended = jax.lax.fori_loop(0, groups, add_windows, jnp.zeros_like(latents)).reshape(x.shape)
+        if batch.own is None or batch.kept is None:
+            return blended
+        model = nnx.merge(graphdef, *variables)
+        # Straight to the kept latents, so that every solver ends there.
+        own = path.target_velocity(_noise(model, batch), model.standardise(batch.own))
+        return jnp.where(batch.kept[:, :, None], own, blended)
 
     return velocity
 

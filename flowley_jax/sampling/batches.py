@@ -159,8 +159,30 @@ def window_batch(tracks: Sequence[Track[EncodedClip]], *, room: int, texts: int,
         negative_len=_rows([np.int32(clip.negative_len) for clip in clips], texts),
         count=jnp.asarray(count, jnp.int32),
         latents=jnp.asarray(sum(track.clip.windows.latents for track in tracks), jnp.int32),
+        **_own_latents(tracks, audio_length * first_windows[:-1], (room, audio_length)),
         **{name: jnp.asarray(values) for name, values in batch_rows.items()},
     )
+
+
+def _own_latents(
+    tracks: Sequence[Track[EncodedClip]], starts: np.ndarray, shape: tuple[int, int]
+) -> dict[str, jax.Array]:
+    """Return the latents of a batch that are kept, and where; nothing if no sound keeps any.
+
+    Args:
+      tracks: the sounds.
+      starts: first latent of each sound.
+      shape: windows W and latents Ta of the batch.
+    """
+    owned = [(start, track.clip.own) for start, track in zip(starts, tracks, strict=True) if track.clip.own]
+    if not owned:
+        return {}
+    latents = np.zeros((shape[0] * shape[1], owned[0][1].latents.shape[1]), np.float32)
+    kept = np.zeros(len(latents), bool)
+    for start, own in owned:
+        used = slice(start, start + len(own.kept))
+        latents[used], kept[used] = own.latents, own.kept
+    return {"own": jnp.asarray(latents.reshape(*shape, -1)), "kept": jnp.asarray(kept.reshape(shape))}
 
 
 def latents_of(tracks: Sequence[Track], latents: np.ndarray) -> list[np.ndarray]:

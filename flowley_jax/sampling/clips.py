@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from flowley_jax.audio.protocols import FRAMES_PER_LATENT
 from flowley_jax.common.ranges import SECONDS, SEEDS
 from flowley_jax.data.components import Components
 from flowley_jax.encoders.streaming import encode_blocks
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow.windows import WindowLengths, Windows, plan_windows
+from flowley_jax.media.mix import Keep, check_keep
 
 # Frames that are encoded at once.
 _BLOCK = 256
@@ -28,6 +30,8 @@ class Clip:
       negative_prompt: text that guidance leads away from; None for that of the sampler's settings.
       seed: seed of the random draw; None for that of the call.
       seconds: length of a sound from text; with frames, their length decides.
+      own_sound: float32 (N,) at `Sampler.components.sample_rate`, the sound that the clip has already.
+      keep: parts of `own_sound` that the new sound must fit, as starts and ends in seconds.
     """
 
     id: str
@@ -36,8 +40,13 @@ class Clip:
     negative_prompt: str | None = None
     seed: int | None = None
     seconds: float | None = None
+    own_sound: np.ndarray | None = None
+    keep: Keep = ()
 
     def __post_init__(self):
+        check_keep(self.keep, self.id)
+        if self.keep and self.own_sound is None:
+            raise FlowleyError(f"clip {self.id!r}: has no sound of its own of which parts could be kept")
         for name in ("id", "prompt"):
             if not isinstance(getattr(self, name), str):
                 raise FlowleyError(f"{name}={getattr(self, name)!r} of a clip must be text, '' for none")
@@ -49,6 +58,19 @@ class Clip:
             raise FlowleyError(f"clip {self.id!r}: without frames it needs its length, seconds")
         if self.seconds is not None and (fault := SECONDS.fault(self.seconds)):
             raise FlowleyError(f"clip {self.id!r}: seconds={self.seconds} {fault}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnLatents:
+    """Latents of a sound that a clip has already.
+
+    Attributes:
+      latents: float32 (windows.latents, audio_dim), on the codec's scale.
+      kept: (windows.latents,) the latents that the sampled sound keeps.
+    """
+
+    latents: np.ndarray
+    kept: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +86,7 @@ class EncodedClip:
       text_len: number of tokens of the prompt.
       negative_text, negative_len: those of the negative prompt.
       seed: seed of the random draw; None for that of the call.
+      own: latents that its sound keeps; None for none.
     """
 
     id: str
@@ -75,6 +98,7 @@ class EncodedClip:
     negative_text: np.ndarray
     negative_len: int
     seed: int | None = None
+    own: OwnLatents | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,7 +153,18 @@ class ClipEncoder:
             negative_text=negative_text,
             negative_len=negative_len,
             seed=clip.seed,
+            own=self._own_latents(clip, windows) if clip.keep else None,
         )
+
+    def _own_latents(self, clip: Clip, windows: Windows) -> OwnLatents:
+        assert clip.own_sound is not None
+        codec, rate = self.components.codec, self.components.codec.latent_rate
+        samples = windows.latents * FRAMES_PER_LATENT * codec.mel.hop
+        wave = np.asarray(clip.own_sound, np.float32)[:samples]
+        latents, _ = self.components.encode_audio(np.pad(wave, (0, samples - len(wave)))[None])
+        middles = (np.arange(windows.latents) + 0.5) / rate
+        kept = np.any([(middles >= start) & (middles < end) for start, end in clip.keep], axis=0)
+        return OwnLatents(np.asarray(latents[0], np.float32), kept)
 
     def _text_features(self, prompt: str) -> tuple[np.ndarray, int]:
         text, text_len = self.components.features_of_text([prompt])

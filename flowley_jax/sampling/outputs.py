@@ -17,9 +17,9 @@ from flowley_jax.common.locks import lock_folder
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES, VIDEO_SUFFIXES, has_suffix
 from flowley_jax.media.inputs import MediaError
-from flowley_jax.media.mix import ONLY_NEW, Mixing, mixed
+from flowley_jax.media.mix import ONLY_NEW, Keep, Mixing, mixed
 from flowley_jax.media.picture import check_picture
-from flowley_jax.media.read import frame_blocks, probe
+from flowley_jax.media.read import frame_blocks, probe, read_audio
 from flowley_jax.media.write import mux_audio, write_audio
 from flowley_jax.sampling.batches import Gathered, Track
 from flowley_jax.sampling.clips import Clip, EncodedClip
@@ -224,7 +224,7 @@ class _Run:
                 if job.clip.path:
                     check_file(job.clip.path)
                     _check_picture(job.clip, job.clip.path, job.paths[0], in_folder=self._log is not None)
-                yield _encode(self._sampler, job.clip)
+                yield _encode(self._sampler, job.clip, self._mixing.keep)
             except CLIP_ERRORS as error:
                 self._add_failure(failure_line(job.clip.name, error))
 
@@ -299,13 +299,17 @@ def _check_picture(clip: InputClip, video: Path, out: Path, *, in_folder: bool) 
         raise FlowleyError(f"{error}{hint}") from error
 
 
-def _encode(sampler: Sampler, clip: InputClip) -> EncodedClip:
+def _encode(sampler: Sampler, clip: InputClip, keep: Keep) -> EncodedClip:
     """Return the features of a clip. Its frames take much more memory, and few are held at a time."""
     fps, size = sampler.components.video_fps, sampler.components.video_encoder.frame_size
     options = {"id": clip.id, "prompt": clip.prompt, "negative_prompt": clip.negative_prompt}
     options["seed"] = clip.seed
     if clip.path is None:
         return sampler.encode(Clip(seconds=clip.end, **options))
+    if keep:
+        rate = sampler.components.sample_rate
+        own = read_audio(clip.path, sample_rate=rate)
+        options |= {"own_sound": own[round(clip.start * rate) :], "keep": keep}
     stated = probe(clip.path).duration
     frames = frame_blocks(clip.path, fps=fps, size=size, start=clip.start, end=clip.end)
     encoded = sampler.encode(Clip(frames=frames, **options))

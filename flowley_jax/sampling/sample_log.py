@@ -90,7 +90,7 @@ def _completed(request: Request) -> Request:
     del defaults["negative_prompt"]
     settings = request["settings"]
     solver = {**defaults["solver"], **settings.get("solver", {})}
-    return {**_DEFAULTS, **request, "settings": {**defaults, **settings, "solver": solver}}
+    return {**_as_json(_DEFAULTS), **request, "settings": {**defaults, **settings, "solver": solver}}
 
 
 def _changes(earlier: Request, now: Request) -> list[str]:

@@ -196,3 +196,37 @@ def test_room_that_windows_at_once_do_not_divide_is_refused(model):
     )
     with pytest.raises(ValueError, match="room for 6 windows must be a multiple of at_once=4"):
         sample_latents(*_split(model), batch, program=program)
+
+
+@pytest.mark.parametrize(
+    ("solver", "guidance"),
+    [
+        (SolverConfig(steps=3), Guidance(scale=GUIDANCE, start=0.5)),
+        (SolverConfig(name="rk4", steps=2, shift=2.0), Guidance(scale=1.0)),
+        (SolverConfig(name="dopri5", rtol=1e-3, atol=1e-3), Guidance(scale=GUIDANCE)),
+        (SolverConfig(steps=4), Guidance(scale=GUIDANCE, zero_until=0.3)),
+        (SolverConfig(name="flow_map", steps=2), Guidance(scale=1.0)),
+    ],
+    ids=["euler", "rk4", "dopri5", "zero_until", "flow_map"],
+)
+def test_kept_latents_come_out_as_they_are(model, solver, guidance):
+    batch, _ = _long_batch(18, 4)
+    rng = np.random.default_rng(5)
+    own = rng.standard_normal((4, TA, tiny.MODEL.audio_dim)).astype(np.float32)
+    kept = rng.random((4, TA)) < 0.4
+    program = SamplingProgram(video_length=TV, guidance=guidance, solver=solver, at_once=2)
+    network = _split(model)
+    keeping = batch._replace(own=jnp.asarray(own), kept=jnp.asarray(kept))
+    free = np.asarray(sample_latents(*network, batch, program=program).latent)
+    found = np.asarray(sample_latents(*network, keeping, program=program).latent)
+    np.testing.assert_allclose(found[kept], own[kept], rtol=0, atol=2e-5)
+    # The others see the kept ones.
+    used = np.arange(4 * TA).reshape(4, TA) < int(batch.latents)
+    assert np.abs(found - free)[used & ~kept].max() > 1e-2
+    # Nothing kept is the plain flow.
+    nothing = keeping._replace(kept=jnp.zeros((4, TA), bool))
+    same = np.asarray(sample_latents(*network, nothing, program=program).latent)
+    np.testing.assert_allclose(same[used], free[used], rtol=0, atol=2e-5)
+    if solver.name != "dopri5":
+        steps = sample_latents(*network, keeping, program=program, progress=lambda step: None)
+        np.testing.assert_allclose(np.asarray(steps.latent)[used], found[used], rtol=0, atol=2e-5)
