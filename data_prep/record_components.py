@@ -159,6 +159,10 @@ def load_model_components(folder: str) -> Components:
     Raises:
       FlowleyError: the folder holds neither, or its components are damaged.
     """
+    if folder.startswith("hf:"):
+        from flowley_jax.runs.hub_models import local_folder
+
+        folder = str(local_folder(folder))
     if components_file(folder).is_file():
         return Components.load(folder)
     if not is_model(folder):

@@ -40,10 +40,11 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the files of --out a
 
 def main() -> int:
     """Print a line for each length, and write the files that were asked for."""
+    from flowley_jax.runs.hub_models import local_folder
     from flowley_jax.runs.weights import averaged_weights, write_adapters, write_weights
     from flowley_jax.runs.workdir import read_config
 
-    workdir = Path(_WORKDIR.value)
+    workdir = local_folder(_WORKDIR.value or "")
     config = read_config(workdir)
     lengths = _SIGMA_REL.value or list(config.ema.sigma_rels)
     if (_OUT.value or _ADAPTER.value) and len(lengths) > 1:

@@ -224,13 +224,14 @@ def _evaluate_table(table: Path) -> int:
 
 def _request(table: Path) -> "Request":
     from flowley_jax.evaluation.table_report import Request
+    from flowley_jax.runs.hub_models import local_folder
 
     return Request(
         table=table,
         split=_SPLIT.value or "test",
         out=Path(_OUT.value or ""),
         systems=tuple(_SOUNDS.value or ()),
-        workdir=Path(_WORKDIR.value) if _WORKDIR.value else None,
+        workdir=local_folder(_WORKDIR.value) if _WORKDIR.value else None,
         networks=Path(_NETWORKS.value) if _NETWORKS.value else None,
         protocol=_PROTOCOL.value,
         seconds=_SECONDS.value,
@@ -335,12 +336,13 @@ def _score_sounds(folder: Path) -> int:
     from flowley_jax.evaluation.levels import levels
     from flowley_jax.evaluation.sounds import read_sounds
     from flowley_jax.evaluation.synchrony import read_events
+    from flowley_jax.runs.hub_models import local_folder
     from flowley_jax.runs.workdir import load_components
 
     if _OUT.value:
         check_new_file(Path(_OUT.value), overwrite=_OVERWRITE.value)
     events = read_events(Path(_EVENTS.value)) if _EVENTS.value else None
-    components = load_components(Path(_WORKDIR.value)) if _WORKDIR.value else None
+    components = load_components(local_folder(_WORKDIR.value)) if _WORKDIR.value else None
     sample_rate = components.sample_rate if components else SAMPLE_RATE
     folders = {"generated": folder} | ({"real": Path(_REAL.value)} if _REAL.value else {})
     sounds = {name: read_sounds(path, sample_rate=sample_rate) for name, path in folders.items()}

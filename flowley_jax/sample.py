@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from flowley_jax.sampling.inputs import InputClip
     from flowley_jax.sampling.sampler import Sampler
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a training run, or hf:ORG/NAME for a shared model on the Hugging Face hub."
+)
 _PUBLISHED = flags.DEFINE_string(
     "published", None, "Folder of bundles of published weights, instead of --workdir."
 )
@@ -299,12 +301,14 @@ def _inputs(out: Path) -> "list[InputClip]":
 
 
 def _run_sampler(workdir: str) -> "Sampler":
+    from flowley_jax.runs.hub_models import local_folder
     from flowley_jax.runs.workdir import read_config
     from flowley_jax.sampling.sampler import Sampler
 
+    folder = local_folder(workdir)
     return Sampler.from_run(
-        workdir,
-        settings=_settings(read_config(Path(workdir)).sample),
+        folder,
+        settings=_settings(read_config(folder).sample),
         adapter=_ADAPTER.value,
         adapter_factor=_ADAPTER_FACTOR.value,
     )
@@ -322,12 +326,13 @@ def _captioned(clips: "list[InputClip]", out: Path) -> "tuple[list[InputClip], l
     """Return the clips with SoundCap's captions as prompts, and one line for each clip without a caption."""
     from data_prep.soundcap.models import key_from_flag, open_model
     from data_prep.soundcap.prompting import with_captions
+    from flowley_jax.runs.hub_models import local_folder
     from flowley_jax.runs.workdir import read_config
     from flowley_jax.sampling.plan import is_file
 
     if _WORKDIR.value:
         # A wrong folder is named at once, not after all captions.
-        read_config(Path(_WORKDIR.value))
+        read_config(local_folder(_WORKDIR.value))
     model = open_model(
         _SOUNDCAP.value or "",
         adapter=_SOUNDCAP_ADAPTER.value,

@@ -24,7 +24,7 @@ LAYERS = (
     ("config_flag",),
     ("cli",),
     ("demo",),
-    ("train", "sample", "evaluate", "compile", "convert", "ema"),
+    ("train", "sample", "evaluate", "compile", "convert", "ema", "mux", "publish"),
     # The package itself offers the public names.
     ("__init__",),
 )

@@ -1,7 +1,6 @@
 """Published weights on disk or on the Hugging Face hub: which file of a folder or repository to read."""
 
 import dataclasses
-import errno
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from flowley_jax.common.files import lfs_note
 from flowley_jax.common.json_files import read_json_object
 from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.hub import download
 from flowley_jax.interop.tokenizers import TOKENIZER_FILES
 from flowley_jax.interop.weight_files import INDEX, SUFFIXES, is_index, shards_of
 
@@ -21,7 +21,6 @@ _SETTINGS = ("open_clip_config.json", "config.json")
 _OPEN_CLIP_FORMAT = "clip"
 # Of LAION-CLAP, whose weights are not among `_WEIGHTS`, nothing is downloaded.
 _HUB_TOKENIZER = TOKENIZER_FILES["t5"].names
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -138,59 +137,16 @@ def check_tokenizer_files(paths: Sequence[Path]) -> None:
 
 
 def _download(repository: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-    from huggingface_hub.utils import logging as hub_logging
-
-    # The client warns about every attempt; the one error below says the same.
-    hub_logging.set_verbosity_error()
-    log.info("asking the Hugging Face hub for %s", repository)
-    try:
-        available = HfApi().list_repo_files(repository)
-        wanted = _files_to_fetch(available)
-        log.info("downloading %s from %s", ", ".join(wanted), repository)
-        return Path(snapshot_download(repository, allow_patterns=wanted))
-    except GatedRepoError as error:
-        raise FlowleyError(
-            f"{repository}: is open only to those who accept its conditions; do so at "
-            f"https://huggingface.co/{repository}, then run `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FlowleyError(
-            f"{repository}: no such file or folder, and no such repository on the hub"
-        ) from error
-    except FlowleyError as error:
-        raise FlowleyError(f"{repository}: {error}") from error
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            return _earlier_download(repository, error)
-        raise FlowleyError(f"{repository}: cannot be downloaded ({error.strerror})") from error
-    # The exception of a failed connection depends on the version of the client and of its HTTP library.
-    except Exception as error:
-        return _earlier_download(repository, error)
-
-
-def _earlier_download(repository: str, error: Exception) -> Path:
-    cached = _cached(repository)
-    if cached is not None:
-        log.info("the hub cannot be reached; using the earlier download of %s", repository)
-        return cached
-    raise FlowleyError(
-        f"{repository}: no such file or folder, and the hub cannot be reached ({type(error).__name__}). "
+    return download(
+        repository,
+        _files_to_fetch,
+        needed=_WEIGHTS,
+        missing="no such file or folder, and no such repository on the hub",
+        advice="no such file or folder, and the hub cannot be reached ({reason}). "
         f"Download from https://huggingface.co/{repository}/tree/main the weights (one of "
         f"{', '.join(_WEIGHTS)}), the settings ({' or '.join(_SETTINGS)}) and, for a text encoder, "
-        f"{', '.join(_HUB_TOKENIZER)}; put them into one folder and give its path as --source"
-    ) from error
-
-
-def _cached(repository: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(repository, local_files_only=True))
-    except (OSError, ValueError):
-        return None
-    return folder if any((folder / name).is_file() for name in _WEIGHTS) else None
+        f"{', '.join(_HUB_TOKENIZER)}; put them into one folder and give its path as --source",
+    )
 
 
 def _files_to_fetch(available: Sequence[str]) -> list[str]:

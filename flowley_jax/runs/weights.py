@@ -20,7 +20,7 @@ from flax import nnx
 
 from flowley_jax.audio.latent_space import LatentSpace
 from flowley_jax.common.trees import describe_leaves, differences, named_leaves, summary
-from flowley_jax.config import LoraConfig, StartConfig
+from flowley_jax.config import ExperimentConfig, LoraConfig, StartConfig
 from flowley_jax.data.component_registry import Role
 from flowley_jax.data.components import Components, components_file
 from flowley_jax.errors import FlowleyError
@@ -30,8 +30,16 @@ from flowley_jax.interop.weight_files import read_arrays, write_arrays
 from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.flowley import Constant, abstract_model, merge_model
 from flowley_jax.runs import lora
+from flowley_jax.runs.hub_models import local_folder
 from flowley_jax.runs.snapshots import EmaSnapshots
-from flowley_jax.runs.workdir import BASE, check_base, components_folder, load_components, read_config
+from flowley_jax.runs.workdir import (
+    BASE,
+    MODEL,
+    check_base,
+    components_folder,
+    load_components,
+    read_config,
+)
 
 log = logging.getLogger(__name__)
 _ADAPTER_NOTE = "flowley_jax.adapter"
@@ -39,6 +47,8 @@ _ADAPTER_NOTE = "flowley_jax.adapter"
 _LEVEL_NOTE = "flowley_jax.log_mel_max"
 # Note of weights that were trained as a flow map.
 _FLOW_MAP_NOTE = "flowley_jax.flow_map"
+# Note with the step of an average.
+_STEP_NOTE = "step"
 # Note with `content_sha256` of the file's arrays.
 _CONTENT_NOTE = "flowley_jax.sha256"
 
@@ -50,7 +60,7 @@ class Weights:
     Attributes:
       config: configuration of the network.
       parameters, constants: nnx.State of nnx.Param and of Constant.
-      step: step of the snapshot that they come from; 0 for a file.
+      step: step of the snapshot that they come from; 0 for a file that does not name it.
       latent_space: space of the latents that they were trained on; None if their file names none.
       seconds: length of the clips that they were trained on; None if their file names none.
       log_mel_max: bounds of the level of what they were trained on, see `Components`; None if not known.
@@ -95,6 +105,8 @@ def averaged_weights(workdir: Path, *, sigma_rel: float, step: int | None = None
     """
     config = read_config(workdir)
     components = _components_of(workdir)
+    if (workdir / MODEL).exists():
+        return _shared_weights(workdir, config, components, sigma_rel=sigma_rel, step=step)
     latent_space = components.latent_space if components else None
     base, base_sha256 = None, ""
     _, like, constants = abstract_model(config.model)
@@ -129,6 +141,35 @@ def averaged_weights(workdir: Path, *, sigma_rel: float, step: int | None = None
         parameters=lora.merged(base.parameters, trained, strength=config.lora.strength),
         adapters=trained,
         base_sha256=base_sha256,
+    )
+
+
+def _shared_weights(
+    workdir: Path,
+    config: ExperimentConfig,
+    components: Components | None,
+    *,
+    sigma_rel: float,
+    step: int | None,
+) -> Weights:
+    """Return the weights of a model folder, which holds one average."""
+    weights = read_weights(workdir / MODEL, config.model)
+    if step not in (None, weights.step):
+        raise FlowleyError(
+            f"{workdir}: a shared model has the weights of step {weights.step} only, not {step}"
+        )
+    if sigma_rel != config.sample.sigma_rel:
+        log.warning("%s: holds one average, with sigma_rel=%g", workdir, config.sample.sigma_rel)
+    if components is None:
+        return weights
+    found, expected = weights.latent_space, components.latent_space
+    hint = "download the whole folder again"
+    check_latent_space(found, expected, what=f"{workdir / MODEL}", where=str(workdir), hint=hint)
+    return dataclasses.replace(
+        weights,
+        latent_space=expected,
+        seconds=components.seconds,
+        log_mel_max=components.log_mel_max,
     )
 
 
@@ -174,10 +215,16 @@ def read_weights(path: Path, config: ModelConfig) -> Weights:
         config=config,
         parameters=parameters,
         constants=constants,
+        step=_noted_step(notes),
         latent_space=LatentSpace.from_notes(notes),
         seconds=seconds,
         are_flow_map=of_flow_map(notes),
     )
+
+
+def _noted_step(notes: Mapping[str, str]) -> int:
+    step = notes.get(_STEP_NOTE, "")
+    return int(step) if step.isascii() and step.isdigit() else 0
 
 
 def starting_weights(start: StartConfig, config: ModelConfig, components: Components) -> Weights:
@@ -193,7 +240,7 @@ def starting_weights(start: StartConfig, config: ModelConfig, components: Compon
       FlowleyError: they cannot be read, are for another latent space, or do not fit the network; every array
         that differs is listed.
     """
-    path = Path(start.weights)
+    path = local_folder(start.weights)
     if not path.is_dir():
         weights = read_weights(path, config)
     else:
@@ -294,9 +341,16 @@ def of_flow_map(notes: Mapping[str, str]) -> bool:
     return _FLOW_MAP_NOTE in notes
 
 
-def write_weights(path: Path, weights: Weights, notes: Mapping[str, str]) -> None:
-    """Write all weights under the published names, for `read_weights` and for PyTorch users."""
-    arrays = flowley_to_torch(weights.model)
+def write_weights(path: Path, weights: Weights, notes: Mapping[str, str], *, dtype: str = "float32") -> None:
+    """Write all weights under the published names, for `read_weights` and for PyTorch users.
+
+    Args:
+      path: the file.
+      weights: the weights.
+      notes: further notes.
+      dtype: type of the stored arrays.
+    """
+    arrays = {name: array.astype(jnp.dtype(dtype)) for name, array in flowley_to_torch(weights.model).items()}
     own = {**_notes_of(arrays, weights.latent_space), **length_note(weights.seconds)}
     if weights.are_flow_map:
         own[_FLOW_MAP_NOTE] = "true"

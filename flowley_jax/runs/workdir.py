@@ -17,6 +17,8 @@ from flowley_jax.errors import FlowleyError
 log = logging.getLogger(__name__)
 CONFIG = "config.json"
 COMPONENTS = "components"
+# The weights of a model folder, which takes the place of a run's folder; see `model_folder`.
+MODEL = "model.safetensors"
 # The weights that a run with LoRA adapts.
 BASE = "base.safetensors"
 
@@ -60,6 +62,8 @@ def _claim(
 ) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / CONFIG
+    if (workdir / MODEL).exists():
+        raise FlowleyError(f"{workdir}: holds a shared model ({MODEL}), not a run; choose another folder")
     last_step = _last_stored_step(workdir)
     if last_step is not None:
         _check_same_run(workdir, config, components, records, last_step=last_step)
@@ -70,11 +74,23 @@ def _claim(
         else:
             _check_other_files(workdir)
         (workdir / BASE).unlink(missing_ok=True)
-    identities = {_IDENTITY: components.identity} | ({_BASE_IDENTITY: base_sha256} if base_sha256 else {})
-    write_text(path, json.dumps({**identities, **dataclasses.asdict(config)}, indent=2) + "\n")
+    write_config(workdir, config, components, base_sha256=base_sha256)
     folder = components_folder(workdir)
     if last_step is None or not components_file(folder).exists():
         components.save(folder)
+
+
+def write_config(
+    workdir: Path, config: ExperimentConfig, components: Components, *, base_sha256: str = ""
+) -> None:
+    """Write the configuration of a run, with the identities of what belongs to it.
+
+    Args:
+      base_sha256: identity of the weights that a run with LoRA adapts.
+    """
+    identities = {_IDENTITY: components.identity} | ({_BASE_IDENTITY: base_sha256} if base_sha256 else {})
+    content = {**identities, **dataclasses.asdict(config)}
+    write_text(workdir / CONFIG, json.dumps(content, indent=2) + "\n")
 
 
 def read_config(workdir: Path) -> ExperimentConfig:

@@ -24,6 +24,7 @@ from flowley_jax.flow.sampler import SamplingProgram, WindowBatch, latents_progr
 from flowley_jax.flow.solver import ADAPTIVE
 from flowley_jax.flow.windows import WindowLengths
 from flowley_jax.model.flowley import abstract_model
+from flowley_jax.runs.hub_models import PREFIX, local_folder
 from flowley_jax.runs.weights import averaged_weights, with_adapters
 from flowley_jax.runs.workdir import load_components, read_config
 from flowley_jax.sampling.batches import (
@@ -89,7 +90,7 @@ class Sampler:
         """Load the averaged weights and the components of a training run.
 
         Args:
-          workdir: folder of the run.
+          workdir: folder of the run, or of a shared model; hf:ORG/NAME for one on the Hugging Face hub.
           settings: guidance, solver and averaging length; by default those of the run's configuration.
           adapter: file of LoRA adapters to add to the weights.
           adapter_factor: strength of the adapters: 1 as trained, 0 without effect.
@@ -98,7 +99,7 @@ class Sampler:
           FlowleyError: the folder holds no run, or the run has no averaged weights yet; the solver or the
             guidance needs what the run does not have.
         """
-        workdir = Path(workdir)
+        workdir = local_folder(workdir)
         settings = settings or read_config(workdir).sample
         weights = averaged_weights(workdir, sigma_rel=settings.sigma_rel)
         check_solver(settings, weights.are_flow_map, workdir)
@@ -118,6 +119,20 @@ class Sampler:
             },
             bad_parameters=_bad_parameters(workdir, settings),
         )
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, settings: SampleConfig | None = None) -> "Sampler":
+        """Load a shared model: its repository ORG/NAME on the Hugging Face hub, or a folder.
+
+        Args:
+          name: the repository or the folder.
+          settings: guidance and solver; by default those of the model.
+
+        Raises:
+          FlowleyError: there is no such model, it cannot be reached, or it is damaged.
+        """
+        is_local = Path(name).is_dir() or str(name).startswith(PREFIX)
+        return cls.from_run(name if is_local else f"{PREFIX}{name}", settings=settings)
 
     @classmethod
     def from_published(

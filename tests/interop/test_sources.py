@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.numpy import save_file
 
 from flowley_jax.errors import FlowleyError
@@ -113,11 +113,8 @@ def test_only_needed_files_are_downloaded(tmp_path, monkeypatch):
 
 
 def test_files_to_download_are_named_when_the_hub_cannot_be_reached(monkeypatch):
-    def nothing_cached(*_, **__):
-        raise LocalEntryNotFoundError("not cached")
-
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: _Hub(error=ConnectionError("no route")))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", nothing_cached)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     with pytest.raises(FlowleyError) as caught:
         find_weights("google/flan-t5-large")
     for text in (
@@ -133,7 +130,8 @@ def test_files_to_download_are_named_when_the_hub_cannot_be_reached(monkeypatch)
 def test_earlier_download_is_used_when_the_hub_cannot_be_reached(tmp_path, monkeypatch):
     folder = _touch(tmp_path / "cache", "model.safetensors")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: _Hub(error=ConnectionError("no route")))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, local_files_only: str(folder))
+    cached = {"model.safetensors": str(folder / "model.safetensors")}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, name: cached.get(name))
     assert find_weights("google/flan-t5-large").path.parent == folder
 
 

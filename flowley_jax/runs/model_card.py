@@ -1,0 +1,86 @@
+"""The model card of a shared model: README.md, with front matter as the Hugging Face hub reads it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from flowley_jax.config import ExperimentConfig
+from flowley_jax.data.components import Components
+from flowley_jax.runs.weights import Weights
+
+CARD = "README.md"
+_TAGS = ("video-to-audio", "foley", "audio-generation", "flowley")
+# The hub has no pipeline for sound from video.
+_PIPELINE = "other"
+_PAPER = "https://arxiv.org/abs/2607.06405"
+
+
+def model_card(
+    name: str,
+    config: ExperimentConfig,
+    components: Components,
+    weights: Weights,
+    *,
+    license_name: str = "",
+    figures: Mapping[str, float] | None = None,
+) -> str:
+    """Return the text of the card.
+
+    Args:
+      name: ORG/NAME, or the name of the folder.
+      config: configuration of the run.
+      components: components of the run.
+      weights: the shared weights.
+      license_name: license of the weights, as the hub names it; "" if it is not stated.
+      figures: metrics of the model by name.
+    """
+    figures = figures or {}
+    source = f"hf:{name}" if "/" in name else name
+    kind = "a flow map, for few steps" if weights.are_flow_map else "a rectified flow"
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights.parameters))
+    solver = config.sample.solver
+    lines = [
+        *_front_matter(name, license_name, figures),
+        f"# {name.split('/')[-1]}",
+        "",
+        f"This model gives silent video its sound. It is a [Flowley]({_PAPER}) network, trained with "
+        "Flowley-JAX.",
+        "",
+        "```sh",
+        f'python -m flowley_jax.sample --workdir {source} --video a.mp4 --prompt "what is heard" --out b.mp4',
+        "```",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| network | {parameters:,} parameters, {kind} |",
+        f"| training | {weights.step:,} steps, batch {config.data.batch_size} |",
+        f"| clips | {components.seconds:g} s |",
+        f"| video | {components.video_encoder.name}, {components.video_fps:g} frames per second |",
+        f"| text | {components.text_encoder.name} |",
+        f"| sound | {components.sample_rate:,} Hz |",
+        f"| codec | {components.latent_space} |",
+        f"| vocoder | {components.vocoder.name} |",
+        f"| sampling | {solver.steps} steps of {solver.name}, guidance {config.sample.guidance:g} |",
+    ]
+    if figures:
+        lines += ["", "| metric | value |", "|---|---|"]
+        lines += [f"| {metric} | {value:.4g} |" for metric, value in figures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _front_matter(name: str, license_name: str, figures: Mapping[str, float]) -> list[str]:
+    content: dict[str, Any] = {"license": license_name} if license_name else {}
+    content |= {"library_name": "flowley-jax", "pipeline_tag": _PIPELINE, "tags": list(_TAGS)}
+    if figures:
+        metrics = [
+            {"type": metric, "name": metric, "value": round(float(value), 6)}
+            for metric, value in figures.items()
+        ]
+        task = {"type": _PIPELINE, "name": "video-to-audio"}
+        dataset = {"type": "own", "name": "held-out clips of the run"}
+        results = [{"task": task, "dataset": dataset, "metrics": metrics}]
+        content["model-index"] = [{"name": name.split("/")[-1], "results": results}]
+    # JSON is YAML, too.
+    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in content.items()), "---", ""]
