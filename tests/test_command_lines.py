@@ -295,7 +295,7 @@ def test_train_leaves_a_folder_with_a_different_configuration_unchanged(debug_ru
     before = shell.tree(workdir)
     result = shell.train(workdir, "--config.optim.learning_rate=0.5", "--config.model.window=9")
     shell.fails_in_one_line(
-        result, workdir, "optim.learning_rate was 0.0025, is now 0.5", "model.window was 0, is now 9"
+        result, workdir, "optim.learning_rate was 0.002, is now 0.5", "model.window was 0, is now 9"
     )
     assert shell.tree(workdir) == before
 
