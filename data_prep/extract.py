@@ -35,8 +35,8 @@ _CONFIG = ConfigFlag(
 _CODEC_FROM = flags.DEFINE_string(
     "codec_from",
     "",
-    "Folder of a run or of records: make records that fit its model, with its codec, vocoder and encoders, "
-    "for fine-tuning (docs/training.md).",
+    "Folder of a run, a shared model (or hf:ORG/NAME) or records: make records that fit its model, with its "
+    "codec, vocoder and encoders, for fine-tuning (docs/training.md).",
 )
 _CAPTIONS = flags.DEFINE_multi_string(
     "captions",

@@ -106,8 +106,8 @@ class FlowConfig:
             )
         if self.map.enabled and self.loss.alignment_weight:
             raise FlowleyError(
-                f"flow.loss.alignment_weight={self.loss.alignment_weight} must be 0 for a flow map: its "
-                "start has learned already"
+                f"flow.loss.alignment_weight={self.loss.alignment_weight} must be 0 for a flow map, "
+                "which starts from a trained network"
             )
 
 
@@ -212,8 +212,9 @@ class StartConfig:
     """Initial weights of a run.
 
     Attributes:
-      weights: folder of another run, or a weight file under the published names (.safetensors, .pth); its
-        latent statistics and empty features are kept too. Empty for random weights.
+      weights: folder of another run or of a shared model, hf:ORG/NAME for one on the Hugging Face hub, or a
+        weight file under the published names (.safetensors, .pth); its latent statistics and empty features
+        are kept too. Empty for random weights.
       sigma_rel: EMA length of the weights if they come from a run's folder.
       any_codec: also start from weights whose codec is not that of the records; they must learn its latents.
     """
@@ -284,12 +285,13 @@ class SampleConfig:
     """Defaults of the sampler.
 
     Attributes:
-      guidance: classifier-free guidance scale; at 1 or below, only the conditional velocity counts.
-      guidance_text: scale of the text at all steps, which makes `guidance` that of the video; a step with
-        both above 1 evaluates the network three times. None for one scale.
-      guidance_from: time of the first solver step with the scale `guidance`, which is 1 before; 0 is noise,
-        1 is sound.
-      guidance_to: time before which the last of these steps begins.
+      guidance: classifier-free guidance scale; 1 or below is no guidance, except by `guidance_text`.
+      guidance_text: scale of the text at all steps; `guidance` is then the scale of the video only. None for
+        one scale. A step with two different scales evaluates the network three times, unless that of the
+        video is 1.
+      guidance_from: `guidance` applies to solver steps that begin at this time or later; 0 is noise, 1 is
+        sound. In other steps, the scale is 1.
+      guidance_to: `guidance` applies to solver steps that begin before this time.
       guidance_rescale: share of the guided velocity that gets the standard deviation of the conditional one.
       zero_star: scale the empty branch of guidance by least squares (CFG-Zero*).
       zero_until: skip solver steps that begin before this time (CFG-Zero*).

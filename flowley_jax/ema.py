@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from flowley_jax.config import ExperimentConfig
     from flowley_jax.runs.weights import Weights
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of a training run or of a shared model, or hf:ORG/NAME for one on the Hugging Face hub.",
+    required=True,
+)
 _SIGMA_REL = define_floats(
     "sigma_rel",
     "Length of the average: its standard deviation as a share of the training so far (docs/training.md). May "

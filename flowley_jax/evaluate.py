@@ -68,8 +68,9 @@ _REAL = flags.DEFINE_string("real", None, "Folder of the clips with their real s
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of a training run. With --table and without --sounds, it samples the sounds; its codec "
-    "also encodes and decodes the real sounds, for a row of scores.",
+    "Folder of a training run or of a shared model, or hf:ORG/NAME for one on the Hugging Face hub. With "
+    "--table and without --sounds, it samples the sounds; its codec also encodes and decodes the real "
+    "sounds, for a row of scores.",
 )
 _TOLERANCE = define_float(
     "tolerance", 0.1, "Largest distance of an onset from its event, in seconds.", Range(least=0, most=60)

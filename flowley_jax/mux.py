@@ -1,6 +1,7 @@
 """Put a sound under a video: python -m flowley_jax.mux --video a.mp4 --audio b.wav --out c.mp4
 
-The picture is copied, not encoded again. --keep-original mixes the video's own sound in.
+The picture is copied without encoding it again, where the new file can hold it. --keep-original mixes the
+video's own sound in.
 """
 
 import sys

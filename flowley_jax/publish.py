@@ -1,4 +1,4 @@
-"""Share a trained model: python -m flowley_jax.publish --workdir RUN --out FOLDER [--push ORG/NAME]
+"""Share a model: python -m flowley_jax.publish --workdir RUN --out FOLDER [--push ORG/NAME]
 
 The folder holds the averaged weights, the configuration, the components and a model card. It takes the place
 of a run's folder: as --workdir FOLDER, or as --workdir hf:ORG/NAME when it is on the Hugging Face hub.

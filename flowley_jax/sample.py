@@ -7,6 +7,7 @@ Instead of --workdir, --published takes a folder of bundles from python -m flowl
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from flowley_jax.sampling.sampler import Sampler
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of a training run, or hf:ORG/NAME for a shared model on the Hugging Face hub."
+    "workdir",
+    None,
+    "Folder of a training run or of a shared model, or hf:ORG/NAME for one on the Hugging Face hub.",
 )
 _PUBLISHED = flags.DEFINE_string(
     "published", None, "Folder of bundles of published weights, instead of --workdir."
@@ -119,8 +122,8 @@ _SHIFT = define_float(
 _GUIDANCE = define_float(
     "guidance",
     None,
-    "Classifier-free guidance scale; 1 or below means no guidance; by default that of the run's "
-    "configuration.",
+    "Classifier-free guidance scale, of the video only if the text has one of its own; 1 or below means no "
+    "guidance; by default that of the run's configuration.",
     GUIDANCES,
 )
 _GUIDANCE_TEXT = define_float(
@@ -238,8 +241,6 @@ def _check_flags() -> None:
         raise FlowleyError("give either --workdir or --published")
     if not _VIDEO.value and (_KEEP_ORIGINAL.value or _KEEP.value is not None):
         raise FlowleyError("--keep-original and --keep need --video, which has the sound to keep")
-    if _KEEP.value is not None and _LOUDNESS.value is not None:
-        raise FlowleyError("--loudness changes the level at the joints; it does not go with --keep")
     if not _VIDEO.value and (_SOUNDCAP.value or _SPLIT.value):
         raise FlowleyError("--soundcap and --split need --video")
     if _SOUNDCAP.value and (_START.value or _END.value is not None):
@@ -393,6 +394,11 @@ def _settings(default: "SampleConfig") -> "SampleConfig":
     changes = {key: value for key, value in changes.items() if value is not None}
     settings = dataclasses.replace(default, solver=dataclasses.replace(default.solver, **solver), **changes)
     _check_effect(settings)
+    if _KEEP.value is not None and settings.loudness is not None:
+        raise FlowleyError(
+            f"--keep does not go with a loudness ({settings.loudness:g} LUFS, of --loudness or "
+            "sample.loudness), which would change the level at the joints"
+        )
     return settings
 
 
@@ -402,17 +408,19 @@ def _check_effect(settings: "SampleConfig") -> None:
     from flowley_jax.flow.stretches import stretches
 
     steps = [stretch.guidance for stretch in stretches(settings.solver, settings.guidance_form)]
-    needs = (
-        # Both need a scale of the video, the others also work with that of the text.
-        ((_GUIDANCE_FROM, _GUIDANCE_TO, _ZERO_STAR), any(form.scales[0] > 1.0 for form in steps)),
-        ((_GUIDANCE_RESCALE, _AUTOGUIDANCE_STEP), any(form.branches > 1 for form in steps)),
-    )
-    for forms, is_guided in needs:
-        if not is_guided and (given := [flag for flag in forms if flag.present and flag.value]):
-            name = given[0].name.replace("_", "-")
-            raise FlowleyError(f"--{name} has no effect, because no step is guided; see --guidance")
+    if not any(form.scales[0] > 1.0 for form in steps):
+        _refuse((_GUIDANCE_FROM, _GUIDANCE_TO, _ZERO_STAR), "no step has a --guidance above 1")
+    if not any(form.branches > 1 for form in steps):
+        _refuse((_GUIDANCE_RESCALE, _AUTOGUIDANCE_STEP), "no step is guided; see --guidance")
     if _SHIFT.present and settings.solver.name in ADAPTIVE:
         raise FlowleyError(f"--shift needs a fixed-step solver; {settings.solver.name} chooses its own steps")
+
+
+def _refuse(given: Sequence[flags.FlagHolder], reason: str) -> None:
+    """Refuse the first of these flags that was given a value."""
+    for flag in given:
+        if flag.present and flag.value:
+            raise FlowleyError(f"--{flag.name.replace('_', '-')} has no effect, because {reason}")
 
 
 if __name__ == "__main__":

@@ -154,8 +154,8 @@ def test_models_travel_over_the_hub(tiny_run, folder, frames, tmp_path):
         assert (tmp_path / "near.wav").read_bytes() == (tmp_path / "far.wav").read_bytes()
         hub.repositories["someone/other"] = {"pytorch_model.bin": b""}
         for name, expected in (
-            ("someone/none", "no such repository on the hub, or it is private"),
-            (hub_server.PRIVATE, "no such repository on the hub, or it is private"),
+            ("someone/none", "the hub has no such repository, or it is private"),
+            (hub_server.PRIVATE, "the hub has no such repository, or it is private"),
             (
                 "someone/other",
                 "holds no model of flowley_jax.publish (config.json and model.safetensors missing)",

@@ -34,7 +34,8 @@ class FlowMapConfig:
     Attributes:
       enabled: whether the run trains a flow map.
       guidance: classifier-free guidance scale that is folded in; at 1 or below, none is.
-      guidance_text: scale of the text at all times, which makes `guidance` that of the video; None for one.
+      guidance_text: scale of the text at all times, which makes `guidance` that of the video; None for one
+        scale.
       guidance_from: time t at which `guidance` begins to apply; before, it is 1.
       guidance_to: time t at which it stops applying.
       alpha_first: portion α of a step that follows the teacher, at the beginning of the training. It falls
@@ -109,8 +110,9 @@ def teacher_velocity(
 ) -> Float[Array, "B Ta C"]:
     """Return the guided velocity (`flowley_jax.flow.guidance`), with all its branches in one batched call.
 
-    The scale of the video is `config.guidance` where `guidance_from` ≤ t < `guidance_to`, and else 1; so is
-    that of the text, unless it has one of its own. Without guidance, only the conditional branch runs.
+    The scale of the video is `config.guidance` where `guidance_from` ≤ t < `guidance_to`, and else 1. The
+    scale of the text is the same, unless `guidance_text` sets one for all times. Without guidance, only the
+    conditional branch runs.
 
     Args:
       model: the teacher.

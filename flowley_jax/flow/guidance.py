@@ -54,12 +54,12 @@ class Guidance:
 
     @property
     def scales(self) -> tuple[float, float]:
-        """The scales of video and text that count, at least 1."""
+        """The scales of video and text; values below 1 count as 1."""
         text_scale = self.scale if self.text_scale is None else self.text_scale
         return max(self.scale, 1.0), max(text_scale, 1.0)
 
     def at(self, t: float) -> "Guidance | None":
-        """Return the form of solver steps that begin at t, at all times; None where the velocity is zero."""
+        """Return the form for steps that begin at t, without its time limits; None for a velocity of zero."""
         if t < self.zero_until:
             return None
         scale = self.scale if self.start <= t < self.end else 1.0
@@ -156,7 +156,7 @@ def guided_velocity(
 
 
 def _combined(guidance: Guidance, worse: Array, conditional: Array, of_video: Array | None = None) -> Array:
-    """Return the guided velocity, given those of its branches; with one scale it needs none of the video."""
+    """Return the guided velocity from its branches; `of_video` is None if both scales are equal."""
     scale, text_scale = guidance.scales
     if guidance.zero_star and scale > 1.0:
         product = jnp.sum(conditional * worse, axis=(1, 2), keepdims=True)

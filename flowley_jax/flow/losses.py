@@ -25,7 +25,7 @@ class LossConfig:
     Attributes:
       kind: distance between predicted and target velocity: mean squared error or pseudo-Huber.
       direction_weight: weight λ of the direction loss, 1 − cosine similarity.
-      alignment_weight: weight of the alignment loss, which trains the middle of the network to tell the clean
+      alignment_weight: weight of the alignment loss, which makes the middle of the network predict the clean
         latent (`flowley_jax.training.alignment`); 0, as published, leaves it out.
     """
 

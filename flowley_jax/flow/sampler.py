@@ -51,8 +51,8 @@ class WindowBatch(NamedTuple):
       negative_text, negative_len: texts of the empty branch; None for the empty text.
       count: number of windows in use, which come first.
       latents: number of latents in use.
-      own: latents on the codec's scale that a sound has already, in the order of the sampled ones; None
-        without any.
+      own: latents of the clips' own sounds, on the codec's scale, at the same places as the sampled ones;
+        None if no clip keeps a part.
       kept: latents that stay as in `own`; the others are sampled to fit.
     """
 
@@ -263,7 +263,7 @@ def _sample_in_steps(
 def _start(
     graphdef: nnx.GraphDef, variables: tuple[Any, ...], batch: WindowBatch, t: float | Array
 ) -> Float[Array, "W Ta C"]:
-    """Return the state before the first step, at t: noise, and the points of kept latents on their path."""
+    """Return the state before the first step, at t: noise, or for kept latents their point on the path."""
     model = nnx.merge(graphdef, *variables)
     noise = _noise(model, batch)
     if batch.own is None or batch.kept is None:

@@ -27,7 +27,7 @@ def download(
       choose: returns the files to fetch, or patterns of them, given all names in the repository.
       needed: files of which an earlier download must have one, to be used without the hub.
       missing: the problem, for the message, if there is no such repository.
-      advice: end of the message if the hub cannot be reached.
+      advice: end of the message if the hub cannot be reached; {reason} in it becomes the name of the error.
 
     Raises:
       FlowleyError: the repository does not exist, is closed, or cannot be reached and was not downloaded
@@ -76,12 +76,12 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repository)
-    # As above, many kinds of exceptions.
+    # The exception depends on the version of the client, as in `download`.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise FlowleyError(
-            f"{repository}: was not uploaded ({reason[0]}); `hf auth login` stores the token of your "
-            f"account. The folder {folder} is complete"
+            f"{repository}: was not uploaded ({reason[0]}). {folder} is complete: log in with "
+            f"`hf auth login`, then run `hf upload {repository} {folder}`"
         ) from error
     return str(address)
 
@@ -97,7 +97,7 @@ def _earlier_download(repository: str, error: Exception, needed: Sequence[str], 
 def _cached(repository: str, needed: Sequence[str]) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    # `snapshot_download` refuses a snapshot in which files of the repository are missing, as in ours.
+    # `snapshot_download` refuses an incomplete snapshot, and ours has only the chosen files.
     for name in needed:
         path = try_to_load_from_cache(repository, name)
         if isinstance(path, str):

@@ -1,4 +1,4 @@
-"""Model folders on the Hugging Face hub, which take the place of a run's folder as hf:ORG/NAME."""
+"""Shared models on the Hugging Face hub, which take the place of a run's folder as hf:ORG/NAME."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def local_folder(source: str | Path) -> Path:
     """Return the path that an argument names; hf:ORG/NAME is downloaded first, or taken from the cache.
 
     Raises:
-      FlowleyError: the name has another form, the repository does not exist, holds no model folder, or
+      FlowleyError: the name has another form, the repository does not exist, holds no shared model, or
         cannot be reached.
     """
     text = str(source)
@@ -27,8 +27,8 @@ def local_folder(source: str | Path) -> Path:
         name,
         _model_files,
         needed=(MODEL,),
-        missing="no such repository on the hub, or it is private: `hf auth login` stores the token that "
-        "opens it",
+        missing="the hub has no such repository, or it is private; for a private one, run "
+        "`hf auth login` first",
         advice="the hub cannot be reached ({reason}), and there is no earlier download",
     )
 

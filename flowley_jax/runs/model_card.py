@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from flowley_jax.config import ExperimentConfig
+from flowley_jax.config import ExperimentConfig, SampleConfig
 from flowley_jax.data.components import Components
 from flowley_jax.runs.weights import Weights
 
@@ -45,11 +45,12 @@ def model_card(
         *_front_matter(name, license_name, figures),
         f"# {name.split('/')[-1]}",
         "",
-        f"This model gives silent video its sound. It is a [Flowley]({_PAPER}) network, trained with "
+        f"This model makes sound for silent videos. It is a [Flowley]({_PAPER}) network, trained with "
         "Flowley-JAX.",
         "",
         "```sh",
-        f'python -m flowley_jax.sample --workdir {source} --video a.mp4 --prompt "what is heard" --out b.mp4',
+        f"python -m flowley_jax.sample --workdir {source} --video a.mp4 \\",
+        '  --prompt "rain on a roof" --out b.mp4',
         "```",
         "",
         "| | |",
@@ -62,7 +63,7 @@ def model_card(
         f"| sound | {components.sample_rate:,} Hz |",
         f"| codec | {components.latent_space} |",
         f"| vocoder | {components.vocoder.name} |",
-        f"| sampling | {solver.steps} steps of {solver.name}, guidance {config.sample.guidance:g} |",
+        f"| sampling | {solver.steps} steps of {solver.name}, {_guidance(config.sample)} |",
     ]
     if figures:
         lines += ["", "| metric | value |", "|---|---|"]
@@ -82,5 +83,15 @@ def _front_matter(name: str, license_name: str, figures: Mapping[str, float]) ->
         dataset = {"type": "own", "name": "held-out clips of the run"}
         results = [{"task": task, "dataset": dataset, "metrics": metrics}]
         content["model-index"] = [{"name": name.split("/")[-1], "results": results}]
-    # JSON is YAML, too.
+    # Every JSON value is valid YAML.
     return ["---", *(f"{key}: {json.dumps(value)}" for key, value in content.items()), "---", ""]
+
+
+def _guidance(sample: SampleConfig) -> str:
+    video, text = sample.guidance_form.scales
+    if max(video, text) == 1.0:
+        return "no guidance"
+    words = f"guidance {video:g}"
+    if sample.guidance_from > 0.0:
+        words += f" from t = {sample.guidance_from:g}"
+    return words if sample.guidance_text is None else f"{words}, of the text {text:g}"

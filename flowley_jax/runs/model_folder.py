@@ -1,4 +1,4 @@
-"""A model folder: averaged weights of a run with its configuration and components, for others to use.
+"""The folder of a shared model: averaged weights of a run, its configuration and its components.
 
 It takes the place of the run's folder wherever weights are read: in sampling, evaluation and fine-tuning.
 """
@@ -46,12 +46,14 @@ def check_empty(out: Path) -> None:
 
 
 def _without_paths(config: ExperimentConfig, sigma_rel: float) -> ExperimentConfig:
-    """Return a configuration that tells nothing of the machine. Adapters are part of the weights by now."""
+    """Return the configuration without paths of this machine, and without LoRA, which is merged by now."""
     start = Path(config.start.weights).name
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, records=""),
         start=dataclasses.replace(config.start, weights=start),
         lora=LoraConfig(),
+        train=dataclasses.replace(config.train, evaluate_every=0, evaluate_networks=""),
+        ema=dataclasses.replace(config.ema, sigma_rels=(sigma_rel,)),
         sample=dataclasses.replace(config.sample, sigma_rel=sigma_rel),
     )

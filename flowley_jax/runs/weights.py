@@ -152,14 +152,17 @@ def _shared_weights(
     sigma_rel: float,
     step: int | None,
 ) -> Weights:
-    """Return the weights of a model folder, which holds one average."""
+    """Return the weights of a shared model, which holds one average."""
     weights = read_weights(workdir / MODEL, config.model)
     if step not in (None, weights.step):
         raise FlowleyError(
             f"{workdir}: a shared model has the weights of step {weights.step} only, not {step}"
         )
     if sigma_rel != config.sample.sigma_rel:
-        log.warning("%s: holds one average, with sigma_rel=%g", workdir, config.sample.sigma_rel)
+        raise FlowleyError(
+            f"{workdir}: a shared model has one average, of sigma_rel={config.sample.sigma_rel:g}, not "
+            f"{sigma_rel:g}"
+        )
     if components is None:
         return weights
     found, expected = weights.latent_space, components.latent_space

@@ -17,7 +17,7 @@ from flowley_jax.errors import FlowleyError
 log = logging.getLogger(__name__)
 CONFIG = "config.json"
 COMPONENTS = "components"
-# The weights of a model folder, which takes the place of a run's folder; see `model_folder`.
+# The weights of a shared model, whose folder takes the place of a run's folder; see `model_folder`.
 MODEL = "model.safetensors"
 # The weights that a run with LoRA adapts.
 BASE = "base.safetensors"

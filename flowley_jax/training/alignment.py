@@ -1,4 +1,4 @@
-"""Representation alignment: a head reads the clean latent off the middle of the network, in training only.
+"""Representation alignment: a head predicts the clean latent from the middle of the network, in training.
 
 Yu et al. (REPA, arXiv 2410.06940) align a middle block with the features of a pretrained encoder. Here the
 clean latent itself is the feature, so that no other network is needed. The head belongs to the training state
@@ -41,14 +41,14 @@ def new_head(model: ModelConfig, key: jax.Array) -> Head:
 def alignment_loss(
     head: Head, audio_stream: Float[Array, "B Ta D"], clean: Float[Array, "B Ta C"]
 ) -> Float[Array, ""]:
-    """Return the mean of 1 − cosine between what the head reads and the standardised clean latent.
+    """Return the mean of 1 − cosine between the head's prediction and the standardised clean latent.
 
     Args:
       audio_stream: audio tokens after the multi-stream blocks.
     """
     hidden = jax.nn.silu(_linear(head["first"], audio_stream))
-    read = _linear(head["second"], hidden).astype(jnp.float32)
-    return jnp.mean(1.0 - cosine_similarity(read, clean))
+    predicted = _linear(head["second"], hidden).astype(jnp.float32)
+    return jnp.mean(1.0 - cosine_similarity(predicted, clean))
 
 
 def with_head(parameters: Any, head: Head) -> Any:

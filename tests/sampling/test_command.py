@@ -35,8 +35,11 @@ def test_flags_without_effect_and_numbers_out_of_range_are_refused(video, tmp_pa
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--guidance=1", "--zero-star"], "--zero-star has no effect, because no step is guided"),
-        (["--guidance-from=0.9"], "--guidance-from has no effect, because no step is guided"),
+        (
+            ["--guidance=1", "--zero-star"],
+            "--zero-star has no effect, because no step has a --guidance above 1",
+        ),
+        (["--guidance-from=0.9"], "--guidance-from has no effect, because no step has a --guidance above 1"),
         (["--guidance=1", "--autoguidance-step=3"], "--autoguidance-step has no effect"),
         (["--solver=tsit5", "--shift=2"], "--shift needs a fixed-step solver; tsit5 chooses its own steps"),
         (["--zero-until=0.9"], "zero_until=0.9 leaves no step of the solver"),

@@ -122,7 +122,7 @@ def test_the_command_keeps_parts(tiny_run, clip, tmp_path):
     expected, _ = read_channels(clip.path)
     np.testing.assert_allclose(planes[:, : rate // 4], expected[:, : rate // 4], atol=2.0**-14)
     for flags, message in (
-        (["--keep", "1-2", "--loudness=-20"], "it does not go with --keep"),
+        (["--keep", "1-2", "--loudness=-20"], "--keep does not go with a loudness (-20 LUFS"),
         (["--keep", "2-1"], "--keep: the part 2-1"),
     ):
         shell.fails_in_one_line(shell.sample(tiny_run, clip.path, tmp_path / "c.wav", *flags), message)
