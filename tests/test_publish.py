@@ -131,7 +131,12 @@ def test_models_travel_over_the_hub(tiny_run, folder, frames, tmp_path):
 
         def run(*command):
             return subprocess.run(
-                shell.command(*command), env=environment, capture_output=True, text=True, cwd=tmp_path
+                shell.command(*command),
+                env=environment,
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                timeout=shell.TIMEOUT,
             )
 
         publish = ("flowley_jax.publish", "--workdir", tiny_run, "--out")
