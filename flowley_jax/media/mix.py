@@ -35,7 +35,7 @@ def check_keep(keep: Keep, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """What is written next to the new sound.
+    """Settings of the mix of the new sound and the video's own one.
 
     Attributes:
       keep_original: factor of the video's own sound; 0 leaves it out.
