@@ -39,6 +39,38 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
         return []
     except OSError as error:
         raise FlowleyError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return _rows(content)
+
+
+class JsonlTail:
+    """Reader of a JSON Lines file that grows; each call of `rows` returns what is new."""
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = path
+        self._position = 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows that were completed since the last call, in order; a missing file has none.
+
+        Lines that are not JSON objects are dropped. A last line without a newline waits for the next call.
+
+        Raises:
+          FlowleyError: the file exists but cannot be read.
+        """
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._position)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise FlowleyError(f"{self._path}: cannot be read ({error.strerror or error})") from error
+        complete = content[: content.rfind(b"\n") + 1]
+        self._position += len(complete)
+        return _rows(complete)
+
+
+def _rows(content: bytes) -> list[dict[str, Any]]:
     # Not str.splitlines: it also splits at line separators within a JSON string.
     rows = (_parse(line) for line in content.split(b"\n"))
     return [row for row in rows if isinstance(row, dict)]

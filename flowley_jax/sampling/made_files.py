@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowley_jax.common.files import flush_to_disk, name_errors, partial_name, sha256
-from flowley_jax.common.jsonl import append_json, read_jsonl
+from flowley_jax.common.jsonl import JsonlTail, append_json
 from flowley_jax.errors import FlowleyError
 
 
@@ -27,9 +27,18 @@ class MadeFiles:
           FlowleyError: the file exists but cannot be read.
         """
         self._path = path
+        self._tail = JsonlTail(path)
         # Owners by name and SHA-256.
         self._owners: dict[str, dict[str, set[str]]] = {}
-        for row in read_jsonl(path):
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the rows that other processes have appended.
+
+        Raises:
+          FlowleyError: the file exists but cannot be read.
+        """
+        for row in self._tail.rows():
             if is_made_row(row):
                 self._add(row["clip"], row["made"])
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from flowley_jax.common.durations import format_duration
 from flowley_jax.common.files import check_new_file, name_errors, remove_partials
-from flowley_jax.common.locks import lock_folder
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES, VIDEO_SUFFIXES, has_suffix
 from flowley_jax.media.inputs import MediaError
@@ -33,13 +32,17 @@ from flowley_jax.sampling.plan import (
     input_ids,
     is_file,
     log_plan,
+    make_jobs,
     make_plan,
     replaces_input,
     target_paths,
+    task_of,
 )
 from flowley_jax.sampling.sample_log import SampleLog
-from flowley_jax.sampling.sampler import GROUP, Sampler
+from flowley_jax.sampling.sampler import Sampler
+from flowley_jax.sampling.shares import Shares
 from flowley_jax.sampling.sound_levels import SoundLevels
+from flowley_jax.sampling.team import Team
 
 log = logging.getLogger(__name__)
 # A temporary file next to the file `--out` is no longer written to if it has not changed for a day.
@@ -76,7 +79,7 @@ def check_out(
 
     Raises:
       FlowleyError: `out` is neither, is an input, a video for a sound from text or, without `overwrite`, an
-        existing file; or its folder cannot be created or written to, or another process samples to it.
+        existing file; or its folder cannot be created or written to.
     """
     many = len(clips) > 1
     if many and is_file(out):
@@ -98,10 +101,6 @@ def check_out(
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise FlowleyError(f"{folder}: cannot be written (Permission denied)")
-    if not is_file(out):
-        # `write_sounds` locks the folder, but only when the model is loaded.
-        with lock_folder(out):
-            pass
 
 
 def write_sounds(
@@ -118,8 +117,8 @@ def write_sounds(
     """Sample sounds for clips and write them to the file `out`, or to `out`/<id><suffix> in a folder.
 
     With several samples, file names end in _0, _1, …. Clips that cannot be used are listed, and the others
-    are sampled. In a folder, which no other process can sample to at the same time, `samples.jsonl` records
-    how each file was made:
+    are sampled. Processes that run the same command on a folder share the clips; those of a process that ends
+    early are taken over by the others. In a folder, `samples.jsonl` records how each file was made:
 
     - A clip whose files were made in the same way from the same video is not sampled again.
     - Sounds that were made in a different way are replaced, and the log says so.
@@ -138,21 +137,27 @@ def write_sounds(
       mixing: what is written next to the new sound.
 
     Raises:
-      FlowleyError: the file `out` exists and `overwrite` is false, another process writes to the folder, or
-        `samples.jsonl` cannot be read.
+      FlowleyError: the file `out` exists and `overwrite` is false, a process with other clips or settings
+        writes to the folder, or `samples.jsonl` cannot be read.
     """
-    options = {"seed": seed, "num_samples": num_samples}
+    jobs = make_jobs(sampler, clips, out, suffix=suffix, seed=seed, num_samples=num_samples, mixing=mixing)
+    run = functools.partial(_Run, sampler, seed=seed, num_samples=num_samples, mixing=mixing)
     if is_file(out):
         remove_partials(out.parent, unchanged_seconds=_ABANDONED_SECONDS)
-        plan = make_plan(sampler, clips, out, None, suffix=suffix, mixing=mixing, **options)
+        plan = make_plan(jobs, None)
         for path in (path for job in plan.todo for path in job.paths):
             check_new_file(path, overwrite=overwrite)
-        return _Run(sampler, plan, None, mixing=mixing, **options).results(out)
-    with lock_folder(out):
-        remove_partials(out)
-        sample_log = SampleLog(out)
-        plan = make_plan(sampler, clips, out, sample_log, suffix=suffix, mixing=mixing, **options)
-        return _Run(sampler, plan, sample_log, mixing=mixing, **options).results(out)
+        return run(plan).results(out)
+    with name_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(Team(out, task_of(jobs))) as team:
+        if team.is_first:
+            remove_partials(out)
+        with team.turn():
+            sample_log = SampleLog(out, team.turn)
+        plan = make_plan(jobs, sample_log)
+        shares = Shares(plan.todo, sample_log, team, batch=sampler.rooms[-1])
+        return run(plan, sample_log, shares).results(out)
 
 
 class _Run:
@@ -162,7 +167,8 @@ class _Run:
         self,
         sampler: Sampler,
         plan: Plan,
-        sample_log: SampleLog | None,
+        sample_log: SampleLog | None = None,
+        shares: Shares | None = None,
         *,
         seed: int,
         num_samples: int,
@@ -171,6 +177,7 @@ class _Run:
         self._sampler = sampler
         self._plan = plan
         self._log = sample_log
+        self._shares = shares
         self._seed = seed
         self._num_samples = num_samples
         self._mixing = mixing
@@ -185,6 +192,7 @@ class _Run:
                 log.info("failed: %s", line)
         log_plan(self._plan, self._log, out)
         todo, written, progress = self._plan.todo, 0, _Progress(len(self._plan.todo), self._num_samples)
+        shares = self._shares
         rate = self._sampler.components.sample_rate
         levels = SoundLevels(rate, self._sampler.settings.loudness)
         for job, waves in self._sounds(progress):
@@ -194,22 +202,26 @@ class _Run:
                     if self._log:
                         self._log.add(job.request)
             except FlowleyError as error:
-                self._add_failure(str(error))
+                self._add_failure(job, str(error))
                 continue
             self._results.written[job.clip.id] = job.paths
             written += 1
+            elsewhere = len(shares.done) + len(shares.failed) if shares else 0
             files = job.paths[0] if len(job.paths) == 1 else f"{job.paths[0]} … {job.paths[-1].name}"
-            log.info("%d/%d %s, %s left", written, len(todo), files, format_duration(progress.left()))
+            left = format_duration(progress.left(elsewhere))
+            log.info("%d/%d %s, %s left", written + elsewhere, len(todo), files, left)
+        if shares:
+            self._results.written.update(shares.done)
+            self._results.failed.extend(shares.failed)
         for line in levels.remarks():
             log.info("%s", line)
         return self._results
 
     def _sounds(self, progress: "_Progress") -> Iterator[tuple[Job, np.ndarray]]:
         """Yield jobs with their waves (num_samples, N)."""
-        todo = self._plan.todo
-        for start in range(0, len(todo), GROUP):
-            group = {job.clip.id: job for job in todo[start : start + GROUP]}
-            encoded, gathered = list(self._encoded(list(group.values()))), Gathered(self._num_samples)
+        for jobs in self._shares.groups() if self._shares else [self._plan.todo]:
+            group = {job.clip.id: job for job in jobs}
+            encoded, gathered = list(self._encoded(jobs)), Gathered(self._num_samples)
             for batch in self._sampler.batches(encoded, self._num_samples):
                 sampled = self._sampled(batch, group)
                 progress.add_sampled(len(batch))
@@ -226,7 +238,7 @@ class _Run:
                     _check_picture(job.clip, job.clip.path, job.paths[0], in_folder=self._log is not None)
                 yield _encode(self._sampler, job.clip, self._mixing.keep)
             except CLIP_ERRORS as error:
-                self._add_failure(failure_line(job.clip.name, error))
+                self._add_failure(job, failure_line(job.clip.name, error))
 
     def _sampled(
         self, batch: Sequence[Track[EncodedClip]], jobs: Mapping[str, Job]
@@ -236,16 +248,21 @@ class _Run:
             return self._sampler.sample(batch, seed=self._seed)
         except CLIP_ERRORS as error:
             if len(batch) == 1:
-                line = failure_line(jobs[batch[0].clip.id].clip.name, error)
+                job = jobs[batch[0].clip.id]
+                line = failure_line(job.clip.name, error)
                 # Several sounds of a clip mostly fail alike.
                 if line not in self._results.failed:
-                    self._add_failure(line)
+                    self._add_failure(job, line)
                 return []
         log.info("a batch of %d sounds failed; sampling them one by one", len(batch))
         return [sound for track in batch for sound in self._sampled([track], jobs)]
 
-    def _add_failure(self, line: str) -> None:
+    def _add_failure(self, job: Job, line: str) -> None:
         self._results.failed.append(line)
+        if self._log:
+            # Only for other processes: a full disk, which may be why the clip failed, must not end this one.
+            with contextlib.suppress(FlowleyError):
+                self._log.add_failure(job.clip.id, line)
         if self._says_failures_at_once:
             log.info("failed: %s", line)
 
@@ -279,11 +296,17 @@ class _Progress:
             self._write_seconds += time.monotonic() - started
             self._written += 1
 
-    def left(self) -> float:
-        """Return the estimated seconds that are left, after a clip has been written."""
+    def left(self, elsewhere: int = 0) -> float:
+        """Return the estimated seconds that are left, after a clip has been written.
+
+        Args:
+          elsewhere: number of clips that other processes have finished meanwhile.
+        """
+        clips = self._clips - elsewhere
         sample_seconds = time.monotonic() - self._started - self._write_seconds
-        sampling = sample_seconds / self._sampled * (self._clips - self._sampled)
-        return sampling + self._write_seconds / self._written * (self._clips - self._written)
+        sampling = sample_seconds / self._sampled * (clips - self._sampled)
+        writing = self._write_seconds / self._written * (clips - self._written)
+        return (sampling + writing) * self._written / (self._written + elsewhere)
 
 
 def _check_picture(clip: InputClip, video: Path, out: Path, *, in_folder: bool) -> None:

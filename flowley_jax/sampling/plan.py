@@ -1,6 +1,8 @@
 """Decide which clips are sampled: which are done already, and which cannot be written."""
 
 import dataclasses
+import hashlib
+import json
 import logging
 import os
 import unicodedata
@@ -44,23 +46,26 @@ class Plan:
     failed: list[str]
 
 
-def make_plan(
+def make_jobs(
     sampler: Sampler,
     clips: Sequence[InputClip],
     out: Path,
-    sample_log: SampleLog | None,
     *,
     suffix: str,
     seed: int,
     num_samples: int,
     mixing: Mixing,
-) -> Plan:
-    """Sort the clips by what is to be done with them; see `write_sounds` for the arguments."""
-    jobs = [
+) -> list[Job]:
+    """Return what each clip's files are and depend on; see `write_sounds` for the arguments."""
+    return [
         _job(sampler, clip, target_paths(out, clip.id, _suffix_for(clip, suffix), num_samples), seed, mixing)
         for clip in clips
     ]
-    writers, inputs = _writers(jobs), input_ids(clips)
+
+
+def make_plan(jobs: Sequence[Job], sample_log: SampleLog | None) -> Plan:
+    """Sort the clips by what is to be done with them."""
+    writers, inputs = _writers(jobs), input_ids(job.clip for job in jobs)
     plan = Plan(todo=[], done={}, failed=[])
     for job in jobs:
         if fault := _fault_of_names(job, writers):
@@ -72,6 +77,12 @@ def make_plan(
         else:
             plan.todo.append(job)
     return plan
+
+
+def task_of(jobs: Sequence[Job]) -> str:
+    """Return what tells whether two processes have the same jobs: a digest of all requests."""
+    requests = sorted(json.dumps(job.request, sort_keys=True) for job in jobs)
+    return hashlib.sha256("\n".join(requests).encode()).hexdigest()
 
 
 def log_plan(plan: Plan, sample_log: SampleLog | None, out: Path) -> None:

@@ -1,13 +1,14 @@
-"""`samples.jsonl`: how each sound of a folder was made."""
+"""`samples.jsonl`: how each sound of a folder was made, and why clips failed."""
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowley_jax.common.jsonl import append_json, read_jsonl
+from flowley_jax.common.jsonl import JsonlTail, append_json
 from flowley_jax.common.trees import flatten_mapping
 from flowley_jax.config import SampleConfig
 from flowley_jax.media.mix import ONLY_NEW
@@ -16,6 +17,7 @@ from flowley_jax.sampling.made_files import MadeFiles, is_made_row
 log = logging.getLogger(__name__)
 SAMPLE_LOG_FILE = "samples.jsonl"
 Request = dict[str, Any]
+Turn = Callable[[], contextlib.AbstractContextManager[None]]
 # What rows of earlier versions, which lack these keys, were made with.
 _DEFAULTS = {"negative_prompt": "", "start": 0.0, "end": None, **dataclasses.asdict(ONLY_NEW)}
 
@@ -25,33 +27,50 @@ class SampleLog:
 
     A row with an id is a request: everything that the files of one clip depend on. It is appended once the
     files are complete. The other rows are those of `MadeFiles`, each appended just before the files of a clip
-    get their names; until the request follows, the files of that clip are incomplete.
+    get their names; until the request follows, the files of that clip are incomplete. Rows with `failed`
+    have the message of a clip that failed.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, turn: Turn = contextlib.nullcontext):
         """
         Args:
           folder: folder of the sounds.
+          turn: keeps other processes from the log inside a block; by default there are none.
 
         Raises:
           FlowleyError: the log exists but cannot be read.
         """
-        self._path = folder / SAMPLE_LOG_FILE
-        self.made_files = MadeFiles(self._path)
+        self._path, self._turn = folder / SAMPLE_LOG_FILE, turn
+        self.made_files, self._tail = MadeFiles(self._path), JsonlTail(self._path)
         # The last request of each clip, and the clips whose files are complete.
         self._requests: dict[str, Request] = {}
         self._complete: set[str] = set()
+        # The messages of clips that failed since the log was opened.
+        self.failures: dict[str, str] = {}
+        if ignored := self.refresh():
+            log.info("%s: %d rows are not of this program and are ignored", self._path, ignored)
+        # Clips that failed in earlier runs are tried again.
+        self.failures.clear()
+
+    def refresh(self) -> int:
+        """Read what other processes have appended; return the number of rows that are not of this program.
+
+        Raises:
+          FlowleyError: the log cannot be read.
+        """
+        self.made_files.refresh()
         ignored = 0
-        for row in read_jsonl(self._path):
+        for row in self._tail.rows():
             if _is_request(row):
                 self._requests[row["id"]] = _completed(row)
                 self._complete.add(row["id"])
             elif is_made_row(row):
                 self._complete.discard(row["clip"])
+            elif _is_failure(row):
+                self.failures[row["failed"]] = row["error"]
             else:
                 ignored += 1
-        if ignored:
-            log.info("%s: %d rows are not of this program and are ignored", self._path, ignored)
+        return ignored
 
     def is_done(self, request: Request, paths: Sequence[Path]) -> bool:
         """Return whether the files exist and were made by an equal request."""
@@ -66,7 +85,9 @@ class SampleLog:
 
     def claim(self, clip_id: str, made: Mapping[Path, str]) -> None:
         """Record that files of a clip are about to get their names; see `MadeFiles.claim`."""
-        self.made_files.claim(clip_id, made)
+        with self._turn():
+            self.made_files.refresh()
+            self.made_files.claim(clip_id, made)
         self._complete.discard(clip_id)
 
     def add(self, request: Request) -> None:
@@ -75,13 +96,27 @@ class SampleLog:
         Raises:
           FlowleyError: the log cannot be written.
         """
-        append_json(self._path, request)
+        with self._turn():
+            append_json(self._path, request)
         self._requests[request["id"]] = _as_json(request)
         self._complete.add(request["id"])
+
+    def add_failure(self, clip_id: str, error: str) -> None:
+        """Record that a clip failed, so that no other process of this run tries it.
+
+        Raises:
+          FlowleyError: the log cannot be written.
+        """
+        with self._turn():
+            append_json(self._path, {"failed": clip_id, "error": error})
 
 
 def _is_request(row: Mapping[str, Any]) -> bool:
     return isinstance(row.get("id"), str) and isinstance(row.get("settings"), dict)
+
+
+def _is_failure(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("failed"), str) and isinstance(row.get("error"), str)
 
 
 def _completed(request: Request) -> Request:

@@ -12,7 +12,7 @@ from flowley_jax.sampling.batches import Track, compiled_room_for
 from flowley_jax.sampling.clips import frames_of_text
 from flowley_jax.sampling.failures import CLIP_ERRORS, check_file, failure_line
 from flowley_jax.sampling.inputs import InputClip
-from flowley_jax.sampling.plan import is_file, make_plan
+from flowley_jax.sampling.plan import is_file, make_jobs, make_plan
 from flowley_jax.sampling.sample_log import SampleLog
 from flowley_jax.sampling.sampler import GROUP, Sampler
 
@@ -156,7 +156,7 @@ def _todo(
     if out is None:
         return [clip for clip in clips if not clip.fault], 0, [clip.fault for clip in clips if clip.fault]
     sample_log = None if is_file(out) else SampleLog(out)
-    plan = make_plan(sampler, clips, out, sample_log, **options)
+    plan = make_plan(make_jobs(sampler, clips, out, **options), sample_log)
     return [job.clip for job in plan.todo], len(plan.done), plan.failed
 
 

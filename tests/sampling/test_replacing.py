@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import time
-import types
 import unicodedata
 
 import av
@@ -14,62 +13,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tone_sampler import ToneSampler
 
 from flowley_jax.common.files import is_partial, partial_name
-from flowley_jax.common.locks import LOCK_FILE, lock_folder
+from flowley_jax.common.locks import LOCK_FILE
 from flowley_jax.config import SampleConfig
 from flowley_jax.errors import FlowleyError
-from flowley_jax.flow.windows import WindowLengths, plan_windows
 from flowley_jax.media.write import write_video
-from flowley_jax.sampling.batches import Track
-from flowley_jax.sampling.clips import EncodedClip
 from flowley_jax.sampling.inputs import InputClip
 from flowley_jax.sampling.made_files import staged
-from flowley_jax.sampling.outputs import check_out, write_sounds
-
-RATE = 16_000
-COMPONENTS = types.SimpleNamespace(
-    video_fps=10.0, sample_rate=RATE, video_encoder=types.SimpleNamespace(frame_size=16)
-)
-WINDOW = WindowLengths(video=4, audio=4, latents_per_frame=1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class ToneSampler:
-    """Stands for a sampler: its sounds are constants that differ with the settings and the seed.
-
-    Attributes:
-      broken: what is raised for a clip, by id.
-    """
-
-    settings: SampleConfig = SampleConfig()
-    broken: dict[str, Exception] = dataclasses.field(default_factory=dict)
-    origin = types.MappingProxyType({"step": 3})
-    components = COMPONENTS
-
-    def encode(self, clip):
-        frames, text = sum(map(len, clip.frames)), np.zeros((1, 1))
-        return EncodedClip(
-            id=clip.id,
-            seconds=frames / COMPONENTS.video_fps,
-            windows=plan_windows(frames, WINDOW, overlap=0.25),
-            video=np.zeros((frames, 1)),
-            text=text,
-            text_len=1,
-            negative_text=text,
-            negative_len=1,
-            seed=clip.seed,
-        )
-
-    def batches(self, clips, num_samples):
-        yield [Track(clip, number) for clip in clips for number in range(num_samples)]
-
-    def sample(self, batch, *, seed):
-        for track in batch:
-            if track.clip.id in self.broken:
-                raise self.broken[track.clip.id]
-        level = (self.settings.guidance + seed) / 100
-        return [(track, np.full(800, level + track.sample / 1000, np.float32)) for track in batch]
+from flowley_jax.sampling.outputs import write_sounds
 
 
 @pytest.fixture(scope="module")
@@ -246,14 +199,6 @@ def test_a_file_is_replaced_only_if_that_is_allowed(clips, tmp_path):
     assert _write(clips[:1], path, overwrite=True).written == {"a": [path]}
     assert path.read_bytes().startswith(b"RIFF")
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_that_another_process_samples_to_is_refused(clips, out):
-    # The command asks `check_out` before it loads the model.
-    for use in (lambda: check_out(out, clips), lambda: _write(clips, out)):
-        with lock_folder(out), pytest.raises(FlowleyError, match="another process is writing to it"):
-            use()
-    assert _write(clips, out).failed == []
 
 
 def test_temporary_files_of_killed_runs_are_removed(clips, out):
