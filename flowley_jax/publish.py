@@ -22,6 +22,9 @@ _SIGMA_REL = define_float(
     SIGMA_RELS,
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the stored weights.")
+_COMPACT = flags.DEFINE_bool(
+    "compact", False, "Store a block that several layers share only once; only this package reads such files."
+)
 _SCORES = flags.DEFINE_string(
     "scores", None, "The scores.json of an evaluation of this run (docs/evaluation.md), for the card."
 )
@@ -45,7 +48,9 @@ def main() -> int:
     config, components = read_config(workdir), load_components(workdir)
     figures = _figures(workdir, Path(_SCORES.value) if _SCORES.value else None)
     sigma_rel = config.sample.sigma_rel if _SIGMA_REL.value is None else _SIGMA_REL.value
-    weights = write_model_folder(workdir, out, sigma_rel=sigma_rel, dtype=_DTYPE.value or "float32")
+    weights = write_model_folder(
+        workdir, out, sigma_rel=sigma_rel, dtype=_DTYPE.value or "float32", compact=bool(_COMPACT.value)
+    )
     card = model_card(
         repository or out.name,
         config,

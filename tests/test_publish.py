@@ -11,6 +11,7 @@ import tiny
 import yaml
 
 from flowley_jax.errors import FlowleyError
+from flowley_jax.interop.weight_files import read_arrays, write_arrays
 from flowley_jax.media.write import write_video
 from flowley_jax.runs.hub_models import local_folder
 from flowley_jax.runs.model_folder import write_model_folder
@@ -77,6 +78,25 @@ def test_weights_can_be_stored_in_half_the_bytes(tiny_run, folder, tmp_path):
     rounded = read_weights(tmp_path / "half" / "model.safetensors", config.model).model
     ours, theirs = (model.audio_input.first.kernel[...] for model in (exact, rounded))
     assert 0 < np.abs(ours - theirs).max() < 2.0**-8 * np.abs(ours).max()
+
+
+def test_a_compact_file_stores_the_shared_block_once(tiny_run, folder, tmp_path):
+    config = read_config(tiny_run)
+    assert config.model.share_single and config.model.single_depth > 1
+    write_model_folder(tiny_run, tmp_path / "compact", sigma_rel=config.sample.sigma_rel, compact=True)
+    path, whole = tmp_path / "compact" / "model.safetensors", folder / "model.safetensors"
+    arrays, notes = read_arrays(path)
+    expected, _ = read_arrays(whole)
+    assert arrays.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(arrays[name], array)
+    # Each further copy of the block is left out.
+    block = sum(x.nbytes for name, x in expected.items() if name.startswith("single_modal_stream.0."))
+    saved = whole.stat().st_size - path.stat().st_size
+    assert saved > 0.95 * block * (config.model.single_depth - 1)
+    write_arrays(path, {"a": np.zeros(2)}, {**notes, "flowley_jax.equal": '{"b": "c"}'})
+    with pytest.raises(FlowleyError, match=r"its note flowley_jax\.equal names arrays that it does not have"):
+        read_arrays(path)
 
 
 def test_a_shared_model_can_be_fine_tuned_and_is_never_trained_in_place(tiny_run, folder, tmp_path):

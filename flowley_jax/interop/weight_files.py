@@ -1,6 +1,7 @@
 """Files of named arrays: safetensors and PyTorch checkpoints, as one file or as shards with an index."""
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ SUFFIXES = (".safetensors", *PICKLED)
 INDEX = ".index.json"
 # Key of the note with the name of the checkpoint entry that held the weights.
 ENTRY = "within"
+# Key of the note that gives, for names without an array of their own, the name of the equal array.
+_EQUAL = "flowley_jax.equal"
 _ENTRIES = ("state_dict", "model", "module", "generator", "ema", "weights")
 
 # Function from the names of all arrays of a file to those that are wanted.
@@ -82,19 +85,30 @@ def read_notes(path: Path) -> dict[str, str]:
         raise FlowleyError(f"{path}: is missing, damaged or not a safetensors file ({error})") from error
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
+def write_arrays(
+    path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[str, str], *, compact: bool = False
+) -> None:
     """Write a .safetensors file atomically.
 
     Args:
       path: the file.
       arrays: arrays by name.
       notes: the file's metadata.
+      compact: whether equal arrays are stored once. Only `read_arrays` finds all names in such a file.
 
     Raises:
       FlowleyError: the suffix is unsupported, or the file cannot be written.
     """
     if path.suffix.lower() != ".safetensors":
         raise FlowleyError(f"{path}: must end in .safetensors")
+    if compact:
+        first: dict[tuple, str] = {}
+        names = {
+            name: first.setdefault((x.shape, x.dtype.str, x.tobytes()), name) for name, x in arrays.items()
+        }
+        equal = {name: other for name, other in names.items() if name != other}
+        arrays = {name: x for name, x in arrays.items() if name not in equal}
+        notes = {**notes, _EQUAL: json.dumps(equal)}
     with atomic_write(path, SafetensorError) as partial:
         save_file({name: np.asarray(x, order="C") for name, x in arrays.items()}, partial, dict(notes))
         # safetensors makes its files readable by their owner only.
@@ -146,11 +160,25 @@ def _selected(names: Collection[str], select: Selection | None) -> Collection[st
 def _read_safetensors(path: Path, select: Selection | None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as opened:
-            names = _selected(opened.keys(), select)
-            return {name: _tensor(opened, name, path) for name in names}, opened.metadata() or {}
+            notes = opened.metadata() or {}
+            stored = {name: name for name in opened.keys()} | _equal_arrays(path, notes, opened.keys())  # noqa: SIM118
+            names = _selected(stored, select)
+            return {name: _tensor(opened, stored[name], path) for name in names}, notes
     except SafetensorError as error:
         reason = wrong_file_message(path) or f"{path}: is damaged or not a safetensors file ({error})"
         raise FlowleyError(reason) from error
+
+
+def _equal_arrays(path: Path, notes: Mapping[str, str], stored: Collection[str]) -> dict[str, str]:
+    """Return the names that a compact file leaves out, each with the stored name of its array."""
+    try:
+        equal = json.loads(notes.get(_EQUAL, "{}"))
+        is_valid = isinstance(equal, dict) and all(other in stored for other in equal.values())
+    except (ValueError, TypeError):
+        is_valid = False
+    if not is_valid:
+        raise FlowleyError(f"{path}: is damaged: its note {_EQUAL} names arrays that it does not have")
+    return equal
 
 
 def _tensor(opened: Any, name: str, path: Path) -> np.ndarray:

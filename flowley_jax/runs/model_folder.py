@@ -12,7 +12,9 @@ from flowley_jax.runs.weights import Weights, averaged_weights, write_weights
 from flowley_jax.runs.workdir import COMPONENTS, MODEL, load_components, read_config, write_config
 
 
-def write_model_folder(workdir: Path, out: Path, *, sigma_rel: float, dtype: str = "float32") -> Weights:
+def write_model_folder(
+    workdir: Path, out: Path, *, sigma_rel: float, dtype: str = "float32", compact: bool = False
+) -> Weights:
     """Write the averaged weights of a run, its configuration without paths, and its components.
 
     Args:
@@ -20,6 +22,7 @@ def write_model_folder(workdir: Path, out: Path, *, sigma_rel: float, dtype: str
       out: new or empty folder.
       sigma_rel: length of the average.
       dtype: type of the stored weights, float32 or bfloat16.
+      compact: whether a block that several layers share is stored once; see `write_weights`.
 
     Returns:
       The weights.
@@ -35,7 +38,7 @@ def write_model_folder(workdir: Path, out: Path, *, sigma_rel: float, dtype: str
     components.save(out / COMPONENTS)
     write_config(out, _without_paths(config, sigma_rel), components)
     # Last, because it is what makes the folder one of a model.
-    write_weights(out / MODEL, weights, notes, dtype=dtype)
+    write_weights(out / MODEL, weights, notes, dtype=dtype, compact=compact)
     return weights
 
 

@@ -344,7 +344,14 @@ def of_flow_map(notes: Mapping[str, str]) -> bool:
     return _FLOW_MAP_NOTE in notes
 
 
-def write_weights(path: Path, weights: Weights, notes: Mapping[str, str], *, dtype: str = "float32") -> None:
+def write_weights(
+    path: Path,
+    weights: Weights,
+    notes: Mapping[str, str],
+    *,
+    dtype: str = "float32",
+    compact: bool = False,
+) -> None:
     """Write all weights under the published names, for `read_weights` and for PyTorch users.
 
     Args:
@@ -352,12 +359,13 @@ def write_weights(path: Path, weights: Weights, notes: Mapping[str, str], *, dty
       weights: the weights.
       notes: further notes.
       dtype: type of the stored arrays.
+      compact: whether a shared block is stored once, which only `read_weights` can read.
     """
     arrays = {name: array.astype(jnp.dtype(dtype)) for name, array in flowley_to_torch(weights.model).items()}
     own = {**_notes_of(arrays, weights.latent_space), **length_note(weights.seconds)}
     if weights.are_flow_map:
         own[_FLOW_MAP_NOTE] = "true"
-    write_arrays(path, arrays, {**notes, **own})
+    write_arrays(path, arrays, {**notes, **own}, compact=compact)
 
 
 def write_adapters(path: Path, weights: Weights, config: LoraConfig) -> None:
