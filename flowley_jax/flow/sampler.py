@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flowley_jax.common.devices import BATCH_AXES
 from flowley_jax.errors import FlowleyError
 from flowley_jax.flow import path
-from flowley_jax.flow.guidance import Guidance, guided_velocity
+from flowley_jax.flow.guidance import UNGUIDED, Guidance, guided_velocity
 from flowley_jax.flow.solver import (
     ADAPTIVE,
     Solution,
@@ -233,7 +233,11 @@ def _sample_in_steps(
     progress: Callable[[int], None],
 ) -> Solution:
     solver, parts = program.solver, stretches(program.solver, program.guidance)
+    # A step does not depend on their number, so any number of steps uses the same program.
+    step = dataclasses.replace(program, solver=SolverConfig(name=solver.name), guidance=UNGUIDED)
     x = _start(graphdef, variables, batch, parts[0].times[0])
+    # As the results of steps are; otherwise, the second step would compile the program again.
+    x = jax.device_put(x, x.sharding)
     # Steps with a velocity of zero come first, and change nothing.
     done = solver.steps - sum(len(stretch.times) - 1 for stretch in parts)
     for stretch in parts:
@@ -246,7 +250,7 @@ def _sample_in_steps(
                 t0,
                 t1,
                 bad_parameters,
-                program=program,
+                program=step,
                 guidance=stretch.guidance,
             )
             # Otherwise all steps would be dispatched at once, and the progress would be theirs.

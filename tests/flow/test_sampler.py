@@ -13,6 +13,7 @@ from flowley_jax.flow.sampler import (
     WindowBatch,
     item_key,
     sample_latents,
+    step_program,
     whole_clips,
     window_keys,
 )
@@ -163,6 +164,20 @@ def test_steps_with_progress_give_the_whole_flow(model, name, evaluations):
     assert int(stepped.evaluations) == int(whole.evaluations) == evaluations
     scale = float(np.abs(whole.latent).max())
     np.testing.assert_allclose(stepped.latent, whole.latent, rtol=0, atol=1e-6 * scale)
+
+
+def test_all_steps_and_all_numbers_of_steps_use_one_program(model):
+    batch, _ = _long_batch(47, 8)
+    before = step_program._cache_size()
+    for steps in (2, 5):
+        program = SamplingProgram(
+            video_length=TV,
+            guidance=Guidance(scale=1.5),
+            solver=SolverConfig(name="euler", steps=steps),
+            at_once=8,
+        )
+        sample_latents(*_split(model), batch, program=program, progress=lambda step: None)
+    assert step_program._cache_size() == before + 1
 
 
 def test_an_adaptive_solver_ignores_windows_that_are_not_used(model):
