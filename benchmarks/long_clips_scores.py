@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.joined_clips import JoinedVideo, join_sounds
 from benchmarks.seams import flux_ratio, levels, seam_times, split_score
+from flowley_jax.audio.onsets import aggregate
 from flowley_jax.errors import FlowleyError
-from flowley_jax.evaluation.onsets import aggregate
 from flowley_jax.evaluation.sounds import read_sounds
 from flowley_jax.evaluation.synchrony import round_trip, score_sounds
 from flowley_jax.flow.windows import plan_windows

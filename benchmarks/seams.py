@@ -7,7 +7,7 @@ import librosa
 import mir_eval.util
 import numpy as np
 
-from flowley_jax.evaluation.onsets import HOP_SECONDS, TOLERANCE, WINDOW_SECONDS, OnsetScore
+from flowley_jax.audio.onsets import HOP_SECONDS, TOLERANCE, WINDOW_SECONDS, OnsetScore
 from flowley_jax.evaluation.synchrony import ClipScore
 from flowley_jax.flow.windows import Windows
 from flowley_jax.media.level import true_peak

@@ -103,6 +103,13 @@ _SEED = define_int(
     SEEDS,
 )
 _NUM_SAMPLES = define_int("num_samples", 1, "Sounds per clip.", Range(least=1, most=1000))
+_CANDIDATES = define_int(
+    "candidates",
+    0,
+    "Sounds to make per clip, of which --num-samples are written: those that agree best with the others. 0 "
+    "writes all that are made.",
+    Range(least=0, most=1000),
+)
 _STEPS = define_int(
     "steps",
     None,
@@ -225,6 +232,7 @@ def main() -> int:
         suffix=f".{_KIND.value}",
         seed=_SEED.value,
         num_samples=_NUM_SAMPLES.value,
+        candidates=_CANDIDATES.value,
         overwrite=_OVERWRITE.value,
         mixing=mixing,
     )
@@ -237,6 +245,9 @@ def main() -> int:
 
 
 def _check_flags() -> None:
+    from flowley_jax.sampling.plan import check_candidates
+
+    check_candidates(_CANDIDATES.value, _NUM_SAMPLES.value)
     if bool(_WORKDIR.value) == bool(_PUBLISHED.value):
         raise FlowleyError("give either --workdir or --published")
     if not _VIDEO.value and (_KEEP_ORIGINAL.value or _KEEP.value is not None):
@@ -356,6 +367,7 @@ def _print_dry_run(sampler: "Sampler", clips: "list[InputClip]") -> int:
         suffix=f".{_KIND.value}",
         seed=_SEED.value,
         num_samples=_NUM_SAMPLES.value,
+        candidates=_CANDIDATES.value,
         mixing=_mixing(),
     )
     if estimate:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from flowley_jax.audio.onsets import TOLERANCE, OnsetScore, aggregate, match_onsets
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.av_align import av_align
 from flowley_jax.evaluation.bootstrap import RESAMPLES
@@ -23,7 +24,6 @@ from flowley_jax.evaluation.kernel_distance import (
 from flowley_jax.evaluation.labels import accuracy
 from flowley_jax.evaluation.levels import ClipLevel
 from flowley_jax.evaluation.onset_protocol import Onsets, compare_clip
-from flowley_jax.evaluation.onsets import TOLERANCE, OnsetScore, aggregate, match_onsets
 from flowley_jax.evaluation.similarity import cosine_similarities
 from flowley_jax.interop.torch_files import StoredTensor
 from flowley_jax.networks.synchformer_config import HEAD_SEGMENTS

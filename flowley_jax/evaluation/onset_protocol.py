@@ -9,9 +9,9 @@ import dataclasses
 import numpy as np
 import soxr
 
+from flowley_jax.audio.onsets import TOLERANCE
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation.av_align import SAMPLE_RATE, audio_peaks
-from flowley_jax.evaluation.onsets import TOLERANCE
 
 _PROMINENCE = 0.3
 # An onset is as loud as the loudest sample this near to it, and rules out less certain onsets this near; s.

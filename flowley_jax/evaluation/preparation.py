@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from flowley_jax.audio.onsets import detect_onsets
 from flowley_jax.errors import FlowleyError
 from flowley_jax.evaluation import tagger
 from flowley_jax.evaluation.av_align import audio_peaks, video_peaks
 from flowley_jax.evaluation.frames import ClipFrames, read_clip_frames
 from flowley_jax.evaluation.levels import clip_level
 from flowley_jax.evaluation.onset_protocol import published_onsets
-from flowley_jax.evaluation.onsets import detect_onsets
 from flowley_jax.evaluation.resample import resample
 from flowley_jax.media.read import read_channels
 from flowley_jax.networks import clap_audio, imagebind_audio, panns, passt, synchformer_config, vggish

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from flowley_jax.audio.onsets import TOLERANCE, OnsetScore, aggregate, detect_onsets, match_onsets
 from flowley_jax.audio.protocols import samples_for
 from flowley_jax.common.files import lfs_note
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
-from flowley_jax.evaluation.onsets import TOLERANCE, OnsetScore, aggregate, detect_onsets, match_onsets
 from flowley_jax.evaluation.sounds import one_form
 
 

@@ -78,6 +78,7 @@ def dry_run(
     suffix: str = ".mp4",
     seed: int = 0,
     num_samples: int = 1,
+    candidates: int = 0,
     mixing: Mixing = ONLY_NEW,
 ) -> tuple[Estimate | None, Sequence[str]]:
     """Estimate what `write_sounds` would take; nothing is written.
@@ -89,7 +90,7 @@ def dry_run(
       sampler: the model.
       clips: videos, parts of videos or texts.
       out: where the sounds would go; None leaves out the faults of output files, and what exists.
-      suffix, seed, num_samples, mixing: as for `write_sounds`.
+      suffix, seed, num_samples, candidates, mixing: as for `write_sounds`.
 
     Returns:
       The estimate, or None if no clip is left to sample; and one line for every clip that cannot be used.
@@ -98,7 +99,14 @@ def dry_run(
       FlowleyError: the log of the folder `out` cannot be read, or the window is too short.
     """
     workload = plan_workload(
-        sampler, clips, out, suffix=suffix, seed=seed, num_samples=num_samples, mixing=mixing
+        sampler,
+        clips,
+        out,
+        suffix=suffix,
+        seed=seed,
+        num_samples=num_samples,
+        candidates=candidates,
+        mixing=mixing,
     )
     workload, reading, encoding = _measured_video(sampler, workload)
     if not workload.clips:

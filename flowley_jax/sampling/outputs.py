@@ -38,6 +38,7 @@ from flowley_jax.sampling.plan import (
     target_paths,
     task_of,
 )
+from flowley_jax.sampling.ranking import best_first
 from flowley_jax.sampling.sample_log import SampleLog
 from flowley_jax.sampling.sampler import Sampler
 from flowley_jax.sampling.shares import Shares
@@ -111,6 +112,7 @@ def write_sounds(
     suffix: str = ".mp4",
     seed: int = 0,
     num_samples: int = 1,
+    candidates: int = 0,
     overwrite: bool = False,
     mixing: Mixing = ONLY_NEW,
 ) -> Results:
@@ -133,15 +135,17 @@ def write_sounds(
         is taken; .wav or .flac for the sound only.
       seed: seed of the random draws of the clips that have none of their own.
       num_samples: number of sounds per clip.
+      candidates: number of sounds to choose them from, see `ranking.best_first`; 0 writes all that are made.
       overwrite: whether the file `out` may be replaced.
       mixing: what is written next to the new sound.
 
     Raises:
-      FlowleyError: the file `out` exists and `overwrite` is false, a process with other clips or settings
-        writes to the folder, or `samples.jsonl` cannot be read.
+      FlowleyError: there are fewer candidates than samples, the file `out` exists and `overwrite` is false, a
+        process with other clips or settings writes to the folder, or `samples.jsonl` cannot be read.
     """
-    jobs = make_jobs(sampler, clips, out, suffix=suffix, seed=seed, num_samples=num_samples, mixing=mixing)
-    run = functools.partial(_Run, sampler, seed=seed, num_samples=num_samples, mixing=mixing)
+    options = {"seed": seed, "num_samples": num_samples, "candidates": candidates, "mixing": mixing}
+    jobs = make_jobs(sampler, clips, out, suffix=suffix, **options)
+    run = functools.partial(_Run, sampler, **options)
     if is_file(out):
         remove_partials(out.parent, unchanged_seconds=_ABANDONED_SECONDS)
         plan = make_plan(jobs, None)
@@ -172,6 +176,7 @@ class _Run:
         *,
         seed: int,
         num_samples: int,
+        candidates: int,
         mixing: Mixing,
     ):
         self._sampler = sampler
@@ -179,7 +184,8 @@ class _Run:
         self._log = sample_log
         self._shares = shares
         self._seed = seed
-        self._num_samples = num_samples
+        self._num_samples, self._ranks = num_samples, bool(candidates)
+        self._made = max(num_samples, candidates)
         self._mixing = mixing
         self._results = Results(written=dict(plan.done), failed=list(plan.failed))
         # The lines at the end of a run of many clips may never be printed.
@@ -191,16 +197,19 @@ class _Run:
             for line in self._plan.failed:
                 log.info("failed: %s", line)
         log_plan(self._plan, self._log, out)
-        todo, written, progress = self._plan.todo, 0, _Progress(len(self._plan.todo), self._num_samples)
+        todo, written, progress = self._plan.todo, 0, _Progress(len(self._plan.todo), self._made)
         shares = self._shares
         rate = self._sampler.components.sample_rate
         levels = SoundLevels(rate, self._sampler.settings.loudness)
         for job, waves in self._sounds(progress):
             try:
                 with progress.writing():
+                    ranking = best_first(waves, rate) if self._ranks else []
+                    if ranking:
+                        waves = waves[[index for index, _ in ranking[: self._num_samples]]]
                     _write(job, levels.levelled(job.paths, waves), rate, self._log, self._mixing)
                     if self._log:
-                        self._log.add(job.request)
+                        self._log.add(job.request, [score for _, score in ranking])
             except FlowleyError as error:
                 self._add_failure(job, str(error))
                 continue
@@ -218,11 +227,11 @@ class _Run:
         return self._results
 
     def _sounds(self, progress: "_Progress") -> Iterator[tuple[Job, np.ndarray]]:
-        """Yield jobs with their waves (num_samples, N)."""
+        """Yield jobs with the waves (n, N) of all sounds that are made."""
         for jobs in self._shares.groups() if self._shares else [self._plan.todo]:
             group = {job.clip.id: job for job in jobs}
-            encoded, gathered = list(self._encoded(jobs)), Gathered(self._num_samples)
-            for batch in self._sampler.batches(encoded, self._num_samples):
+            encoded, gathered = list(self._encoded(jobs)), Gathered(self._made)
+            for batch in self._sampler.batches(encoded, self._made):
                 sampled = self._sampled(batch, group)
                 progress.add_sampled(len(batch))
                 for track, wave in sampled:

@@ -9,6 +9,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES
@@ -54,13 +55,26 @@ def make_jobs(
     suffix: str,
     seed: int,
     num_samples: int,
+    candidates: int,
     mixing: Mixing,
 ) -> list[Job]:
-    """Return what each clip's files are and depend on; see `write_sounds` for the arguments."""
+    """Return what each clip's files are and depend on; see `write_sounds` for the arguments.
+
+    Raises:
+      FlowleyError: there are fewer candidates than samples.
+    """
+    check_candidates(candidates, num_samples)
+    choices = {"candidates": candidates, **dataclasses.asdict(mixing)}
     return [
-        _job(sampler, clip, target_paths(out, clip.id, _suffix_for(clip, suffix), num_samples), seed, mixing)
+        _job(sampler, clip, target_paths(out, clip.id, _suffix_for(clip, suffix), num_samples), seed, choices)
         for clip in clips
     ]
+
+
+def check_candidates(candidates: int, num_samples: int) -> None:
+    """Raise FlowleyError if there are fewer candidates than sounds to write; 0 is none."""
+    if 0 < candidates < num_samples:
+        raise FlowleyError(f"--candidates {candidates} must be at least --num-samples {num_samples}")
 
 
 def make_plan(jobs: Sequence[Job], sample_log: SampleLog | None) -> Plan:
@@ -134,7 +148,7 @@ def input_ids(clips: Iterable[InputClip]) -> set[FileId]:
     return {identity for clip in clips if clip.path and (identity := _file_id(clip.path))}
 
 
-def _job(sampler: Sampler, clip: InputClip, paths: list[Path], seed: int, mixing: Mixing) -> Job:
+def _job(sampler: Sampler, clip: InputClip, paths: list[Path], seed: int, choices: Mapping[str, Any]) -> Job:
     settings = dataclasses.asdict(sampler.settings)
     negative_prompt = settings.pop("negative_prompt")
     request = {
@@ -146,7 +160,7 @@ def _job(sampler: Sampler, clip: InputClip, paths: list[Path], seed: int, mixing
         "video": None if clip.path is None else _version(clip.path),
         "start": clip.start,
         "end": clip.end,
-        **dataclasses.asdict(mixing),
+        **choices,
         "settings": settings,
         "weights": dict(sampler.origin),
     }

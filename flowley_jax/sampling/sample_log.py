@@ -19,7 +19,10 @@ SAMPLE_LOG_FILE = "samples.jsonl"
 Request = dict[str, Any]
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
 # What rows of earlier versions, which lack these keys, were made with.
-_DEFAULTS = {"negative_prompt": "", "start": 0.0, "end": None, **dataclasses.asdict(ONLY_NEW)}
+_CHOICES = {"candidates": 0, **dataclasses.asdict(ONLY_NEW)}
+_DEFAULTS = {"negative_prompt": "", "start": 0.0, "end": None, **_CHOICES}
+# Not a part of the request: what came out.
+_SCORES = "scores"
 
 
 class SampleLog:
@@ -90,14 +93,19 @@ class SampleLog:
             self.made_files.claim(clip_id, made)
         self._complete.discard(clip_id)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, scores: Sequence[float] = ()) -> None:
         """Record that the files of a request are complete.
+
+        Args:
+          request: what the files depend on.
+          scores: the scores of all candidates, best first, if they were ranked.
 
         Raises:
           FlowleyError: the log cannot be written.
         """
+        row = {**request, _SCORES: [round(score, 4) for score in scores]} if scores else request
         with self._turn():
-            append_json(self._path, request)
+            append_json(self._path, row)
         self._requests[request["id"]] = _as_json(request)
         self._complete.add(request["id"])
 
@@ -125,7 +133,8 @@ def _completed(request: Request) -> Request:
     del defaults["negative_prompt"]
     settings = request["settings"]
     solver = {**defaults["solver"], **settings.get("solver", {})}
-    return {**_as_json(_DEFAULTS), **request, "settings": {**defaults, **settings, "solver": solver}}
+    asked = {key: value for key, value in request.items() if key != _SCORES}
+    return {**_as_json(_DEFAULTS), **asked, "settings": {**defaults, **settings, "solver": solver}}
 
 
 def _changes(earlier: Request, now: Request) -> list[str]:
@@ -142,7 +151,7 @@ def _changes(earlier: Request, now: Request) -> list[str]:
         changes.append("a different negative prompt")
     if (earlier["start"], earlier["end"]) != (now["start"], now["end"]):
         changes.append("another start or end")
-    for name in dataclasses.asdict(ONLY_NEW):
+    for name in _CHOICES:
         if earlier[name] != now[name]:
             changes.append(f"{name} {earlier[name]}")
     if earlier.get("weights") != now["weights"]:

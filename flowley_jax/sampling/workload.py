@@ -66,7 +66,7 @@ class Workload:
     Attributes:
       groups: clips whose features are in memory at the same time.
       batches: the batches of all groups.
-      num_samples: number of sounds per clip.
+      num_samples: number of sounds to make per clip, candidates included.
       done: number of clips whose sounds exist.
       failed: one line for every clip that cannot be used.
     """
@@ -101,6 +101,7 @@ def plan_workload(
     suffix: str = ".mp4",
     seed: int = 0,
     num_samples: int = 1,
+    candidates: int = 0,
     mixing: Mixing = ONLY_NEW,
 ) -> Workload:
     """Plan what `write_sounds` would do; nothing is written.
@@ -109,13 +110,14 @@ def plan_workload(
       sampler: the model.
       clips: videos, parts of videos or texts.
       out: where the sounds would go; None leaves out the faults of output files, and what exists.
-      suffix, seed, num_samples, mixing: as for `write_sounds`.
+      suffix, seed, num_samples, candidates, mixing: as for `write_sounds`.
 
     Raises:
       FlowleyError: the log of the folder `out` cannot be read, or a window is shorter than a frame.
     """
     lengths = sampler.window
-    options = {"suffix": suffix, "seed": seed, "num_samples": num_samples, "mixing": mixing}
+    options = {"suffix": suffix, "seed": seed, "num_samples": num_samples, "candidates": candidates}
+    options["mixing"] = mixing
     todo, done, failed = _todo(sampler, clips, out, options)
     groups = []
     for start in range(0, len(todo), GROUP):
@@ -128,8 +130,8 @@ def plan_workload(
         groups.append(group)
     return Workload(
         groups=groups,
-        batches=_batches(sampler, groups, num_samples),
-        num_samples=num_samples,
+        batches=_batches(sampler, groups, max(num_samples, candidates)),
+        num_samples=max(num_samples, candidates),
         done=done,
         failed=failed,
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.seams import FLUX_REACH, ONSET_REACH, flux_ratio, levels, seam_times, split_score
-from flowley_jax.evaluation.onsets import match_onsets
+from flowley_jax.audio.onsets import match_onsets
 from flowley_jax.evaluation.synchrony import ClipScore
 from flowley_jax.flow.windows import Windows
 

@@ -14,12 +14,12 @@ from scipy.optimize import linear_sum_assignment
 
 from flowley_jax.audio.griffin_lim import GriffinLimVocoder
 from flowley_jax.audio.mel import MEL_16K, log_mel
+from flowley_jax.audio.onsets import OnsetScore, aggregate, detect_onsets, match_onsets
 from flowley_jax.audio.pca import PcaCodec
 from flowley_jax.data.components import Components
 from flowley_jax.encoders.hashed_text import HashedTextEncoder
 from flowley_jax.encoders.pixels import PixelEncoder
 from flowley_jax.errors import FlowleyError
-from flowley_jax.evaluation.onsets import OnsetScore, aggregate, detect_onsets, match_onsets
 from flowley_jax.evaluation.sounds import read_sounds
 from flowley_jax.evaluation.synchrony import (
     compare,

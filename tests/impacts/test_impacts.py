@@ -22,11 +22,11 @@ from data_prep.impacts.scene import (
 from data_prep.impacts.sound import SAMPLE_RATE, synthesise
 from data_prep.record_components import RecordComponents
 from data_prep.settings import RecordSettings
+from flowley_jax.audio.onsets import aggregate, detect_onsets, match_onsets
 from flowley_jax.common.files import partial_name
 from flowley_jax.common.locks import lock_folder
 from flowley_jax.data.clip_table import read_clip_table
 from flowley_jax.errors import FlowleyError
-from flowley_jax.evaluation.onsets import aggregate, detect_onsets, match_onsets
 from flowley_jax.evaluation.synchrony import read_events
 from flowley_jax.media.read import probe, read_audio, read_frames
 
