@@ -55,13 +55,13 @@ def get_config(option: str = "") -> ConfigDict:
         data=DataConfig(records="runs/demo/records", batch_size=8),
         flow=FlowConfig(loss=LossConfig(alignment_weight=0.5)),
         optim=OptimConfig(kind="muon", learning_rate=2e-3, warmup_steps=50, schedule="cosine"),
-        ema=EmaConfig(snapshot_every=200),
+        ema=EmaConfig(snapshot_every=300),
         train=TrainConfig(
-            steps=1200,
+            steps=1800,
             log_every=20,
-            valid_every=200,
-            preview_every=1200,
-            checkpoint_every=200,
+            valid_every=300,
+            preview_every=1800,
+            checkpoint_every=300,
             keep_checkpoints=2,
         ),
         # The picture guides in the second half only: early, it makes sounds louder and their texture poorer.
@@ -85,7 +85,7 @@ def get_config(option: str = "") -> ConfigDict:
             config,
             data=dataclasses.replace(config.data, batch_size=16),
             flow=FlowConfig(map=FlowMapConfig(guidance=2.0, guidance_text=1.25, guidance_from=0.5)),
-            optim=OptimConfig(learning_rate=5e-4, warmup_steps=20, schedule="cosine"),
+            optim=OptimConfig(kind="muon", learning_rate=1e-3, warmup_steps=20, schedule="cosine"),
             ema=EmaConfig(snapshot_every=100),
             train=dataclasses.replace(
                 config.train, steps=300, valid_every=100, preview_every=300, checkpoint_every=100

@@ -1,7 +1,8 @@
 """Sample sound for clips: python -m flowley_jax.sample --workdir DIR --video a.mp4 --prompt "…" --out b.mp4
 
 Without --video, --prompt and --seconds make a sound from text.
-Instead of --workdir, --published takes a folder of bundles from python -m flowley_jax.convert.
+Instead of --workdir, --published takes a folder of bundles from python -m flowley_jax.convert. Without both,
+the demonstration's model is used, which comes with the package.
 """
 
 import contextlib
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of a training run or of a shared model, or hf:ORG/NAME for one on the Hugging Face hub.",
+    "Folder of a training run or of a shared model, or hf:ORG/NAME for one on the Hugging Face hub; by "
+    "default the model that comes with the package.",
 )
 _PUBLISHED = flags.DEFINE_string(
     "published", None, "Folder of bundles of published weights, instead of --workdir."
@@ -222,7 +224,7 @@ def main() -> int:
         if _SOUNDCAP.value:
             # Before the sampler, which takes the memory of a GPU and keeps it.
             clips, uncaptioned = _captioned(clips, out)
-    sampler = _published_sampler(_PUBLISHED.value) if _PUBLISHED.value else _run_sampler(_WORKDIR.value or "")
+    sampler = _published_sampler(_PUBLISHED.value) if _PUBLISHED.value else _run_sampler(_WORKDIR.value)
     if _DRY_RUN.value:
         return _print_dry_run(sampler, clips)
     results = write_sounds(
@@ -248,7 +250,7 @@ def _check_flags() -> None:
     from flowley_jax.sampling.plan import check_candidates
 
     check_candidates(_CANDIDATES.value, _NUM_SAMPLES.value)
-    if bool(_WORKDIR.value) == bool(_PUBLISHED.value):
+    if _WORKDIR.value and _PUBLISHED.value:
         raise FlowleyError("give either --workdir or --published")
     if not _VIDEO.value and (_KEEP_ORIGINAL.value or _KEEP.value is not None):
         raise FlowleyError("--keep-original and --keep need --video, which has the sound to keep")
@@ -312,12 +314,15 @@ def _inputs(out: Path) -> "list[InputClip]":
     return [clip]
 
 
-def _run_sampler(workdir: str) -> "Sampler":
+def _run_sampler(workdir: str | None) -> "Sampler":
     from flowley_jax.runs.hub_models import local_folder
+    from flowley_jax.runs.included_model import DESCRIPTION, INCLUDED
     from flowley_jax.runs.workdir import read_config
     from flowley_jax.sampling.sampler import Sampler
 
-    folder = local_folder(workdir)
+    if not workdir:
+        print(f"using {DESCRIPTION}; --workdir names another model", file=sys.stderr)
+    folder = local_folder(workdir or INCLUDED)
     return Sampler.from_run(
         folder,
         settings=_settings(read_config(folder).sample),

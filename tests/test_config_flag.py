@@ -33,9 +33,9 @@ def test_packaged_files_are_found_outside_a_clone(tmp_path, monkeypatch, name):
 
 def test_a_file_of_the_working_directory_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("impacts.py").write_text(Path(IMPACTS).read_text().replace("steps=1200", "steps=7"))
+    Path("impacts.py").write_text(Path(IMPACTS).read_text().replace("steps=1800", "steps=7"))
     assert parse("--config=impacts.py").train.steps == 7
-    assert parse("--config=configs/impacts.py").train.steps == 1200
+    assert parse("--config=configs/impacts.py").train.steps == 1800
 
 
 @pytest.mark.parametrize("name", ["none.py", "elsewhere/impacts.py"])

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from flowley_jax.flow.solver import ADAPTIVE
 from flowley_jax.flow.windows import WindowLengths
 from flowley_jax.model.flowley import abstract_model
 from flowley_jax.runs.hub_models import PREFIX, local_folder
+from flowley_jax.runs.included_model import INCLUDED
 from flowley_jax.runs.weights import averaged_weights, with_adapters
 from flowley_jax.runs.workdir import load_components, read_config
 from flowley_jax.sampling.batches import (
@@ -121,11 +122,13 @@ class Sampler:
         )
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, settings: SampleConfig | None = None) -> "Sampler":
+    def from_pretrained(
+        cls, name: str | Path = INCLUDED, *, settings: SampleConfig | None = None
+    ) -> "Sampler":
         """Load a shared model: its repository ORG/NAME on the Hugging Face hub, or a folder.
 
         Args:
-          name: the repository or the folder.
+          name: the repository or the folder; by default the model that comes with the package.
           settings: guidance and solver; by default those of the model.
 
         Raises:
@@ -236,14 +239,25 @@ class Sampler:
         yield from packed(tracks, together)
 
     def sample(
-        self, batch: Sequence[Track[EncodedClip]], *, seed: int = 0
+        self,
+        batch: Sequence[Track[EncodedClip]],
+        *,
+        seed: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> list[tuple[Track[EncodedClip], np.ndarray]]:
         """Return each sound of a batch with its wave (N,) float32.
+
+        Args:
+          batch: one of `batches`.
+          seed: seed of the random draws.
+          progress: called with the number of each solver step that is done. A fixed-step solver then runs
+            step by step, and an exception of the function ends it.
 
         Raises:
           FlowleyError: as for `sounds`.
         """
-        waves = decode_tracks(self.components, batch, self._latents(batch, seed), rooms=self.rooms)
+        latents = self._latents(batch, seed, progress)
+        waves = decode_tracks(self.components, batch, latents, rooms=self.rooms)
         return list(zip(batch, waves, strict=True))
 
     @functools.cached_property
@@ -320,7 +334,9 @@ class Sampler:
             mesh=self.mesh,
         )
 
-    def _latents(self, batch: Sequence[Track[EncodedClip]], seed: int) -> list[np.ndarray]:
+    def _latents(
+        self, batch: Sequence[Track[EncodedClip]], seed: int, progress: Callable[[int], None] | None
+    ) -> list[np.ndarray]:
         """Return the latents (Ta', C) of each sound of a batch."""
         count = sum(map(len, batch))
         room = compiled_room_for(count, self.rooms, self._compiled)
@@ -337,14 +353,15 @@ class Sampler:
             sum(track.clip.seconds for track in batch),
             "1 window" if count == 1 else f"{count} windows",
         )
-        is_long = self.runs_in_steps(room)
+        if progress is None and self.runs_in_steps(room):
+            progress = _Progress(names, self.settings.solver.steps)
         solution = sample_latents(
             self.graphdef,
             self.device_variables,
             arrays,
             self.device_bad_parameters,
             program=program,
-            progress=_Progress(names, self.settings.solver.steps) if is_long else None,
+            progress=progress,
         )
         log.info("sampled with %d network evaluations per window", int(solution.evaluations))
         return latents_of(batch, np.asarray(solution.latent))
