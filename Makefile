@@ -1,14 +1,16 @@
 # Everything runs on a machine that has only Python 3.11 or later and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-gpu test-tpu test-scale test-soak test-torch demo ablation benchmark-psca benchmark-reading \
-  benchmark-train-step benchmark-sample benchmark-guidance benchmark-long-clips benchmark-extract benchmark-evaluate compile-table \
-  lint lock clean FORCE
+.PHONY: help venv test test-app test-gpu test-tpu test-scale test-soak test-torch demo included-model ablation \
+  benchmark-psca benchmark-reading benchmark-train-step benchmark-sample benchmark-guidance benchmark-ranking \
+  benchmark-long-clips benchmark-extract benchmark-evaluate compile-table lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# As in the extra app, and what drives a browser.
+APP := gradio>=6.20,<7 playwright>=1.60
 TORCH := torch==2.13.0
 # Without their dependencies, which are in .venv or not needed.
 OPEN_CLIP := open_clip_torch==3.3.0 torchvision==0.28.0 timm==1.0.31 ftfy==6.3.1 wcwidth==0.9.4
@@ -87,8 +89,24 @@ test-soak: .torch  ## run the tests for a release: more meshes, twenty kills, th
 test-torch: .torch  ## compare with PyTorch, transformers, open_clip and torchvggish, and read their files
 	PYTHONPATH=.torch $(PY) -m pytest -q -m torch tests/twin $(ARGS)
 
+# The page's packages, and Playwright, which drives a browser in the tests.
+.app: requirements-app.lock $(STAMP)
+	@echo "installing Gradio and Playwright into .app (400 MB)"
+	@rm -rf $@ && $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --target $@ -r requirements-app.lock
+	@touch $@
+
+test-app: .app  ## use the page in Chromium, which is installed where apt-get can
+	@command -v chromium > /dev/null || (apt-get update -qq && apt-get install -y -qq chromium) > /dev/null 2>&1 \
+	  || { echo "error: the tests of the page need Chromium: apt-get install chromium" >&2; exit 1; }
+	PYTHONPATH=.app $(PY) -m pytest -q -m app tests/app $(ARGS)
+
 demo: venv  ## generate clips, train, sample and write a report to runs/demo
 	$(PY) -m flowley_jax.demo --out runs/demo $(ARGS)
+
+included-model: demo  ## make the model that comes with the package from the demonstration (5 minutes more)
+	$(PY) -m flowley_jax.demo.included --config.start.weights=runs/demo/train --out runs/demo/included_model $(ARGS)
+	rm -rf flowley_jax/pretrained/impacts && cp -r runs/demo/included_model flowley_jax/pretrained/impacts
 
 ablation: venv  ## compare attention variants, or with ARGS="--study learning" ways to learn, over three seeds (hours; resumes)
 	$(PY) -m benchmarks.ablation --out runs/ablation $(ARGS)
@@ -107,6 +125,9 @@ benchmark-sample: venv  ## measure every stage of sampling at the published size
 
 benchmark-guidance: venv  ## measure sounds against network evaluations, of the runs in ARGS="--run RUN …" (10 minutes a run)
 	$(PY) -m benchmarks.guidance $(ARGS)
+
+benchmark-ranking: venv  ## measure how well --candidates finds the best sound, of the runs in ARGS="--run RUN …" (3 minutes a run)
+	$(PY) -m benchmarks.ranking $(ARGS)
 
 benchmark-long-clips: venv  ## measure sounds of long videos, and their cost, over three seeds in runs/long (hours; resumes)
 	$(PY) -m benchmarks.long_clips $(ARGS)
@@ -130,7 +151,10 @@ lock: venv  ## resolve pyproject.toml again into requirements.lock
 	$(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --extra dev \
 	  pyproject.toml --output-file requirements.lock
+	echo '$(APP)' | tr ' ' '\n' | $(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	  --constraint requirements.lock --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	  - --output-file requirements-app.lock
 
 clean:  ## remove .venv, caches and builds, but not runs/
-	rm -rf $(VENV) .tpu .torch build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .app .tpu .torch build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

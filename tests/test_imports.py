@@ -23,7 +23,7 @@ LAYERS = (
     ("config_help", "config_file"),
     ("config_flag",),
     ("cli",),
-    ("demo",),
+    ("demo", "app"),
     ("train", "sample", "evaluate", "compile", "convert", "ema", "mux", "publish"),
     # The package itself offers the public names.
     ("__init__",),
