@@ -35,8 +35,8 @@ from flowley_jax.sampling.inputs import find_inputs
 from flowley_jax.sampling.outputs import write_sounds
 from flowley_jax.sampling.sampler import Sampler
 
-# Changes of plain guidance with the run's own scale, solver and EMA length; "name" and "shift" are those of
-# the solver, and an autoguidance_step of 1 stands for the run's first snapshot.
+# Changes of plain guidance with the run's own scale, solver and EMA length; "name", "shift" and "steps" are
+# those of the solver, and an autoguidance_step of 1 stands for the run's first snapshot.
 Form = Mapping[str, Any]
 FORMS: dict[str, Form] = {
     "none": {"guidance": 1.0},
@@ -73,11 +73,18 @@ COLUMNS = (
 _READ_SECONDS = 120.0
 
 _RUNS = flags.DEFINE_multi_string("run", None, "Folder of a trained run; repeat it for more.", required=True)
+_FLOW_MAPS = flags.DEFINE_multi_string(
+    "flow_map", [], "Folder of the flow map that was trained from each --run, in the same order."
+)
 _CLIPS = flags.DEFINE_string("clips", "runs/demo/clips", "Folder of the clip set.")
 _OUT = flags.DEFINE_string("out", "runs/guidance", "Folder for sounds, features and the table.")
 _STEPS = flags.DEFINE_list("steps", ["25"], "Numbers of steps of the solver.")
 _FORMS = flags.DEFINE_multi_string("form", [], "Name of a form, or NAME=JSON of settings; by default all.")
 _WORKERS = define_int("workers", os.cpu_count() or 1, "Processes that read files.", PROCESSES)
+
+
+# A flow map has its guidance folded in; its steps are in its name in the table.
+_FLOW_MAP, _FLOW_MAP_STEPS = "flow map", (1, 2, 4, 8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,10 +94,12 @@ class System:
     Attributes:
       form: name of the form.
       settings: what to sample with.
+      run: folder of the run to sample with.
     """
 
     form: str
     settings: SampleConfig
+    run: Path
 
     @property
     def name(self) -> str:
@@ -106,7 +115,13 @@ class System:
 def main() -> int:
     """Sample and score; write table.json, table.md and pareto.png."""
     out, clips = Path(_OUT.value), Path(_CLIPS.value)
-    tables = [_scores(Path(run), clips, out, index) for index, run in enumerate(_RUNS.value)]
+    if _FLOW_MAPS.value and len(_FLOW_MAPS.value) != len(_RUNS.value):
+        raise FlowleyError(f"{len(_FLOW_MAPS.value)} --flow-map folders must be as many as --run folders")
+    flow_maps = _FLOW_MAPS.value or [None] * len(_RUNS.value)
+    tables = [
+        _scores(Path(run), Path(flow_map) if flow_map else None, clips, out, index)
+        for index, (run, flow_map) in enumerate(zip(_RUNS.value, flow_maps, strict=True))
+    ]
     rows = [_over_runs(index, tables) for index in range(len(tables[0]))]
     result = {**header("guidance"), "runs": len(tables), "rows": rows}
     write_text(out / "table.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
@@ -117,13 +132,15 @@ def main() -> int:
     return 0
 
 
-def _scores(run: Path, clips: Path, out: Path, index: int) -> list[dict[str, Any]]:
+def _scores(run: Path, flow_map: Path | None, clips: Path, out: Path, index: int) -> list[dict[str, Any]]:
     """Return the name, the evaluations and the metrics of each system of one run."""
     config, folder = read_config(run), out / f"run_{index}"
-    systems, sampler, folders = _systems(config.sample, config.ema.snapshot_every), None, {}
+    systems, sampler, folders = _systems(run, config.sample, config.ema.snapshot_every), None, {}
+    if flow_map:
+        systems += _flow_map_systems(flow_map)
     inputs = find_inputs(clips / "clips.tsv", split="test")
     for system in systems:
-        sampler = Sampler.from_run(run, settings=system.settings)
+        sampler = Sampler.from_run(system.run, settings=system.settings)
         folders[system.name] = folder / system.name
         results = write_sounds(sampler, inputs, folders[system.name], suffix=".wav", seed=config.seed)
         if results.failed:
@@ -154,7 +171,19 @@ def _scores(run: Path, clips: Path, out: Path, index: int) -> list[dict[str, Any
     ]
 
 
-def _systems(default: SampleConfig, first_snapshot: int) -> list[System]:
+def _flow_map_systems(run: Path) -> list[System]:
+    settings = read_config(run).sample
+    return [
+        System(
+            form=_FLOW_MAP,
+            settings=dataclasses.replace(settings, solver=dataclasses.replace(settings.solver, steps=steps)),
+            run=run,
+        )
+        for steps in _FLOW_MAP_STEPS
+    ]
+
+
+def _systems(run: Path, default: SampleConfig, first_snapshot: int) -> list[System]:
     plain = SampleConfig(solver=default.solver, guidance=default.guidance, sigma_rel=default.sigma_rel)
     systems = []
     for name, form in _forms().items():
@@ -162,9 +191,10 @@ def _systems(default: SampleConfig, first_snapshot: int) -> list[System]:
         solver = {key: values.pop(key) for key in ("shift", "name") if key in values}
         if values.get("autoguidance_step") == 1:
             values["autoguidance_step"] = first_snapshot
-        for steps in _STEPS.value:
+        for steps in values.pop("steps", _STEPS.value):
             fixed = dataclasses.replace(plain.solver, steps=int(steps), **solver)
-            systems.append(System(form=name, settings=dataclasses.replace(plain, solver=fixed, **values)))
+            settings = dataclasses.replace(plain, solver=fixed, **values)
+            systems.append(System(form=name, settings=settings, run=run))
     return systems
 
 
