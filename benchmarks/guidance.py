@@ -70,6 +70,13 @@ COLUMNS = (
     ("motion-accuracy", "motions", 2),
     ("LUFS", "LUFS", 1),
 )
+# Metric, heading and direction of each panel of the picture.
+_DRAWN = (
+    ("onset-F1", "F1 of onsets (higher is better)", True),
+    ("FD-TAGGER", "FD (lower is better)", False),
+    ("log-mel-FD", "log-mel FD (lower is better)", False),
+)
+_TICKS = (1, 2, 4, 8, 16, 32)
 _READ_SECONDS = 120.0
 
 _RUNS = flags.DEFINE_multi_string("run", None, "Folder of a trained run; repeat it for more.", required=True)
@@ -239,18 +246,26 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw F1 and FD against evaluations, with the Pareto fronts."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axis, (name, heading, larger) in zip(
-        axes, (("onset-F1", "F1", True), ("FD-TAGGER", "FD", False)), strict=True
-    ):
-        for form in dict.fromkeys(row["form"] for row in rows):
-            own = sorted((row["evaluations"], row[name]["mean"]) for row in rows if row["form"] == form)
-            axis.plot(*zip(*own, strict=True), marker="o", linewidth=0.8, label=form)
+    """Draw metrics against evaluations, with standard deviations over the runs and the Pareto fronts."""
+    figure, axes = plt.subplots(1, len(_DRAWN), figsize=(15, 4.6), layout="constrained")
+    forms = list(dict.fromkeys(row["form"] for row in rows))
+    for axis, (name, heading, larger) in zip(axes, _DRAWN, strict=True):
+        for form, colour in zip(forms, plt.colormaps["tab20"](np.arange(len(forms))), strict=True):
+            own = sorted(
+                (row["evaluations"], row[name]["mean"], row[name]["std"])
+                for row in rows
+                if row["form"] == form
+            )
+            evaluations, means, deviations = zip(*own, strict=True)
+            axis.errorbar(
+                evaluations, means, deviations, marker="o", color=colour, linewidth=1, capsize=2, label=form
+            )
         front = pareto_front([(row["evaluations"], row[name]["mean"]) for row in rows], larger=larger)
         axis.step(*zip(*front, strict=True), where="post", color="black", linestyle="--", label="best")
         axis.set(xscale="log", xlabel="evaluations of the network per clip", ylabel=heading)
-    axes[1].legend(fontsize=6)
+        axis.set_xticks(_TICKS, [str(tick) for tick in _TICKS])
+        axis.minorticks_off()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

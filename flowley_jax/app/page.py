@@ -259,7 +259,9 @@ def _picture(sound: Candidate, mel: np.ndarray, rate: int) -> str:
 
 def _summary(outcome: Outcome) -> str:
     count = len(outcome.candidates)
-    made = "1 sound" if count == 1 else f"{count} sounds, best first"
+    made = "1 sound" if count == 1 else f"{count} sounds"
+    if outcome.candidates[0].score is not None:
+        made += ", best first"
     return " ".join([f"Done: {made}. Seed {outcome.seed} makes the same again.", *outcome.remarks])
 
 

@@ -67,7 +67,7 @@ class Candidate(NamedTuple):
     Attributes:
       video: the video with this sound.
       wave: (N,) float32.
-      score: how well the sound fits; larger is better. None for a single candidate.
+      score: see `ranking.best_first`; None for one or two candidates.
     """
 
     video: Path
@@ -76,7 +76,7 @@ class Candidate(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The candidates of a request, best first, with the seed that gives them again, and remarks on them."""
+    """The candidates of a request, three or more best first, the seed that gives them again, and remarks."""
 
     candidates: list[Candidate]
     seed: int
@@ -169,7 +169,8 @@ class Service:
             # A part of a picture is encoded again, in a format that every browser plays.
             mux_audio(request.video, wave, components.sample_rate, path, end=encoded.seconds)
             candidates.append(Candidate(path, wave, None))
-        if len(candidates) > 1:
+        # Two sounds agree with each other equally.
+        if len(candidates) > 2:
             order = best_first(waves, components.sample_rate)
             candidates = [candidates[index]._replace(score=score) for index, score in order]
         # The page has the flags as settings.
