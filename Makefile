@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-app test-gpu test-tpu test-scale test-soak test-torch demo included-model ablation \
   benchmark-psca benchmark-reading benchmark-train-step benchmark-sample benchmark-guidance benchmark-ranking \
-  benchmark-long-clips benchmark-extract benchmark-evaluate compile-table lint lock clean FORCE
+  benchmark-long-clips benchmark-kept-parts benchmark-extract benchmark-evaluate compile-table lint lock clean FORCE
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -128,6 +128,9 @@ benchmark-guidance: venv  ## measure sounds against network evaluations, of the 
 
 benchmark-ranking: venv  ## measure how well --candidates finds the best sound, of the runs in ARGS="--run RUN …" (3 minutes a run)
 	$(PY) -m benchmarks.ranking $(ARGS)
+
+benchmark-kept-parts: venv  ## measure level and timbre where a kept sound meets a sampled one, after make demo (2 minutes)
+	$(PY) -m benchmarks.kept_parts $(ARGS)
 
 benchmark-long-clips: venv  ## measure sounds of long videos, and their cost, over three seeds in runs/long (hours; resumes)
 	$(PY) -m benchmarks.long_clips $(ARGS)
