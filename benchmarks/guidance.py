@@ -90,7 +90,7 @@ _FORMS = flags.DEFINE_multi_string("form", [], "Name of a form, or NAME=JSON of 
 _WORKERS = define_int("workers", os.cpu_count() or 1, "Processes that read files.", PROCESSES)
 
 
-# A flow map has its guidance folded in; its steps are in its name in the table.
+# Guidance is part of a flow map already, so only the number of steps varies.
 _FLOW_MAP, _FLOW_MAP_STEPS = "flow map", (1, 2, 4, 8)
 
 
@@ -123,7 +123,9 @@ def main() -> int:
     """Sample and score; write table.json, table.md and pareto.png."""
     out, clips = Path(_OUT.value), Path(_CLIPS.value)
     if _FLOW_MAPS.value and len(_FLOW_MAPS.value) != len(_RUNS.value):
-        raise FlowleyError(f"{len(_FLOW_MAPS.value)} --flow-map folders must be as many as --run folders")
+        raise FlowleyError(
+            f"give one --flow-map for each --run (got {len(_FLOW_MAPS.value)} for {len(_RUNS.value)})"
+        )
     flow_maps = _FLOW_MAPS.value or [None] * len(_RUNS.value)
     tables = [
         _scores(Path(run), Path(flow_map) if flow_map else None, clips, out, index)

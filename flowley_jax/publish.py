@@ -23,7 +23,7 @@ _SIGMA_REL = define_float(
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the stored weights.")
 _COMPACT = flags.DEFINE_bool(
-    "compact", False, "Store a block that several layers share only once; only this package reads such files."
+    "compact", False, "Store each shared block once; only Flowley-JAX can read such a file."
 )
 _SCORES = flags.DEFINE_string(
     "scores", None, "The scores.json of an evaluation of this run (docs/evaluation.md), for the card."

@@ -1,8 +1,8 @@
 """Sample sound for clips: python -m flowley_jax.sample --workdir DIR --video a.mp4 --prompt "…" --out b.mp4
 
 Without --video, --prompt and --seconds make a sound from text.
-Instead of --workdir, --published takes a folder of bundles from python -m flowley_jax.convert. Without both,
-the demonstration's model is used, which comes with the package.
+Instead of --workdir, --published takes a folder of bundles from python -m flowley_jax.convert. Without
+either, the demonstration's model is used, which comes with the package.
 """
 
 import contextlib
@@ -251,7 +251,7 @@ def _check_flags() -> None:
 
     check_candidates(_CANDIDATES.value, _NUM_SAMPLES.value)
     if _WORKDIR.value and _PUBLISHED.value:
-        raise FlowleyError("give either --workdir or --published")
+        raise FlowleyError("give --workdir or --published, not both")
     if not _VIDEO.value and (_KEEP_ORIGINAL.value or _KEEP.value is not None):
         raise FlowleyError("--keep-original and --keep need --video, which has the sound to keep")
     if not _VIDEO.value and (_SOUNDCAP.value or _SPLIT.value):
@@ -270,7 +270,7 @@ def _check_flags() -> None:
         raise FlowleyError(
             "--adapter, --adapter-factor and --sigma-rel apply only to --workdir, not to --published"
         )
-    if _WORKDIR.value and _DTYPE.present:
+    if _DTYPE.present and not _PUBLISHED.value:
         raise FlowleyError("--dtype applies only to --published; a run's configuration has model.dtype")
     if _ADAPTER_FACTOR.present and not _ADAPTER.value:
         raise FlowleyError("--adapter-factor needs --adapter, the file of the adapters")
@@ -321,7 +321,7 @@ def _run_sampler(workdir: str | None) -> "Sampler":
     from flowley_jax.sampling.sampler import Sampler
 
     if not workdir:
-        print(f"using {DESCRIPTION}; --workdir names another model", file=sys.stderr)
+        print(f"using {DESCRIPTION} (set --workdir for another)", file=sys.stderr)
     folder = local_folder(workdir or INCLUDED)
     return Sampler.from_run(
         folder,
@@ -377,6 +377,8 @@ def _print_dry_run(sampler: "Sampler", clips: "list[InputClip]") -> int:
     )
     if estimate:
         print(format_estimate(estimate))
+    elif not failed:
+        print("nothing to sample: every clip has its sound")
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
     return USER_ERROR if failed else 0

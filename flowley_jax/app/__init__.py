@@ -1,1 +1,1 @@
-"""A page in the browser on which one makes sound for a video."""
+"""A web page that makes sound for a video."""

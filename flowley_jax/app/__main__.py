@@ -1,4 +1,4 @@
-"""Make sound on a page in the browser: python -m flowley_jax.app
+"""Serve a web page that makes sound for videos: python -m flowley_jax.app
 
 Without --workdir and --published, the page uses the demonstration's model, which comes with the package.
 """
@@ -36,14 +36,16 @@ _PORT = define_int("port", 7860, "Port to listen on.", Range(least=1, most=65_53
 _MOST_SECONDS = define_float(
     "most_seconds", 60.0, "Longest part of a video that is used, in seconds.", Range(least=1, most=3600)
 )
-_MOST_MEGABYTES = define_int("most_megabytes", 500, "Largest upload.", Range(least=1))
+_MOST_MEGABYTES = define_int("most_megabytes", 500, "Largest upload, in megabytes.", Range(least=1))
 _COMPILATION_CACHE = define_compilation_cache()
 
 
 def main() -> int:
     """Serve the page until Ctrl-C."""
     if _WORKDIR.value and _PUBLISHED.value:
-        raise FlowleyError("give either --workdir or --published")
+        raise FlowleyError("give --workdir or --published, not both")
+    if _DTYPE.present and not _PUBLISHED.value:
+        raise FlowleyError("--dtype applies only to --published; a run's configuration has model.dtype")
     # Set before Gradio is imported, which reads them then.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     with tempfile.TemporaryDirectory(prefix="flowley_page_") as files:
@@ -56,7 +58,7 @@ def _serve(files: Path) -> None:
     try:
         import gradio as gr  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
-        raise FlowleyError("the page needs Gradio: pip install 'flowley-jax[app]'") from error
+        raise FlowleyError("the page needs Gradio: in a clone, pip install -e '.[app]'") from error
 
     from flowley_jax.app.page import CSS, build_page
     from flowley_jax.app.service import Service
@@ -85,7 +87,7 @@ def _serve(files: Path) -> None:
         raise FlowleyError(
             f"cannot listen on {_HOST.value}:{_PORT.value} ({error}); choose another --port"
         ) from error
-    print(f"the page is at http://{_HOST.value}:{_PORT.value} (Ctrl-C ends it)", flush=True)
+    print(f"the page is at http://{_HOST.value}:{_PORT.value} (Ctrl-C stops it)", flush=True)
     page.block_thread()
 
 

@@ -1,6 +1,7 @@
 """The page: what a visitor fills in, progress, and a player for each candidate."""
 
 import contextlib
+import re
 import shutil
 import tempfile
 import threading
@@ -31,11 +32,12 @@ CSS = Path(__file__).with_name("page.css")
 # Visitors who are served at the same time; the others see their place in the queue.
 AT_ONCE = 2
 WAITING = 20
-# Files of visitors who left without a word are removed after this time; see `gradio.Blocks`.
+# Files of visitors whose leaving Gradio did not notice are removed after this time; see `gradio.Blocks`.
 _CLEANING_SECONDS, _KEPT_SECONDS = 60, 3600
-# Level range of the pictures below the loudest bin, in the mel's own logarithm.
+# Quantiles of the mel values that get the darkest and the brightest colour.
 _QUANTILES = (0.02, 0.998)
 _TITLE = "Sound for a video"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def build_page(
@@ -77,7 +79,7 @@ def build_page(
                         min(most_seconds, components.seconds * 2),
                         step=0.5,
                         label="Seconds",
-                        info="Most seconds to use, from the start of the video.",
+                        info="Use at most this much, from the start of the video.",
                     )
                     seed = gr.Number(RANDOM, precision=0, label="Seed", info="−1 draws a new one each time.")
                     steps = gr.Slider(1, 100, settings.solver.steps, step=1, label="Steps")
@@ -86,8 +88,9 @@ def build_page(
                         10,
                         1.0 if folds_guidance else settings.guidance,
                         step=0.25,
-                        label="Guidance",
-                        info="How closely the sound follows picture and prompt.",
+                        label="Guidance scale",
+                        info="How closely the sound follows the video"
+                        + ("." if settings.guidance_text else " and the prompt."),
                         visible=not folds_guidance,
                     )
                     loudness = gr.Slider(
@@ -106,68 +109,100 @@ def build_page(
             with gr.Column(min_width=300):
                 status = gr.HTML(_note("Choose a video to start."), elem_classes="status", elem_id="status")
                 players = [_player(number) for number in range(MOST_CANDIDATES)]
-        values = [video, prompt, negative, seed, steps, guidance, seconds, candidates, loudness]
+        ticket = gr.State(0)
+        values = [ticket, video, prompt, negative, seed, steps, guidance, seconds, candidates, loudness]
         outputs = [status, *(part for player in players for part in player)]
-        make.click(visitors.ask, None, status, queue=False, api_visibility="private").then(
+        # A visitor who clicks again replaces the own request; its number goes with it.
+        make.click(
+            visitors.ask,
+            None,
+            [status, ticket],
+            queue=False,
+            trigger_mode="multiple",
+            api_visibility="private",
+        ).then(
             _handler(service, visitors, most_seconds),
             values,
             outputs,
             concurrency_limit=AT_ONCE,
             show_progress="minimal",
             show_progress_on=[status],
-            api_name="sound",
+            trigger_mode="multiple",
+            api_visibility="private",
         )
         # Not by Gradio's `cancels`, whose last update of the status can be lost.
         cancel.click(visitors.cancel, None, None, queue=False, api_visibility="private")
         page.unload(visitors.remove)
+    visitors.keep_present_files()
     page.queue(max_size=WAITING)
     return page
 
 
 class _Visitors:
-    """The files of each visitor, which are removed when the visitor leaves, and who has cancelled.
+    """Requests and files of the visitors: only the newest request counts, and files go when a visitor leaves.
 
     Args:
       files: folder in which Gradio keeps its files, so that it serves new ones in it without a copy.
     """
 
     def __init__(self, files: Path):
-        self._files, self._lock = files, threading.Lock()
+        self._files, self._lock = files.resolve(), threading.Lock()
+        self._tickets: dict[str, int] = defaultdict(int)
         self._folders: dict[str, set[Path]] = defaultdict(set)
-        self._cancelled: set[str] = set()
+        self._uploads: dict[str, set[Path]] = defaultdict(set)
+        self._kept: set[Path] = set()
 
-    def ask(self, visitor: gr.Request) -> str:
-        """Note that a visitor asks for sounds, and return the status until their turn."""
-        self._cancelled.discard(visitor.session_hash or "")
-        return _note("Waiting for a free place.")
+    def keep_present_files(self) -> None:
+        """Note the files that are there before any visitor comes: those of the examples are never removed."""
+        self._kept = {path.resolve() for path in self._files.rglob("*")}
+
+    def ask(self, visitor: gr.Request) -> tuple[str, int]:
+        """Cancel earlier requests of a visitor; return the status until their turn, and the new ticket."""
+        return _note("Waiting for a free slot."), self._next_ticket(visitor)
 
     def cancel(self, visitor: gr.Request) -> None:
-        """Note that a visitor does not want the sounds any more."""
-        self._cancelled.add(visitor.session_hash or "")
+        """Cancel the request of a visitor."""
+        self._next_ticket(visitor)
 
-    def has_cancelled(self, visitor: gr.Request) -> bool:
-        """Return whether the visitor's request is cancelled."""
-        return (visitor.session_hash or "") in self._cancelled
+    def is_cancelled(self, visitor: gr.Request, ticket: int) -> bool:
+        """Return whether a ticket is not the visitor's newest any more."""
+        return self._tickets[visitor.session_hash or ""] != ticket
 
-    def new_folder(self, visitor: gr.Request, upload: Path) -> Path:
-        """Return a new folder for sounds, and note the upload, whose folder Gradio has made."""
+    def new_folder(self, visitor: gr.Request, video: Path) -> Path:
+        """Return a new folder for sounds, and note the upload if it is one."""
         folder = Path(tempfile.mkdtemp(dir=self._files))
         with self._lock:
-            own = self._folders[visitor.session_hash or ""]
-            own.add(folder)
-            if upload.is_relative_to(self._files):
-                own.add(upload.parent)
+            self._folders[visitor.session_hash or ""].add(folder)
+            if self._is_upload(video):
+                self._uploads[visitor.session_hash or ""].add(video.resolve())
         return folder
 
     def remove(self, visitor: gr.Request) -> None:
         """Cancel the request of a visitor and remove their files."""
         self.cancel(visitor)
         with self._lock:
-            own = self._folders.pop(visitor.session_hash or "", set())
-            # Two visitors who upload the same file share its folder.
-            shared = set().union(*self._folders.values())
-        for folder in own - shared:
+            folders = self._folders.pop(visitor.session_hash or "", set())
+            uploads = self._uploads.pop(visitor.session_hash or "", set())
+            # Visitors who upload the same file share it.
+            uploads -= set().union(*self._uploads.values())
+        for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
+        for upload in uploads:
+            upload.unlink(missing_ok=True)
+
+    def _next_ticket(self, visitor: gr.Request) -> int:
+        with self._lock:
+            self._tickets[visitor.session_hash or ""] += 1
+            return self._tickets[visitor.session_hash or ""]
+
+    def _is_upload(self, video: Path) -> bool:
+        """Return whether a path, which a visitor may have made up, is a file that Gradio stored for visitors.
+
+        Gradio stores an upload as {files}/{SHA-256}/{name}.
+        """
+        path = video.resolve()
+        is_inside = path.parent.parent == self._files and bool(_SHA256.fullmatch(path.parent.name))
+        return is_inside and path.is_file() and path not in self._kept
 
 
 def _player(number: int) -> tuple[gr.Group, gr.Video, gr.HTML]:
@@ -187,6 +222,7 @@ def _handler(
     untouched = [gr.skip()] * (3 * MOST_CANDIDATES)
 
     def serve(
+        ticket: int,
         video: str | None,
         prompt: str,
         negative: str,
@@ -201,7 +237,7 @@ def _handler(
         if not video:
             yield [_fault("Choose a video first."), *untouched]
             return
-        if visitors.has_cancelled(visitor):
+        if visitors.is_cancelled(visitor, ticket):
             yield [_note("Cancelled."), *untouched]
             return
         yield [_progress(Progress(0.0, "starting")), *_hidden()]
@@ -220,7 +256,7 @@ def _handler(
             )
             with contextlib.closing(service.generate(request, folder)) as events:
                 for event in events:
-                    if visitors.has_cancelled(visitor):
+                    if visitors.is_cancelled(visitor, ticket):
                         yield [_note("Cancelled."), *untouched]
                         return
                     if isinstance(event, Outcome):
@@ -262,7 +298,7 @@ def _summary(outcome: Outcome) -> str:
     made = "1 sound" if count == 1 else f"{count} sounds"
     if outcome.candidates[0].score is not None:
         made += ", best first"
-    return " ".join([f"Done: {made}. Seed {outcome.seed} makes the same again.", *outcome.remarks])
+    return " ".join([f"Done: {made}. Seed {outcome.seed} gives the same sounds again.", *outcome.remarks])
 
 
 def _progress(progress: Progress) -> str:

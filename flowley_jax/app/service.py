@@ -16,14 +16,14 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.media.read import frame_blocks, probe
 from flowley_jax.media.write import mux_audio
 from flowley_jax.sampling.batches import Gathered
-from flowley_jax.sampling.clips import Clip
+from flowley_jax.sampling.clips import Clip, check_seed
 from flowley_jax.sampling.failures import CLIP_ERRORS, failure_line
-from flowley_jax.sampling.ranking import best_first
+from flowley_jax.sampling.ranking import FEWEST_CANDIDATES, best_first
 from flowley_jax.sampling.sampler import Sampler
 from flowley_jax.sampling.sound_levels import SoundLevels
 
 MOST_CANDIDATES = 8
-# Draws a seed.
+# Asks for a random seed.
 RANDOM = -1
 _SEEDS = 2**31
 
@@ -37,7 +37,7 @@ class Request:
       prompt, negative_prompt: texts; empty for none.
       seed: seed of the random draws; -1 draws one.
       steps: solver steps.
-      guidance: guidance scale.
+      guidance: guidance scale; a flow map has its own.
       seconds: most seconds to use of the video.
       candidates: number of sounds to choose from.
       loudness: integrated loudness in LUFS; None for the model's own level.
@@ -76,7 +76,7 @@ class Candidate(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The candidates of a request, three or more best first, the seed that gives them again, and remarks."""
+    """The candidates (ranked if three or more), the seed that gives them again, and remarks."""
 
     candidates: list[Candidate]
     seed: int
@@ -84,7 +84,7 @@ class Outcome(NamedTuple):
 
 
 class _CancelledError(Exception):
-    """The visitor does not want the sounds any more."""
+    """The visitor has cancelled the request."""
 
 
 class Service:
@@ -169,11 +169,10 @@ class Service:
             # A part of a picture is encoded again, in a format that every browser plays.
             mux_audio(request.video, wave, components.sample_rate, path, end=encoded.seconds)
             candidates.append(Candidate(path, wave, None))
-        # Two sounds agree with each other equally.
-        if len(candidates) > 2:
+        if len(candidates) >= FEWEST_CANDIDATES:
             order = best_first(waves, components.sample_rate)
             candidates = [candidates[index]._replace(score=score) for index, score in order]
-        # The page has the flags as settings.
+        # On the page these are settings, not flags.
         return Outcome(candidates, seed, [line.replace("--", "") for line in levels.remarks()])
 
     def _sampler_for(self, request: Request) -> Sampler:
@@ -181,11 +180,14 @@ class Service:
             raise FlowleyError(
                 f"{request.candidates} candidates: the number must be from 1 to {MOST_CANDIDATES}"
             )
+        if request.seed != RANDOM:
+            check_seed(request.seed)
         settings = self.sampler.settings
+        is_flow_map = settings.solver.name == "flow_map"
         settings = dataclasses.replace(
             settings,
             solver=dataclasses.replace(settings.solver, steps=request.steps),
-            guidance=request.guidance,
+            guidance=settings.guidance if is_flow_map else request.guidance,
             loudness=request.loudness,
         )
         return dataclasses.replace(self.sampler, settings=settings)

@@ -1,7 +1,7 @@
 """Make the model that comes with the package: make included-model
 
-It is the demonstration's, trained further for four steps. Its folder has the card with its scores, and silent
-example videos.
+It is the demonstration's model, trained for 300 more steps so that it samples in four. Its folder also has a
+card with its scores, and silent example videos.
 """
 
 import dataclasses
@@ -13,15 +13,15 @@ from flowley_jax.cli import STOPPED_EARLY, run_main
 from flowley_jax.common.compilation_cache import define_compilation_cache, use_compilation_cache
 from flowley_jax.config_flag import experiment_flag
 
-_CONFIG = experiment_flag("Configuration of the few steps.", default="impacts.py:few_steps")
-_DEMO = flags.DEFINE_string("demo", "runs/demo", "Folder of the demonstration, which is finished.")
+_CONFIG = experiment_flag("Configuration that trains the flow map.", default="impacts.py:few_steps")
+_DEMO = flags.DEFINE_string("demo", "runs/demo", "Folder of a finished demonstration.")
 _OUT = flags.DEFINE_string("out", None, "New folder for the model.", required=True)
 _COMPILATION_CACHE = define_compilation_cache()
 _NAME = "flowley-jax-impacts"
 _LICENSE = "apache-2.0"
 # Scores of the card: F1 and median error of onsets, distances, and right materials.
 _METRICS = ("onset-F1", "onset-error-ms", "FD-TAGGER", "KL-TAGGER-softmax", "material-accuracy")
-# Number of the test clip of each example.
+# Index of each example among the test clips.
 EXAMPLE_CLIPS = {"glass_ball": 49, "metal_mallet": 52, "stone_cube": 35}
 
 
@@ -45,7 +45,7 @@ def main() -> int:
     weights = write_model_folder(
         workdir, out, sigma_rel=config.sample.sigma_rel, dtype="bfloat16", compact=True
     )
-    # What is scored are the rounded weights that ship.
+    # Score the rounded weights, because they are the ones that ship.
     sampler = Sampler.from_run(out)
     evaluation = score_impacts(
         sampler,

@@ -233,10 +233,10 @@ def _sample_in_steps(
     progress: Callable[[int], None],
 ) -> Solution:
     solver, parts = program.solver, stretches(program.solver, program.guidance)
-    # A step does not depend on their number, so any number of steps uses the same program.
+    # A step does not depend on the number of steps, so one program serves all numbers.
     step = dataclasses.replace(program, solver=SolverConfig(name=solver.name), guidance=UNGUIDED)
     x = _start(graphdef, variables, batch, parts[0].times[0])
-    # As the results of steps are; otherwise, the second step would compile the program again.
+    # Placed like the result of a step; otherwise the second step would compile the program again.
     x = jax.device_put(x, x.sharding)
     # Steps with a velocity of zero come first, and change nothing.
     done = solver.steps - sum(len(stretch.times) - 1 for stretch in parts)

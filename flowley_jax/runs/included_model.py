@@ -4,11 +4,8 @@ from pathlib import Path
 
 INCLUDED = Path(__file__).parents[1] / "pretrained" / "impacts"
 EXAMPLES = "examples"
-# What `sample` and the page say of it.
-DESCRIPTION = (
-    "the model of the demonstration, which comes with the package; it knows the sounds of things that "
-    "strike, bounce, swing, saw and hum"
-)
+# What `sample` and the page say about it.
+DESCRIPTION = "the included model, which knows the sounds of things that strike, bounce, swing, saw and hum"
 
 
 def examples(folder: Path) -> list[tuple[Path, str]]:

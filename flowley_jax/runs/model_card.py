@@ -50,13 +50,13 @@ def model_card(
         "",
         "```sh",
         f"python -m flowley_jax.sample --workdir {source} --video a.mp4 \\",
-        '  --prompt "rain on a roof" --out b.mp4',
+        '  --prompt "what should be heard" --out b.mp4',
         "```",
         "",
         "| | |",
         "|---|---|",
         f"| network | {parameters:,} parameters, {kind} |",
-        f"| training | {weights.step:,} steps, batch {config.data.batch_size} |",
+        f"| training | {weights.step:,} steps, batch {config.data.batch_size}{_start(config)} |",
         f"| clips | {components.seconds:g} s |",
         f"| video | {components.video_encoder.name}, {components.video_fps:g} frames per second |",
         f"| text | {components.text_encoder.name} |",
@@ -69,6 +69,10 @@ def model_card(
         lines += ["", "| metric | value |", "|---|---|"]
         lines += [f"| {metric} | {value:.4g} |" for metric, value in figures.items()]
     return "\n".join(lines) + "\n"
+
+
+def _start(config: ExperimentConfig) -> str:
+    return ", from the weights of a trained model" if config.start.weights else ""
 
 
 def _front_matter(name: str, license_name: str, figures: Mapping[str, float]) -> list[str]:

@@ -192,7 +192,7 @@ class _Run:
         self._says_failures_at_once = len(plan.todo) + len(plan.failed) > 1
 
     def results(self, out: Path) -> Results:
-        """Return the results when all is done."""
+        """Sample and write all jobs, and return the results."""
         if self._says_failures_at_once:
             for line in self._plan.failed:
                 log.info("failed: %s", line)
@@ -269,7 +269,7 @@ class _Run:
     def _add_failure(self, job: Job, line: str) -> None:
         self._results.failed.append(line)
         if self._log:
-            # Only for other processes: a full disk, which may be why the clip failed, must not end this one.
+            # Other processes need this row, but a full disk must not end this one.
             with contextlib.suppress(FlowleyError):
                 self._log.add_failure(job.clip.id, line)
         if self._says_failures_at_once:
@@ -345,6 +345,8 @@ def _encode(sampler: Sampler, clip: InputClip, keep: Keep) -> EncodedClip:
     stated = probe(clip.path).duration
     frames = frame_blocks(clip.path, fps=fps, size=size, start=clip.start, end=clip.end)
     encoded = sampler.encode(Clip(frames=frames, **options))
+    if keep and min(start for start, _ in keep) >= encoded.seconds:
+        raise FlowleyError(f"{clip.path}: --keep names no part of it; it has {encoded.seconds:.2f} s")
     end = clip.start + encoded.seconds
     expected = stated if clip.end is None else min(stated, clip.end)
     if expected - end > _NOTED_SECONDS:

@@ -15,6 +15,7 @@ from flowley_jax.errors import FlowleyError
 from flowley_jax.media.formats import AUDIO_SUFFIXES, MUX_SUFFIXES
 from flowley_jax.media.mix import Mixing
 from flowley_jax.sampling.inputs import InputClip
+from flowley_jax.sampling.ranking import FEWEST_CANDIDATES
 from flowley_jax.sampling.sample_log import Request, SampleLog
 from flowley_jax.sampling.sampler import Sampler
 
@@ -58,7 +59,7 @@ def make_jobs(
     candidates: int,
     mixing: Mixing,
 ) -> list[Job]:
-    """Return what each clip's files are and depend on; see `write_sounds` for the arguments.
+    """Return each clip's files and all that they depend on; see `write_sounds` for the arguments.
 
     Raises:
       FlowleyError: there are fewer candidates than samples.
@@ -72,7 +73,16 @@ def make_jobs(
 
 
 def check_candidates(candidates: int, num_samples: int) -> None:
-    """Raise FlowleyError if there are fewer candidates than sounds to write; 0 is none."""
+    """Raise FlowleyError if the candidates cannot be ranked, or are fewer than the sounds to write.
+
+    Args:
+      candidates: number of candidates; 0 means no ranking.
+      num_samples: number of sounds to write.
+    """
+    if 0 < candidates < FEWEST_CANDIDATES:
+        raise FlowleyError(
+            f"--candidates {candidates} must be 0 or at least {FEWEST_CANDIDATES}: fewer cannot be ranked"
+        )
     if 0 < candidates < num_samples:
         raise FlowleyError(f"--candidates {candidates} must be at least --num-samples {num_samples}")
 
@@ -94,7 +104,7 @@ def make_plan(jobs: Sequence[Job], sample_log: SampleLog | None) -> Plan:
 
 
 def task_of(jobs: Sequence[Job]) -> str:
-    """Return what tells whether two processes have the same jobs: a digest of all requests."""
+    """Return a digest of all requests, equal for processes with the same jobs."""
     requests = sorted(json.dumps(job.request, sort_keys=True) for job in jobs)
     return hashlib.sha256("\n".join(requests).encode()).hexdigest()
 

@@ -10,6 +10,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from flowley_jax.audio.onsets import detect_onsets, match_onsets
 
+# Two sounds agree with each other equally.
+FEWEST_CANDIDATES = 3
 # Hop of the envelopes, and standard deviation of the filter that smooths them, in seconds.
 _HOP_SECONDS = 0.01
 _SMOOTHING_SECONDS = 0.03

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from flowley_jax.sampling.made_files import MadeFiles, is_made_row
 log = logging.getLogger(__name__)
 SAMPLE_LOG_FILE = "samples.jsonl"
 Request = dict[str, Any]
+# A clip's id and the names of its files.
+_Files = tuple[str, tuple[str, ...]]
 Turn = Callable[[], contextlib.AbstractContextManager[None]]
 # What rows of earlier versions, which lack these keys, were made with.
 _CHOICES = {"candidates": 0, **dataclasses.asdict(ONLY_NEW)}
 _DEFAULTS = {"negative_prompt": "", "start": 0.0, "end": None, **_CHOICES}
-# Not a part of the request: what came out.
+# A result, so not part of the request.
 _SCORES = "scores"
 
 
@@ -31,23 +34,23 @@ class SampleLog:
     A row with an id is a request: everything that the files of one clip depend on. It is appended once the
     files are complete. The other rows are those of `MadeFiles`, each appended just before the files of a clip
     get their names; until the request follows, the files of that clip are incomplete. Rows with `failed`
-    have the message of a clip that failed.
+    hold the error message of a clip that failed.
     """
 
     def __init__(self, folder: Path, turn: Turn = contextlib.nullcontext):
         """
         Args:
           folder: folder of the sounds.
-          turn: keeps other processes from the log inside a block; by default there are none.
+          turn: keeps other processes from the log inside a block; by default, no other process is assumed.
 
         Raises:
           FlowleyError: the log exists but cannot be read.
         """
         self._path, self._turn = folder / SAMPLE_LOG_FILE, turn
         self.made_files, self._tail = MadeFiles(self._path), JsonlTail(self._path)
-        # The last request of each clip, and the clips whose files are complete.
-        self._requests: dict[str, Request] = {}
-        self._complete: set[str] = set()
+        # The last request of each clip and set of files, and those whose files are complete.
+        self._requests: dict[_Files, Request] = {}
+        self._complete: dict[str, set[_Files]] = defaultdict(set)
         # The messages of clips that failed since the log was opened.
         self.failures: dict[str, str] = {}
         if ignored := self.refresh():
@@ -65,10 +68,10 @@ class SampleLog:
         ignored = 0
         for row in self._tail.rows():
             if _is_request(row):
-                self._requests[row["id"]] = _completed(row)
-                self._complete.add(row["id"])
+                self._requests[_files(row)] = _completed(row)
+                self._complete[row["id"]].add(_files(row))
             elif is_made_row(row):
-                self._complete.discard(row["clip"])
+                self._discard(row["clip"], row["made"])
             elif _is_failure(row):
                 self.failures[row["failed"]] = row["error"]
             else:
@@ -77,13 +80,13 @@ class SampleLog:
 
     def is_done(self, request: Request, paths: Sequence[Path]) -> bool:
         """Return whether the files exist and were made by an equal request."""
-        name = request["id"]
-        is_same = name in self._complete and _as_json(request) == self._requests[name]
+        files = _files(request)
+        is_same = files in self._complete[request["id"]] and _as_json(request) == self._requests[files]
         return is_same and all(path.exists() for path in paths)
 
     def changes(self, request: Request) -> list[str]:
         """Return what was different in the clip's earlier request, such as "guidance 2.0"."""
-        earlier = self._requests.get(request["id"])
+        earlier = self._requests.get(_files(request))
         return [] if earlier is None else _changes(earlier, _as_json(request))
 
     def claim(self, clip_id: str, made: Mapping[Path, str]) -> None:
@@ -91,7 +94,7 @@ class SampleLog:
         with self._turn():
             self.made_files.refresh()
             self.made_files.claim(clip_id, made)
-        self._complete.discard(clip_id)
+        self._discard(clip_id, {path.name: digest for path, digest in made.items()})
 
     def add(self, request: Request, scores: Sequence[float] = ()) -> None:
         """Record that the files of a request are complete.
@@ -106,8 +109,12 @@ class SampleLog:
         row = {**request, _SCORES: [round(score, 4) for score in scores]} if scores else request
         with self._turn():
             append_json(self._path, row)
-        self._requests[request["id"]] = _as_json(request)
-        self._complete.add(request["id"])
+        self._requests[_files(request)] = _as_json(request)
+        self._complete[request["id"]].add(_files(request))
+
+    def _discard(self, clip_id: str, names: Collection[str]) -> None:
+        """Note that files are about to be replaced: every request that made one of them is out of date."""
+        self._complete[clip_id] = {key for key in self._complete[clip_id] if set(names).isdisjoint(key[1])}
 
     def add_failure(self, clip_id: str, error: str) -> None:
         """Record that a clip failed, so that no other process of this run tries it.
@@ -117,6 +124,11 @@ class SampleLog:
         """
         with self._turn():
             append_json(self._path, {"failed": clip_id, "error": error})
+
+
+def _files(request: Mapping[str, Any]) -> _Files:
+    files = request.get("files")
+    return request["id"], tuple(map(str, files)) if isinstance(files, list) else ()
 
 
 def _is_request(row: Mapping[str, Any]) -> bool:

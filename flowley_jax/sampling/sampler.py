@@ -46,8 +46,10 @@ from flowley_jax.sampling.memory import check_memory, free_device_memory
 log = logging.getLogger(__name__)
 # Windows that the network computes at once, rounded up to a multiple of the devices.
 WINDOWS_AT_ONCE = 8
-# Clips whose features are in memory at once.
+# Most clips whose features are in memory at once.
 GROUP = 32
+# A process takes this share of the clips that are left, so that it can share them with others that join.
+_SHARE = 0.25
 # The estimate of memory costs a compilation, so it is made only for windows that are longer than this.
 _ESTIMATED_SECONDS = 30.0
 # Seconds between two lines of progress.
@@ -251,7 +253,7 @@ class Sampler:
           batch: one of `batches`.
           seed: seed of the random draws.
           progress: called with the number of each solver step that is done. A fixed-step solver then runs
-            step by step, and an exception of the function ends it.
+            step by step, and an exception raised in it stops the sampling.
 
         Raises:
           FlowleyError: as for `sounds`.
@@ -378,6 +380,16 @@ class Sampler:
         if analysis := compiled.memory_analysis():
             what = f"{names}: {program.at_once} × {seconds:.0f} s of sound"
             check_memory(analysis.temp_size_in_bytes, free_device_memory(), what)
+
+
+def group_size(left: int, batch: int) -> int:
+    """Return how many clips to encode together, in whole batches where possible.
+
+    Args:
+      left: number of clips that are left.
+      batch: number of clips that are sampled at once.
+    """
+    return min(left, GROUP, batch * max(1, int(_SHARE * left / batch)))
 
 
 def check_solver(settings: SampleConfig, are_flow_map: bool, source: object) -> None:

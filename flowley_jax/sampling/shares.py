@@ -7,13 +7,11 @@ from pathlib import Path
 
 from flowley_jax.sampling.plan import Job
 from flowley_jax.sampling.sample_log import SampleLog
-from flowley_jax.sampling.sampler import GROUP
+from flowley_jax.sampling.sampler import group_size
 from flowley_jax.sampling.team import Team
 
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
-# A member of a team takes this share of the clips that are left, so that all members finish together.
-_SHARE = 0.25
 
 
 class Shares:
@@ -51,7 +49,7 @@ class Shares:
                         self._team.release(job.clip.id)
             elif self._left:
                 if not announced:
-                    log.info("waiting for other processes, which sample the last %d clips", len(self._left))
+                    log.info("waiting for other processes to sample the last clips: %d", len(self._left))
                     announced = True
                 time.sleep(_POLL_SECONDS)
 
@@ -68,16 +66,10 @@ class Shares:
 
     def _claimed(self) -> list[Job]:
         """Take jobs from those that are left and return them; none if other processes have them all."""
-        size, group = self._size(), []
+        size, group = group_size(len(self._left), self._batch), []
         for clip_id in list(self._left):
             if len(group) == size:
                 break
             if self._team.claim(clip_id):
                 group.append(self._left.pop(clip_id))
         return group
-
-    def _size(self) -> int:
-        if self._team.is_alone:
-            return GROUP
-        batches = int(_SHARE * len(self._left) / self._batch)
-        return min(GROUP, self._batch * max(1, batches))

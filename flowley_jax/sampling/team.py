@@ -82,8 +82,8 @@ class Team:
         while not self._lock(_TURN, fcntl.F_WRLCK):
             if time.monotonic() > deadline:
                 raise FlowleyError(
-                    f"{self._folder}: another process has kept its log locked for {_LONGEST_WAIT:.0f} s; "
-                    "end that process, if it hangs"
+                    f"{self._folder}: another process has locked the folder's log for {_LONGEST_WAIT:.0f} s; "
+                    "end that process if it hangs"
                 )
             time.sleep(_POLL_SECONDS)
         try:
@@ -110,7 +110,7 @@ class Team:
             return False
         except OSError as error:
             log.warning(
-                "%s: its file system has no locks (%s); run only one process on it at a time",
+                "%s: its file system has no locks (%s); run only one process in it at a time",
                 self._folder,
                 error,
             )
@@ -139,7 +139,7 @@ class Team:
             return
         raise FolderInUseError(
             f"{self._folder}: another process is writing to it with other clips or settings "
-            f"({first.get('process', 'unknown')}); only equal commands can share a folder"
+            f"({first.get('process', 'unknown')}); only identical commands can share a folder"
         )
 
 

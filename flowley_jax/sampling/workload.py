@@ -14,7 +14,7 @@ from flowley_jax.sampling.failures import CLIP_ERRORS, check_file, failure_line
 from flowley_jax.sampling.inputs import InputClip
 from flowley_jax.sampling.plan import is_file, make_jobs, make_plan
 from flowley_jax.sampling.sample_log import SampleLog
-from flowley_jax.sampling.sampler import GROUP, Sampler
+from flowley_jax.sampling.sampler import Sampler, group_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,9 +120,10 @@ def plan_workload(
     options["mixing"] = mixing
     todo, done, failed = _todo(sampler, clips, out, options)
     groups = []
-    for start in range(0, len(todo), GROUP):
-        group = []
-        for clip in todo[start : start + GROUP]:
+    while todo:
+        size, group = group_size(len(todo), sampler.rooms[-1]), []
+        taken, todo = todo[:size], todo[size:]
+        for clip in taken:
             try:
                 group.append(_planned(sampler, clip, lengths))
             except CLIP_ERRORS as error:

@@ -1,5 +1,7 @@
-"""The page in Chromium: a generation, a bad upload, a cancel, two people at once, and what is served."""
+"""The page in Chromium: a generation, a bad upload, a cancel, two visitors at once, and what is served."""
 
+import contextlib
+import json
 import os
 import re
 import socket
@@ -48,7 +50,7 @@ def page_server(tmp_path_factory):
     ) as process:
         assert process.stdout is not None
         address = f"http://127.0.0.1:{port}"
-        assert process.stdout.readline() == f"the page is at {address} (Ctrl-C ends it)\n"
+        assert process.stdout.readline() == f"the page is at {address} (Ctrl-C stops it)\n"
         yield address, temporary
 
 
@@ -129,7 +131,7 @@ def test_a_whole_generation(new_page, tmp_path):
     _set(page, "Seed", 5)
     page.click("#make")
     page.locator("#status progress").wait_for()
-    _wait_for_status(page, "Done: 3 sounds, best first. Seed 5 makes the same again.")
+    _wait_for_status(page, "Done: 3 sounds, best first. Seed 5 gives the same sounds again.")
     for number in range(3):
         page.locator(f"#sound-{number} video").wait_for()
     assert not page.locator("#sound-3 video").is_visible()
@@ -190,7 +192,7 @@ def test_cancel_ends_a_long_request(new_page, tmp_path):
     _wait_for_status(page, "Done: 1 sound.")
 
 
-def test_two_people_at_once_get_their_own_sounds(new_page):
+def test_two_visitors_at_once_get_their_own_sounds(new_page):
     pages, clips = [new_page(), new_page()], examples(INCLUDED)[:2]
     for page, (video, _) in zip(pages, clips, strict=True):
         _upload(page, video)
@@ -226,6 +228,43 @@ def test_only_own_files_are_served_and_those_of_visitors_are_removed(new_page, p
     while list(files.rglob("visitor*.mp4")) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert list(files.rglob("visitor*.mp4")) == []
+
+
+def test_an_example_stays_for_the_next_visitor(new_page):
+    for _ in range(2):
+        page = new_page()
+        page.locator("table tbody tr").first.click()
+        page.wait_for_selector("#video video")
+        page.click("#make")
+        _wait_for_status(page, "Done: 1 sound.")
+        page.context.close()
+        time.sleep(2)
+
+
+def test_made_up_paths_remove_nothing(page_server):
+    address, files = page_server
+    (own,) = files.glob("flowley_page_*")
+    victim = own / "victim"
+    victim.mkdir()
+    (victim / "a.mp4").write_bytes(b"of someone else")
+    before = sorted(path for path in files.rglob("*"))
+    for path in (own, victim, victim / "a.mp4", own / ".." / "x.mp4"):
+        session = f"s{abs(hash(str(path)))}"
+        data = [0, {"path": str(path), "meta": {"_type": "gradio.FileData"}}]
+        data += ["", "", 1, 2, 1.0, 2.0, 1, 0]
+        config = json.load(urllib.request.urlopen(f"{address}/config", timeout=30))
+        number = next(d["id"] for d in config["dependencies"] if len(d["inputs"]) == 10)
+        body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
+        request = urllib.request.Request(
+            f"{address}/gradio_api/queue/join", body, {"Content-Type": "application/json"}
+        )
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(request, timeout=30).read()
+        heartbeat = urllib.request.urlopen(f"{address}/gradio_api/heartbeat/{session}", timeout=30)
+        time.sleep(2)
+        heartbeat.close()
+    time.sleep(3)
+    assert sorted(path for path in files.rglob("*") if path in before) == before
 
 
 def test_a_port_in_use_is_one_line(page_server):

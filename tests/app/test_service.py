@@ -1,4 +1,4 @@
-"""Requests of the page: progress, candidates, cancelling and faults. No browser and no Gradio is needed."""
+"""Requests of the page: progress, candidates, cancelling and faults. Needs neither a browser nor Gradio."""
 
 import concurrent.futures
 import dataclasses

@@ -73,8 +73,7 @@ def _sampled(sampler, clips, out, caplog, **options):
 
 @pytest.mark.parametrize("case", ["folder", "part", "text"])
 def test_the_plan_is_what_sampling_does(sampler, videos, tmp_path, caplog, monkeypatch, case):
-    for module in ("shares", "workload"):
-        monkeypatch.setattr(f"flowley_jax.sampling.{module}.GROUP", 4)
+    monkeypatch.setattr("flowley_jax.sampling.sampler.GROUP", 4)
     if case == "folder":
         clips = find_inputs(videos, choices=Choices())
     elif case == "part":

@@ -31,7 +31,7 @@ def test_the_examples_get_sounds_in_time_with_the_picture(tmp_path):
     flags = ("--video", INCLUDED / "examples", "--out", out, "--candidates", "3")
     result = shell.run("flowley_jax.sample", *flags)
     assert result.returncode == 0, result.stderr
-    assert "using the model of the demonstration, which comes with the package; it knows" in result.stderr
+    assert "using the included model, which knows the sounds of things that strike" in result.stderr
     matched = total = 0
     for video, prompt in examples(INCLUDED):
         clip = GeneratedClip(split="test", index=EXAMPLE_CLIPS[video.stem], seed=0, seconds=4.0)

@@ -101,3 +101,17 @@ def test_the_best_candidates_are_written_with_their_scores(tmp_path):
     assert [path.name for path in results.written["a"]] == ["a_0.wav", "a_1.wav"]
     with pytest.raises(FlowleyError, match="--candidates 5 must be at least --num-samples 6"):
         write_sounds(_StrikeSampler(), clips, out, num_samples=6, **options)
+    with pytest.raises(FlowleyError, match="--candidates 2 must be 0 or at least 3"):
+        write_sounds(_StrikeSampler(), clips, out, candidates=2)
+
+
+def test_sounds_under_other_names_do_not_make_earlier_ones_outdated(tmp_path):
+    video, out = tmp_path / "v.mp4", tmp_path / "out"
+    write_video(video, np.zeros((20, 16, 16, 3), np.uint8), 10.0)
+    clips = [InputClip(id="a", path=video, prompt="a ball")]
+    for options in ({"candidates": 5}, {"candidates": 4, "num_samples": 2}):
+        write_sounds(_StrikeSampler(), clips, out, suffix=".wav", **options)
+    before = (out / "samples.jsonl").read_text()
+    for options in ({"candidates": 5}, {"candidates": 4, "num_samples": 2}):
+        assert write_sounds(_StrikeSampler(), clips, out, suffix=".wav", **options).failed == []
+    assert (out / "samples.jsonl").read_text() == before
