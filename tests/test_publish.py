@@ -83,7 +83,10 @@ def test_weights_can_be_stored_in_half_the_bytes(tiny_run, folder, tmp_path):
 def test_a_compact_file_stores_the_shared_block_once(tiny_run, folder, tmp_path):
     config = read_config(tiny_run)
     assert config.model.share_single and config.model.single_depth > 1
-    write_model_folder(tiny_run, tmp_path / "compact", sigma_rel=config.sample.sigma_rel, compact=True)
+    result = shell.run(
+        "flowley_jax.publish", "--workdir", tiny_run, "--out", tmp_path / "compact", "--compact"
+    )
+    assert result.returncode == 0, result.stderr
     path, whole = tmp_path / "compact" / "model.safetensors", folder / "model.safetensors"
     arrays, notes = read_arrays(path)
     expected, _ = read_arrays(whole)

@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import published
 import pytest
 from children import started
 
@@ -45,6 +46,7 @@ def page_server(tmp_path_factory):
         port = free.getsockname()[1]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": os.environ["PYTHONPATH"]}
     command = [sys.executable, "-m", "flowley_jax.app", "--port", port]
+    command += ["--most-seconds", "45", "--most-megabytes", "1"]
     with started(
         command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
     ) as process:
@@ -179,7 +181,8 @@ def test_cancel_ends_a_long_request(new_page, tmp_path):
     page = new_page()
     _upload(page, long)
     _open_settings(page)
-    _set(page, "Seconds", 60)
+    assert page.get_by_label("Seconds").first.get_attribute("max") == "45"
+    _set(page, "Seconds", 45)
     _set(page, "Steps", 100)
     page.click("#make")
     _wait_for_status(page, re.compile(r"step \d+ of 100"))
@@ -267,9 +270,31 @@ def test_made_up_paths_remove_nothing(page_server):
     assert sorted(path for path in files.rglob("*") if path in before) == before
 
 
-def test_a_port_in_use_is_one_line(page_server):
+def test_an_upload_that_is_too_large_is_refused(page_server):
+    content = b"\r\n".join(
+        [
+            b"--part",
+            b'Content-Disposition: form-data; name="files"; filename="large.mp4"',
+            b"",
+            bytes(2_000_000),
+            b"--part--",
+            b"",
+        ]
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=part"}
+    request = urllib.request.Request(f"{page_server[0]}/gradio_api/upload", content, headers)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=60)
+    assert caught.value.code == 413
+    caught.value.close()
+
+
+def test_a_port_in_use_is_one_line_for_every_kind_of_model(page_server, tiny_run, tmp_path):
     port = page_server[0].rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "flowley_jax.app", "--port", port]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith(f"error: cannot listen on 127.0.0.1:{port} (")
+    bundles = published.write_bundles(tmp_path / "bundles")
+    for model in (("--workdir", tiny_run), ("--published", bundles)):
+        command = [sys.executable, "-m", "flowley_jax.app", "--port", port, *map(str, model)]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+        assert result.returncode == 2
+        # The page was built before: only then does it listen.
+        assert result.stderr.splitlines()[-1].startswith(f"error: cannot listen on 127.0.0.1:{port} (")
