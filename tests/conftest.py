@@ -19,8 +19,11 @@ import pytest
 import tiny
 from absl import flags
 
+from flowley_jax.common.numba_cache import lock_numba_cache
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 matplotlib.use("Agg")
+lock_numba_cache()
 # A shell starts background jobs with SIGINT ignored, and programs that the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
