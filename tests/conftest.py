@@ -19,11 +19,12 @@ import pytest
 import tiny
 from absl import flags
 
-from flowley_jax.common.numba_cache import lock_numba_cache
+from flowley_jax.common.librosa_loading import load_librosa
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 matplotlib.use("Agg")
-lock_numba_cache()
+# Before any test imports librosa itself.
+load_librosa()
 # A shell starts background jobs with SIGINT ignored, and programs that the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,14 +4,13 @@ import dataclasses
 import functools
 from typing import Annotated, ClassVar
 
-import librosa
 import numpy as np
 
 from flowley_jax.audio.chunks import in_windows
 from flowley_jax.audio.mel import MelConfig, from_log, mel_basis
 from flowley_jax.audio.protocols import check_log_mels
 from flowley_jax.common.component import HostComponent
-from flowley_jax.common.numba_cache import lock_numba_cache
+from flowley_jax.common.librosa_loading import load_librosa
 from flowley_jax.common.ranges import Range
 from flowley_jax.common.typed import check_values
 
@@ -72,7 +71,7 @@ class GriffinLimVocoder(HostComponent):
         return in_windows(of_frames, indices, window=length, context=self.context, rate=self.mel.hop)[0]
 
     def _wave_of(self, log_mel: np.ndarray, phases: "int | _PhasesOfFrames") -> np.ndarray:
-        lock_numba_cache()
+        librosa = load_librosa()
         magnitude = magnitude_from_mel(from_log(log_mel.astype(np.float32), self.mel), self.mel)
         # Frame 0 starts `pad` samples before the wave (see mel.py): hence uncentred framing and the cut.
         padded = librosa.griffinlim(

@@ -12,10 +12,10 @@ import dataclasses
 import functools
 from typing import Literal
 
-import librosa
 import numpy as np
 import scipy.signal
 
+from flowley_jax.common.librosa_loading import load_librosa
 from flowley_jax.errors import FlowleyError
 
 _MAGNITUDE_EPS = 1e-9
@@ -125,7 +125,7 @@ def from_log(log_mels: np.ndarray, config: MelConfig) -> np.ndarray:
 @functools.cache
 def mel_basis(config: MelConfig) -> np.ndarray:
     """Return the Slaney basis from magnitudes to mel energies, (bins, n_fft/2 + 1) float32, read-only."""
-    basis = librosa.filters.mel(
+    basis = load_librosa().filters.mel(
         sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.bins, fmin=0.0, fmax=config.f_max
     )
     basis.setflags(write=False)

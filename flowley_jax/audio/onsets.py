@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
-import librosa
 import mir_eval.util
 import numpy as np
 from scipy.ndimage import maximum_filter1d, median_filter
+
+from flowley_jax.common.librosa_loading import load_librosa
 
 HOP_SECONDS = 0.008
 WINDOW_SECONDS = 0.032
@@ -112,6 +113,7 @@ def aggregate(scores: Sequence[OnsetScore]) -> dict[str, float | None]:
 
 def _rise(wave: np.ndarray, sample_rate: int) -> np.ndarray:
     """Return the rise of the log level within `LAG` hops, averaged over mel bands, (hops,)."""
+    librosa = load_librosa()
     hop, window = round(HOP_SECONDS * sample_rate), round(WINDOW_SECONDS * sample_rate)
     # With padding only at the start, frame n ends at the instant n·hop: its level rises as an onset enters.
     spectrum = np.abs(librosa.stft(np.pad(wave, window // 2), n_fft=window, hop_length=hop, center=False))

@@ -9,11 +9,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import librosa
 import numpy as np
 import soxr
 
-from flowley_jax.common.numba_cache import lock_numba_cache
+from flowley_jax.common.librosa_loading import load_librosa
 from flowley_jax.evaluation.optical_flow import gray, mean_magnitudes
 from flowley_jax.media.inputs import MediaError, frame_rate, open_input, required_stream, timed_frames
 
@@ -52,7 +51,7 @@ def audio_peaks(wave: np.ndarray, sample_rate: int, *, prominence: float = 0.07)
     Returns:
       (peaks,) seconds in ascending order.
     """
-    lock_numba_cache()
+    librosa = load_librosa()
     if sample_rate != SAMPLE_RATE:
         wave = soxr.resample(wave, sample_rate, SAMPLE_RATE)
     wave = np.pad(wave, (0, max(0, _SHORTEST_SOUND - len(wave))))

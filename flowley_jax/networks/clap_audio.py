@@ -10,12 +10,12 @@ import functools
 from typing import Any
 
 import jax.numpy as jnp
-import librosa
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from flowley_jax.common.librosa_loading import load_librosa
 from flowley_jax.errors import FlowleyError
 from flowley_jax.networks.layers import BatchNorm, LayerNorm, Linear, Mlp, PatchConvolution, attend
 from flowley_jax.networks.spectra import decibels, mel_power, periodic_hann
@@ -212,7 +212,11 @@ def _unwindowed(windows: Float[Array, "B W n C"], side: int) -> Float[Array, "B 
 @functools.cache
 def _mel_matrix() -> np.ndarray:
     """Return the weights of the mel bins, (513, 64)."""
-    return librosa.filters.mel(sr=SAMPLE_RATE, n_fft=_FFT, n_mels=_BINS, fmin=_LOWEST_HZ, fmax=_HIGHEST_HZ).T
+    return (
+        load_librosa()
+        .filters.mel(sr=SAMPLE_RATE, n_fft=_FFT, n_mels=_BINS, fmin=_LOWEST_HZ, fmax=_HIGHEST_HZ)
+        .T
+    )
 
 
 @functools.cache

@@ -8,11 +8,11 @@ import dataclasses
 import functools
 
 import jax.numpy as jnp
-import librosa
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flowley_jax.common.librosa_loading import load_librosa
 from flowley_jax.errors import FlowleyError
 from flowley_jax.networks.layers import BatchNorm, Convolution, Linear
 from flowley_jax.networks.spectra import decibels, mel_power, periodic_hann
@@ -94,6 +94,8 @@ def _halved(x: Float[Array, "B T bins C"]) -> Float[Array, "B T bins C"]:
 @functools.cache
 def _mel_matrix() -> np.ndarray:
     """Return the weights of the mel bins, (257, 64)."""
-    return librosa.filters.mel(
-        sr=SAMPLE_RATE, n_fft=_WINDOW, n_mels=_BINS, fmin=_LOWEST_HZ, fmax=SAMPLE_RATE / 2
-    ).T
+    return (
+        load_librosa()
+        .filters.mel(sr=SAMPLE_RATE, n_fft=_WINDOW, n_mels=_BINS, fmin=_LOWEST_HZ, fmax=SAMPLE_RATE / 2)
+        .T
+    )

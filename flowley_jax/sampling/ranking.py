@@ -4,12 +4,11 @@ A mistake, such as a strike without an impact in the picture, is rarely made twi
 most onsets with the other candidates is probably right. This needs no network and no picture.
 """
 
-import librosa
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from flowley_jax.audio.onsets import detect_onsets, match_onsets
-from flowley_jax.common.numba_cache import lock_numba_cache
+from flowley_jax.common.librosa_loading import load_librosa
 
 # Two sounds agree with each other equally.
 FEWEST_CANDIDATES = 3
@@ -53,7 +52,7 @@ def _mean_over_others(matrix: np.ndarray) -> np.ndarray:
 
 def _correlations(waves: np.ndarray, sample_rate: int) -> np.ndarray:
     """Return the correlations (n, n) of the sounds' smoothed onset envelopes."""
-    lock_numba_cache()
+    librosa = load_librosa()
     hop = round(_HOP_SECONDS * sample_rate)
     envelopes = librosa.onset.onset_strength_multi(y=waves, sr=sample_rate, hop_length=hop, channels=None)
     smooth = gaussian_filter1d(envelopes[:, 0], _SMOOTHING_SECONDS / _HOP_SECONDS, axis=-1)
