@@ -52,7 +52,7 @@ def test_vggsound_debug_is_small_unless_a_size_or_slice_is_named():
 @pytest.mark.parametrize(
     ("tree", "steps", "learning_rate", "guidance"),
     [
-        (impacts.get_config("few_steps"), 300, 5e-4, 2.0),
+        (impacts.get_config("few_steps"), 300, 1e-3, 2.0),
         (vggsound.get_config("few_steps,44k"), 20_000, 1e-4, 7.5),
     ],
     ids=["impacts", "vggsound"],

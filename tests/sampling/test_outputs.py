@@ -197,7 +197,7 @@ def test_files_of_others_are_never_replaced(sampler, clips, tmp_path, sampled):
 
 
 def test_files_of_a_killed_run_are_replaced(sampler, clips, tmp_path, monkeypatch):
-    def killed(self, request):
+    def killed(self, request, scores):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
