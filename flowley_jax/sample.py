@@ -16,6 +16,7 @@ from absl import flags
 
 from flowley_jax.cli import USER_ERROR, run_main
 from flowley_jax.common.compilation_cache import define_compilation_cache, use_compilation_cache
+from flowley_jax.common.model_flags import ModelFlags
 from flowley_jax.common.number_flags import define_float, define_int
 from flowley_jax.common.ranges import (
     FLOW_TIMES,
@@ -38,16 +39,7 @@ if TYPE_CHECKING:
     from flowley_jax.sampling.inputs import InputClip
     from flowley_jax.sampling.sampler import Sampler
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder of a training run or of a shared model, or hf:ORG/NAME for one on the Hugging Face hub; by "
-    "default the model that comes with the package.",
-)
-_PUBLISHED = flags.DEFINE_string(
-    "published", None, "Folder of bundles of published weights, instead of --workdir."
-)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type of published weights.")
+_MODEL = ModelFlags()
 _VIDEO = flags.DEFINE_string(
     "video",
     None,
@@ -224,7 +216,7 @@ def main() -> int:
         if _SOUNDCAP.value:
             # Before the sampler, which takes the memory of a GPU and keeps it.
             clips, uncaptioned = _captioned(clips, out)
-    sampler = _published_sampler(_PUBLISHED.value) if _PUBLISHED.value else _run_sampler(_WORKDIR.value)
+    sampler = _published_sampler(_MODEL.published) if _MODEL.published else _run_sampler(_MODEL.workdir)
     if _DRY_RUN.value:
         return _print_dry_run(sampler, clips)
     results = write_sounds(
@@ -250,8 +242,7 @@ def _check_flags() -> None:
     from flowley_jax.sampling.plan import check_candidates
 
     check_candidates(_CANDIDATES.value, _NUM_SAMPLES.value)
-    if _WORKDIR.value and _PUBLISHED.value:
-        raise FlowleyError("give --workdir or --published, not both")
+    _MODEL.check()
     if not _VIDEO.value and (_KEEP_ORIGINAL.value or _KEEP.value is not None):
         raise FlowleyError("--keep-original and --keep need --video, which has the sound to keep")
     if not _VIDEO.value and (_SOUNDCAP.value or _SPLIT.value):
@@ -266,12 +257,10 @@ def _check_flags() -> None:
         raise FlowleyError("--key-variable needs --soundcap-server")
     if not _OUT.value and not _DRY_RUN.value:
         raise FlowleyError("--out must name a file or folder")
-    if _PUBLISHED.value and (_ADAPTER.value or _ADAPTER_FACTOR.present or _SIGMA_REL.value is not None):
+    if _MODEL.published and (_ADAPTER.value or _ADAPTER_FACTOR.present or _SIGMA_REL.value is not None):
         raise FlowleyError(
             "--adapter, --adapter-factor and --sigma-rel apply only to --workdir, not to --published"
         )
-    if _DTYPE.present and not _PUBLISHED.value:
-        raise FlowleyError("--dtype applies only to --published; a run's configuration has model.dtype")
     if _ADAPTER_FACTOR.present and not _ADAPTER.value:
         raise FlowleyError("--adapter-factor needs --adapter, the file of the adapters")
     _check_flags_of_out()
@@ -335,8 +324,8 @@ def _published_sampler(folder: str) -> "Sampler":
     from flowley_jax.sampling.published import published_settings
     from flowley_jax.sampling.sampler import Sampler
 
-    dtype = "bfloat16" if _DTYPE.value == "bfloat16" else "float32"
-    return Sampler.from_published(folder, settings=_settings(published_settings(folder)), dtype=dtype)
+    settings = _settings(published_settings(folder))
+    return Sampler.from_published(folder, settings=settings, dtype=_MODEL.dtype)
 
 
 def _captioned(clips: "list[InputClip]", out: Path) -> "tuple[list[InputClip], list[str]]":
@@ -347,9 +336,9 @@ def _captioned(clips: "list[InputClip]", out: Path) -> "tuple[list[InputClip], l
     from flowley_jax.runs.workdir import read_config
     from flowley_jax.sampling.plan import is_file
 
-    if _WORKDIR.value:
+    if _MODEL.workdir:
         # A wrong folder is named at once, not after all captions.
-        read_config(local_folder(_WORKDIR.value))
+        read_config(local_folder(_MODEL.workdir))
     model = open_model(
         _SOUNDCAP.value or "",
         adapter=_SOUNDCAP_ADAPTER.value,

@@ -29,7 +29,7 @@ def test_the_python_example_writes_a_video_with_sound(tiny_run, tmp_path, monkey
     exec(block, names)
     assert names["waves"].shape == (2, 16_000 * 30 // 24)
     assert np.abs(names["waves"]).max() > 0
-    info = probe("a_sound.mp4")
+    info = probe("a_first.mp4")
     assert info.has_audio and info.width == 64
 
 
@@ -83,7 +83,8 @@ def test_commands_and_files_exist(page):
 
 
 def test_flags_of_the_sampler_exist():
-    sample = (ROOT / "flowley_jax/sample.py").read_text()
+    sources = ("flowley_jax/sample.py", "flowley_jax/common/model_flags.py")
+    sample = "".join((ROOT / source).read_text() for source in sources)
     section = README[README.index("## Sound for your clip") : README.index("## Train on your clips")]
     for flag in set(re.findall(r"--([a-z-]+)", section)) - {"help"}:
         assert f'"{flag.replace("-", "_")}"' in sample, flag

@@ -4,6 +4,8 @@ Without --workdir and --published, the page uses the demonstration's model, whic
 """
 
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from absl import flags
 
 from flowley_jax.cli import run_main
 from flowley_jax.common.compilation_cache import define_compilation_cache, use_compilation_cache
+from flowley_jax.common.model_flags import ModelFlags
 from flowley_jax.common.number_flags import define_float, define_int
 from flowley_jax.common.ranges import Range
 from flowley_jax.errors import FlowleyError
@@ -19,16 +22,7 @@ from flowley_jax.errors import FlowleyError
 if TYPE_CHECKING:
     from flowley_jax.sampling.sampler import Sampler
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder of a training run or of a shared model, or hf:ORG/NAME for one on the Hugging Face hub; by "
-    "default the model that comes with the package.",
-)
-_PUBLISHED = flags.DEFINE_string(
-    "published", None, "Folder of bundles of published weights, instead of --workdir."
-)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute type of published weights.")
+_MODEL = ModelFlags()
 _HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in, without a password."
 )
@@ -41,11 +35,10 @@ _COMPILATION_CACHE = define_compilation_cache()
 
 
 def main() -> int:
-    """Serve the page until Ctrl-C."""
-    if _WORKDIR.value and _PUBLISHED.value:
-        raise FlowleyError("give --workdir or --published, not both")
-    if _DTYPE.present and not _PUBLISHED.value:
-        raise FlowleyError("--dtype applies only to --published; a run's configuration has model.dtype")
+    """Serve the page until Ctrl-C or SIGTERM."""
+    _MODEL.check()
+    # As Ctrl-C does, so that the visitors' files are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Set before Gradio is imported, which reads them then.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     with tempfile.TemporaryDirectory(prefix="flowley_page_") as files:
@@ -85,23 +78,23 @@ def _serve(files: Path) -> None:
         )
     except OSError as error:
         raise FlowleyError(
-            f"cannot listen on {_HOST.value}:{_PORT.value} ({error}); choose another --port"
+            f"cannot listen on {_HOST.value}:{_PORT.value}, which is in use or not of this machine; choose "
+            "another --port or --host"
         ) from error
     print(f"the page is at http://{_HOST.value}:{_PORT.value} (Ctrl-C stops it)", flush=True)
     page.block_thread()
 
 
 def _model() -> "tuple[Sampler, str, list[tuple[Path, str]]]":
-    """Return the sampler, what the page says of it, and examples."""
+    """Return the sampler, what the page says about it, and examples."""
     from flowley_jax.runs.hub_models import local_folder
     from flowley_jax.runs.included_model import DESCRIPTION, INCLUDED, examples
     from flowley_jax.sampling.sampler import Sampler
 
-    if _PUBLISHED.value:
-        dtype = "bfloat16" if _DTYPE.value == "bfloat16" else "float32"
-        return Sampler.from_published(_PUBLISHED.value, dtype=dtype), "", []
-    folder = local_folder(_WORKDIR.value or INCLUDED)
-    about = "" if _WORKDIR.value else f"This is {DESCRIPTION}. `--workdir` names another model."
+    if _MODEL.published:
+        return Sampler.from_published(_MODEL.published, dtype=_MODEL.dtype), "", []
+    folder = local_folder(_MODEL.workdir or INCLUDED)
+    about = "" if _MODEL.workdir else f"This is {DESCRIPTION}. `--workdir` names another model."
     return Sampler.from_run(folder), about, examples(folder)
 
 

@@ -1,11 +1,6 @@
 """The page: what a visitor fills in, progress, and a player for each candidate."""
 
 import contextlib
-import re
-import shutil
-import tempfile
-import threading
-from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from html import escape
 from pathlib import Path
@@ -23,10 +18,12 @@ from flowley_jax.app.service import (
     Request,
     Service,
 )
+from flowley_jax.app.visitors import Visitors
 from flowley_jax.audio.mel import log_mel
 from flowley_jax.errors import FlowleyError
 from flowley_jax.report.images import heat_map
 from flowley_jax.report.plot import time_axis
+from flowley_jax.sampling.sampler import Sampler
 
 CSS = Path(__file__).with_name("page.css")
 # Visitors who are served at the same time; the others see their place in the queue.
@@ -37,7 +34,6 @@ _CLEANING_SECONDS, _KEPT_SECONDS = 60, 3600
 # Quantiles of the mel values that get the darkest and the brightest colour.
 _QUANTILES = (0.02, 0.998)
 _TITLE = "Sound for a video"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def build_page(
@@ -52,8 +48,7 @@ def build_page(
       most_seconds: longest part of a video that is used.
       files: folder in which Gradio keeps its files.
     """
-    settings, components, visitors = service.sampler.settings, service.sampler.components, _Visitors(files)
-    folds_guidance = settings.solver.name == "flow_map"
+    visitors = Visitors(files)
     with gr.Blocks(
         title=_TITLE, analytics_enabled=False, delete_cache=(_CLEANING_SECONDS, _KEPT_SECONDS)
     ) as page:
@@ -65,37 +60,7 @@ def build_page(
                     label="Prompt", placeholder="a glass ball bounces on the floor", max_lines=3
                 )
                 with gr.Accordion("More settings", open=False):
-                    negative = gr.Textbox(
-                        label="Negative prompt",
-                        info="What the sound should not be.",
-                        visible=not folds_guidance,
-                    )
-                    candidates = gr.Slider(
-                        1, MOST_CANDIDATES, 1, step=1, label="Candidates", info="Sounds to choose from."
-                    )
-                    seconds = gr.Slider(
-                        1,
-                        most_seconds,
-                        min(most_seconds, components.seconds * 2),
-                        step=0.5,
-                        label="Seconds",
-                        info="Use at most this much, from the start of the video.",
-                    )
-                    seed = gr.Number(RANDOM, precision=0, label="Seed", info="−1 draws a new one each time.")
-                    steps = gr.Slider(1, 100, settings.solver.steps, step=1, label="Steps")
-                    guidance = gr.Slider(
-                        1,
-                        10,
-                        1.0 if folds_guidance else settings.guidance,
-                        step=0.25,
-                        label="Guidance scale",
-                        info="How closely the sound follows the video"
-                        + ("." if settings.guidance_text else " and the prompt."),
-                        visible=not folds_guidance,
-                    )
-                    loudness = gr.Slider(
-                        -40, 0, 0, step=1, label="Loudness (LUFS)", info="0 keeps the level of the model."
-                    )
+                    settings = _settings(service.sampler, most_seconds)
                 with gr.Row():
                     make = gr.Button("Make sound", variant="primary", elem_id="make")
                     cancel = gr.Button("Cancel", elem_id="cancel")
@@ -109,100 +74,69 @@ def build_page(
             with gr.Column(min_width=300):
                 status = gr.HTML(_note("Choose a video to start."), elem_classes="status", elem_id="status")
                 players = [_player(number) for number in range(MOST_CANDIDATES)]
+        video.change(
+            lambda chosen: _note("Press Make sound." if chosen else "Choose a video to start."),
+            video,
+            status,
+            queue=False,
+            api_visibility="private",
+        )
         ticket = gr.State(0)
-        values = [ticket, video, prompt, negative, seed, steps, guidance, seconds, candidates, loudness]
-        outputs = [status, *(part for player in players for part in player)]
-        # A visitor who clicks again replaces the own request; its number goes with it.
+        private = {"trigger_mode": "multiple", "api_visibility": "private"}
+        # A visitor who clicks again replaces the request before; the ticket tells them apart.
         make.click(
-            visitors.ask,
+            _by_session(lambda session: (_note("Waiting for a free slot."), visitors.new_ticket(session))),
             None,
             [status, ticket],
             queue=False,
-            trigger_mode="multiple",
-            api_visibility="private",
+            **private,
         ).then(
             _handler(service, visitors, most_seconds),
-            values,
-            outputs,
+            [ticket, video, prompt, *settings],
+            [status, *(part for player in players for part in player)],
             concurrency_limit=AT_ONCE,
             show_progress="minimal",
             show_progress_on=[status],
-            trigger_mode="multiple",
-            api_visibility="private",
+            **private,
         )
         # Not by Gradio's `cancels`, whose last update of the status can be lost.
-        cancel.click(visitors.cancel, None, None, queue=False, api_visibility="private")
-        page.unload(visitors.remove)
+        cancel.click(_by_session(visitors.cancel), None, None, queue=False, **private)
+        page.unload(_by_session(visitors.remove))
     visitors.keep_present_files()
     page.queue(max_size=WAITING)
     return page
 
 
-class _Visitors:
-    """Requests and files of the visitors: only the newest request counts, and files go when a visitor leaves.
-
-    Args:
-      files: folder in which Gradio keeps its files, so that it serves new ones in it without a copy.
-    """
-
-    def __init__(self, files: Path):
-        self._files, self._lock = files.resolve(), threading.Lock()
-        self._tickets: dict[str, int] = defaultdict(int)
-        self._folders: dict[str, set[Path]] = defaultdict(set)
-        self._uploads: dict[str, set[Path]] = defaultdict(set)
-        self._kept: set[Path] = set()
-
-    def keep_present_files(self) -> None:
-        """Note the files that are there before any visitor comes: those of the examples are never removed."""
-        self._kept = {path.resolve() for path in self._files.rglob("*")}
-
-    def ask(self, visitor: gr.Request) -> tuple[str, int]:
-        """Cancel earlier requests of a visitor; return the status until their turn, and the new ticket."""
-        return _note("Waiting for a free slot."), self._next_ticket(visitor)
-
-    def cancel(self, visitor: gr.Request) -> None:
-        """Cancel the request of a visitor."""
-        self._next_ticket(visitor)
-
-    def is_cancelled(self, visitor: gr.Request, ticket: int) -> bool:
-        """Return whether a ticket is not the visitor's newest any more."""
-        return self._tickets[visitor.session_hash or ""] != ticket
-
-    def new_folder(self, visitor: gr.Request, video: Path) -> Path:
-        """Return a new folder for sounds, and note the upload if it is one."""
-        folder = Path(tempfile.mkdtemp(dir=self._files))
-        with self._lock:
-            self._folders[visitor.session_hash or ""].add(folder)
-            if self._is_upload(video):
-                self._uploads[visitor.session_hash or ""].add(video.resolve())
-        return folder
-
-    def remove(self, visitor: gr.Request) -> None:
-        """Cancel the request of a visitor and remove their files."""
-        self.cancel(visitor)
-        with self._lock:
-            folders = self._folders.pop(visitor.session_hash or "", set())
-            uploads = self._uploads.pop(visitor.session_hash or "", set())
-            # Visitors who upload the same file share it.
-            uploads -= set().union(*self._uploads.values())
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        for upload in uploads:
-            upload.unlink(missing_ok=True)
-
-    def _next_ticket(self, visitor: gr.Request) -> int:
-        with self._lock:
-            self._tickets[visitor.session_hash or ""] += 1
-            return self._tickets[visitor.session_hash or ""]
-
-    def _is_upload(self, video: Path) -> bool:
-        """Return whether a path, which a visitor may have made up, is a file that Gradio stored for visitors.
-
-        Gradio stores an upload as {files}/{SHA-256}/{name}.
-        """
-        path = video.resolve()
-        is_inside = path.parent.parent == self._files and bool(_SHA256.fullmatch(path.parent.name))
-        return is_inside and path.is_file() and path not in self._kept
+def _settings(sampler: Sampler, most_seconds: float) -> list[Any]:
+    """Return the fields for all but video and prompt, in the order in which the handler takes them."""
+    settings = sampler.settings
+    folds_guidance = settings.solver.name == "flow_map"
+    usual_seconds = min(most_seconds, 2 * sampler.components.seconds)
+    follows = "the video." if settings.guidance_text else "the video and the prompt."
+    return [
+        gr.Textbox(label="Negative prompt", info="What the sound should not be.", visible=not folds_guidance),
+        gr.Slider(1, MOST_CANDIDATES, 1, step=1, label="Candidates", info="Sounds to choose from."),
+        gr.Slider(
+            1,
+            most_seconds,
+            usual_seconds,
+            step=0.5,
+            label="Seconds",
+            info="Use at most this much, from the start of the video.",
+        ),
+        gr.Number(RANDOM, precision=0, label="Seed", info="−1 draws a new one each time."),
+        gr.Slider(1, 100, settings.solver.steps, step=1, label="Steps"),
+        gr.Slider(
+            1,
+            10,
+            1.0 if folds_guidance else settings.guidance,
+            step=0.25,
+            label="Guidance scale",
+            info=f"How closely the sound follows {follows}",
+            visible=not folds_guidance,
+        ),
+        gr.Slider(-40, 0, 0, step=1, label="Loudness (LUFS)", info="0 keeps the level of the model."),
+    ]
 
 
 def _player(number: int) -> tuple[gr.Group, gr.Video, gr.HTML]:
@@ -215,7 +149,7 @@ def _player(number: int) -> tuple[gr.Group, gr.Video, gr.HTML]:
 
 
 def _handler(
-    service: Service, visitors: _Visitors, most_seconds: float
+    service: Service, visitors: Visitors, most_seconds: float
 ) -> Callable[..., Generator[list[Any], None, None]]:
     """Return the function that serves a click: it yields the status and the players."""
     rate, mel = service.sampler.components.sample_rate, service.sampler.components.codec.mel
@@ -226,22 +160,22 @@ def _handler(
         video: str | None,
         prompt: str,
         negative: str,
+        candidates: float,
+        seconds: float,
         seed: float | None,
         steps: float,
         guidance: float,
-        seconds: float,
-        candidates: float,
         loudness: float,
         visitor: gr.Request,
     ) -> Generator[list[Any], None, None]:
         if not video:
             yield [_fault("Choose a video first."), *untouched]
             return
-        if visitors.is_cancelled(visitor, ticket):
+        if visitors.is_cancelled(_session(visitor), ticket):
             yield [_note("Cancelled."), *untouched]
             return
         yield [_progress(Progress(0.0, "starting")), *_hidden()]
-        folder = visitors.new_folder(visitor, Path(video))
+        folder = visitors.new_folder(_session(visitor), Path(video))
         try:
             request = Request(
                 video=Path(video),
@@ -256,7 +190,7 @@ def _handler(
             )
             with contextlib.closing(service.generate(request, folder)) as events:
                 for event in events:
-                    if visitors.is_cancelled(visitor, ticket):
+                    if visitors.is_cancelled(_session(visitor), ticket):
                         yield [_note("Cancelled."), *untouched]
                         return
                     if isinstance(event, Outcome):
@@ -270,6 +204,19 @@ def _handler(
             yield [_fault(_without_folders(str(error), video)), *untouched]
 
     return serve
+
+
+def _by_session(action: Callable[[str], Any]) -> Callable[[gr.Request], Any]:
+    """Return a function for an event, which gets the visitor from Gradio by its annotation."""
+
+    def act(visitor: gr.Request) -> Any:
+        return action(_session(visitor))
+
+    return act
+
+
+def _session(visitor: gr.Request) -> str:
+    return visitor.session_hash or ""
 
 
 def _hidden() -> list[Any]:

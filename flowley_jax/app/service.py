@@ -13,11 +13,12 @@ import numpy as np
 
 from flowley_jax.common.durations import format_duration
 from flowley_jax.errors import FlowleyError
-from flowley_jax.media.read import frame_blocks, probe
 from flowley_jax.media.write import mux_audio
 from flowley_jax.sampling.batches import Gathered
-from flowley_jax.sampling.clips import Clip, check_seed
+from flowley_jax.sampling.clips import check_seed
 from flowley_jax.sampling.failures import CLIP_ERRORS, failure_line
+from flowley_jax.sampling.inputs import InputClip
+from flowley_jax.sampling.outputs import encode_input
 from flowley_jax.sampling.ranking import FEWEST_CANDIDATES, best_first
 from flowley_jax.sampling.sampler import Sampler
 from flowley_jax.sampling.sound_levels import SoundLevels
@@ -30,7 +31,7 @@ _SEEDS = 2**31
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a visitor asks for.
+    """A visitor's request.
 
     Attributes:
       video: the video.
@@ -142,16 +143,14 @@ class Service:
         sampler = self._sampler_for(request)
         components = sampler.components
         report(0.0, "reading the video")
-        fps, size = components.video_fps, components.video_encoder.frame_size
-        end = min(request.seconds, probe(request.video).duration)
-        blocks = frame_blocks(request.video, fps=fps, size=size, end=end)
-        clip = Clip(
+        clip = InputClip(
             id=request.video.stem,
-            frames=blocks,
+            path=request.video,
             prompt=request.prompt,
             negative_prompt=request.negative_prompt or None,
+            end=request.seconds,
         )
-        encoded = sampler.encode(clip)
+        encoded = encode_input(sampler, clip)
         seed = secrets.randbelow(_SEEDS) if request.seed == RANDOM else request.seed
         batches = list(sampler.batches([encoded], request.candidates))
         steps = _Steps(len(batches) * sampler.settings.solver.steps, report)
@@ -166,8 +165,9 @@ class Service:
         candidates = []
         for number, (path, wave) in enumerate(zip(paths, levelled, strict=True), start=1):
             report(1.0, f"writing sound {number} of {request.candidates}")
-            # A part of a picture is encoded again, in a format that every browser plays.
-            mux_audio(request.video, wave, components.sample_rate, path, end=encoded.seconds)
+            mux_audio(
+                request.video, wave, components.sample_rate, path, end=request.seconds, for_browsers=True
+            )
             candidates.append(Candidate(path, wave, None))
         if len(candidates) >= FEWEST_CANDIDATES:
             order = best_first(waves, components.sample_rate)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -41,19 +42,34 @@ CHROMIUM = [
 def page_server(tmp_path_factory):
     """Run the page with the included model; yield its address and the folder of its files."""
     temporary = tmp_path_factory.mktemp("server")
+    with _serving(temporary, "--most-seconds=45", "--most-megabytes=1") as (_, address):
+        yield address, temporary
+
+
+@contextlib.contextmanager
+def _serving(temporary, *flags):
+    """Run the page; yield its process and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": os.environ["PYTHONPATH"]}
-    command = [sys.executable, "-m", "flowley_jax.app", "--port", port]
-    command += ["--most-seconds", "45", "--most-megabytes", "1"]
+    command = [sys.executable, "-m", "flowley_jax.app", "--port", port, *flags]
     with started(
         command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
     ) as process:
         assert process.stdout is not None
         address = f"http://127.0.0.1:{port}"
         assert process.stdout.readline() == f"the page is at {address} (Ctrl-C stops it)\n"
-        yield address, temporary
+        yield process, address
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_all_files_are_removed_when_the_server_stops(tmp_path, number):
+    with _serving(tmp_path) as (process, _):
+        assert list(tmp_path.glob("flowley_page_*"))
+        process.send_signal(number)
+        process.wait(timeout=60)
+    assert not list(tmp_path.glob("flowley_page_*"))
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +215,9 @@ def test_two_visitors_at_once_get_their_own_sounds(new_page):
     pages, clips = [new_page(), new_page()], examples(INCLUDED)[:2]
     for page, (video, _) in zip(pages, clips, strict=True):
         _upload(page, video)
+        _open_settings(page)
+        # Long enough that both are at work at the same time.
+        _set(page, "Steps", 100)
     for page in pages:
         page.click("#make")
     for page in pages:
@@ -254,7 +273,7 @@ def test_made_up_paths_remove_nothing(page_server):
     for path in (own, victim, victim / "a.mp4", own / ".." / "x.mp4"):
         session = f"s{abs(hash(str(path)))}"
         data = [0, {"path": str(path), "meta": {"_type": "gradio.FileData"}}]
-        data += ["", "", 1, 2, 1.0, 2.0, 1, 0]
+        data += ["", "", 1, 2.0, 1, 2, 1.0, 0]
         config = json.load(urllib.request.urlopen(f"{address}/config", timeout=30))
         number = next(d["id"] for d in config["dependencies"] if len(d["inputs"]) == 10)
         body = json.dumps({"data": data, "fn_index": number, "session_hash": session}).encode()
@@ -297,4 +316,4 @@ def test_a_port_in_use_is_one_line_for_every_kind_of_model(page_server, tiny_run
         result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
         assert result.returncode == 2
         # The page was built before: only then does it listen.
-        assert result.stderr.splitlines()[-1].startswith(f"error: cannot listen on 127.0.0.1:{port} (")
+        assert result.stderr.splitlines()[-1].startswith(f"error: cannot listen on 127.0.0.1:{port}, which")
