@@ -32,6 +32,8 @@ from flowley_jax.media.inputs import (
 log = logging.getLogger(__name__)
 # FFmpeg's names of the containers that a picture is taken into.
 _FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
+# Codec and format of pixels that every browser plays.
+_FOR_BROWSERS = ("h264", "yuv420p")
 # Formats of moving images, which no player expects in a container with sound.
 _ANIMATIONS = ("gif", "apng")
 # Decoding times that run backwards by more seconds are damage; smaller steps are corrected.
@@ -50,6 +52,7 @@ def add_picture(
     *,
     start: float = 0.0,
     end: float | None = None,
+    for_browsers: bool = False,
 ) -> Iterator[av.Packet]:
     """Add a stream for the picture of a video, and return an iterator of its packets.
 
@@ -60,6 +63,7 @@ def add_picture(
       path: path of the video, for messages.
       out_path: path of the new file, whose suffix is one of MUX_SUFFIXES in any case.
       start, end: the part to take, in seconds from the file's start; None for the picture's end.
+      for_browsers: whether to encode what is not H.264 in 4:2:0, which every browser plays.
 
     Returns:
       Packets with times that start at the file's start or at `start`, in the time base of the container.
@@ -68,13 +72,15 @@ def add_picture(
       FlowleyError: the container cannot hold the picture, but another one can; or the picture ends before
         `start`.
     """
-    if start or end is not None:
+    if start or (end is not None and not _ends_by(source, end)):
         part = start, end
         return _encoded(container, source, stream, path, "only a part of it is taken", *part)
     suffix, codec = out_path.suffix.lower(), stream.codec.canonical_name
     holders = [] if codec in _ANIMATIONS else [other for other in _FORMATS if _holds(other, stream)]
     packets = _Packets(source, stream, path, hides_start=suffix != ".mkv")
-    if not holders:
+    if for_browsers and (codec, stream.codec_context.pix_fmt) != _FOR_BROWSERS:
+        reason = f"some browsers do not play its codec, {codec} in {stream.codec_context.pix_fmt}"
+    elif not holders:
         reason = f"no container for video and sound holds its codec, {codec}"
     elif has_decoding_times_only(source) and stream.codec_context.has_b_frames:
         reason = "its container does not tell when each picture is shown"
@@ -109,6 +115,11 @@ def check_picture(path: Path, out_path: Path, *, start: float = 0.0, end: float 
         if stream is None:
             raise MediaError(f"{path}: has no video stream", "no_video")
         add_picture(container, source, stream, path, out_path, start=start, end=end)
+
+
+def _ends_by(source: av.container.InputContainer, seconds: float) -> bool:
+    """Return whether the whole file is over at a time; False if the file does not state its length."""
+    return source.duration is not None and source.duration / av.time_base <= seconds
 
 
 class _Packets:

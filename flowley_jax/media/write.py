@@ -68,6 +68,7 @@ def mux_audio(
     *,
     start: float = 0.0,
     end: float | None = None,
+    for_browsers: bool = False,
 ) -> None:
     """Copy a video without re-encoding its picture, with `audio` in place of its own sound.
 
@@ -81,6 +82,7 @@ def mux_audio(
       sample_rate: sample rate of `audio` in Hz.
       out_path: file to write: .mp4, .mkv or .mov.
       start, end: the part of the video to take, in seconds from its start; None for the picture's end.
+      for_browsers: whether to encode what is not H.264 in 4:2:0, which every browser plays.
 
     Raises:
       FlowleyError: the video cannot be read, its picture ends before `start`, its codec does not fit into the
@@ -95,7 +97,16 @@ def mux_audio(
             _refusals(video_path, out_path),
             _container(partial) as container,
         ):
-            picture = add_picture(container, source, stream, video_path, out_path, start=start, end=end)
+            picture = add_picture(
+                container,
+                source,
+                stream,
+                video_path,
+                out_path,
+                start=start,
+                end=end,
+                for_browsers=for_browsers,
+            )
             sound = _audio_stream(container, audio, sample_rate, out_path)
             _mux(container, picture, _sound_packets(sound, audio))
 

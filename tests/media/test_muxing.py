@@ -89,6 +89,18 @@ def test_codecs_of_phones_are_copied_and_tagged_for_players(tmp_path, codec, tag
             mux_audio(source, _wave(), RATE, tmp_path / "b.mov")
 
 
+@pytest.mark.parametrize(("codec", "is_copy"), [("libx264", True), ("libx265", False), ("mpeg4", False)])
+def test_a_picture_for_browsers_is_copied_only_in_h264(tmp_path, caplog, codec, is_copy):
+    source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    _write(source, video_codec=codec, flashes=[0.8])
+    with caplog.at_level(logging.INFO):
+        mux_audio(source, _wave(), RATE, target, for_browsers=True)
+    assert ("some browsers do not play its codec" in caplog.text) != is_copy
+    with av.open(str(target)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.codec.canonical_name, context.pix_fmt) == ("h264", "yuv420p")
+
+
 def test_a_codec_of_windows_is_copied_into_matroska(tmp_path):
     _write(tmp_path / "a.avi", video_codec="wmv2", flashes=[0.8])
     with pytest.raises(FlowleyError, match=r"b\.mp4: cannot hold .*a\.avi's wmv2 video; \.mkv can"):

@@ -237,3 +237,13 @@ def test_a_part_after_the_end_is_not_muxed(numbered, tmp_path):
         with pytest.raises(MediaError, match=rf"a\.mp4: its picture ends at 3\.00 s, .* at {start:g} s"):
             mux_audio(numbered, np.zeros(1000, np.float32), 16_000, tmp_path / "b.mp4", start=start)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("end", [4.0, 9.0])
+def test_a_part_that_is_the_whole_file_is_copied(tmp_path, caplog, end):
+    source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    _write(source, seconds=4.0, flashes=[0.52])
+    with caplog.at_level(logging.INFO):
+        mux_audio(source, np.zeros(192_000, np.float32), 48_000, target, end=end)
+    assert "encoded" not in caplog.text
+    np.testing.assert_array_equal(read_frames(target, fps=FPS), read_frames(source, fps=FPS))
