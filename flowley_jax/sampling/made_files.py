@@ -18,15 +18,16 @@ class MadeFiles:
     differs from every row, belongs to someone else.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, on_row: Callable[[Mapping[str, Any]], None] | None = None):
         """
         Args:
-          path: the JSON Lines file, in the folder of the files; rows of other kinds are skipped.
+          path: the JSON Lines file, in the folder of the files.
+          on_row: called with every row in order, those of other kinds included.
 
         Raises:
           FlowleyError: the file exists but cannot be read.
         """
-        self._path = path
+        self._path, self._on_row = path, on_row
         self._tail = JsonlTail(path)
         # Owners by name and SHA-256.
         self._owners: dict[str, dict[str, set[str]]] = {}
@@ -41,6 +42,8 @@ class MadeFiles:
         for row in self._tail.rows():
             if is_made_row(row):
                 self._add(row["clip"], row["made"])
+            if self._on_row:
+                self._on_row(row)
 
     def fault(self, path: Path, owner: str) -> str | None:
         """Return why a path must not be written for `owner`, or None if it is free or made for that owner.

@@ -245,7 +245,7 @@ class _Run:
                 if job.clip.path:
                     check_file(job.clip.path)
                     _check_picture(job.clip, job.clip.path, job.paths[0], in_folder=self._log is not None)
-                yield _encode(self._sampler, job.clip, self._mixing.keep)
+                yield encode_input(self._sampler, job.clip, self._mixing.keep)
             except CLIP_ERRORS as error:
                 self._add_failure(job, failure_line(job.clip.name, error))
 
@@ -331,8 +331,15 @@ def _check_picture(clip: InputClip, video: Path, out: Path, *, in_folder: bool) 
         raise FlowleyError(f"{error}{hint}") from error
 
 
-def _encode(sampler: Sampler, clip: InputClip, keep: Keep) -> EncodedClip:
-    """Return the features of a clip. Its frames take much more memory, and few are held at a time."""
+def encode_input(sampler: Sampler, clip: InputClip, keep: Keep = ()) -> EncodedClip:
+    """Return the features of a clip. Its frames take much more memory, and few are held at a time.
+
+    Args:
+      keep: parts of the clip's own sound that stay, as start and end in seconds.
+
+    Raises:
+      FlowleyError: the video cannot be used, or `keep` names no part of it.
+    """
     fps, size = sampler.components.video_fps, sampler.components.video_encoder.frame_size
     options = {"id": clip.id, "prompt": clip.prompt, "negative_prompt": clip.negative_prompt}
     options["seed"] = clip.seed

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowley_jax.common.jsonl import JsonlTail, append_json
+from flowley_jax.common.jsonl import append_json
 from flowley_jax.common.trees import flatten_mapping
 from flowley_jax.config import SampleConfig
 from flowley_jax.media.mix import ONLY_NEW
@@ -47,36 +47,36 @@ class SampleLog:
           FlowleyError: the log exists but cannot be read.
         """
         self._path, self._turn = folder / SAMPLE_LOG_FILE, turn
-        self.made_files, self._tail = MadeFiles(self._path), JsonlTail(self._path)
         # The last request of each clip and set of files, and those whose files are complete.
         self._requests: dict[_Files, Request] = {}
         self._complete: dict[str, set[_Files]] = defaultdict(set)
         # The messages of clips that failed since the log was opened.
         self.failures: dict[str, str] = {}
-        if ignored := self.refresh():
-            log.info("%s: %d rows are not of this program and are ignored", self._path, ignored)
+        self._ignored = 0
+        self.made_files = MadeFiles(self._path, self._take)
+        if self._ignored:
+            log.info("%s: %d rows are not of this program and are ignored", self._path, self._ignored)
         # Clips that failed in earlier runs are tried again.
         self.failures.clear()
 
-    def refresh(self) -> int:
-        """Read what other processes have appended; return the number of rows that are not of this program.
+    def refresh(self) -> None:
+        """Read what other processes have appended.
 
         Raises:
           FlowleyError: the log cannot be read.
         """
         self.made_files.refresh()
-        ignored = 0
-        for row in self._tail.rows():
-            if _is_request(row):
-                self._requests[_files(row)] = _completed(row)
-                self._complete[row["id"]].add(_files(row))
-            elif is_made_row(row):
-                self._discard(row["clip"], row["made"])
-            elif _is_failure(row):
-                self.failures[row["failed"]] = row["error"]
-            else:
-                ignored += 1
-        return ignored
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        if _is_request(row):
+            self._requests[_files(row)] = _completed(dict(row))
+            self._complete[row["id"]].add(_files(row))
+        elif is_made_row(row):
+            self._discard(row["clip"], row["made"])
+        elif _is_failure(row):
+            self.failures[row["failed"]] = row["error"]
+        else:
+            self._ignored += 1
 
     def is_done(self, request: Request, paths: Sequence[Path]) -> bool:
         """Return whether the files exist and were made by an equal request."""

@@ -40,8 +40,8 @@ class SoundLevels:
         lines = []
         if self._limited:
             lines.append(
-                f"{self._named(self._limited)} had peaks far above full scale, which were limited; lower "
-                "--guidance if they sound distorted"
+                f"{self._named(self._limited)} had peaks far above full scale, which were limited; if they "
+                "sound distorted, try another --seed or a lower --guidance"
             )
         if self._silent:
             lines.append(

@@ -39,6 +39,9 @@ class Team:
       folder: folder of the sounds; it exists.
       task: what the process does. All members have the same task.
 
+    Attributes:
+      is_first: whether no other process was in the team.
+
     Raises:
       FolderInUseError: other processes with another task are at work.
       FlowleyError: the folder cannot be written to.
@@ -52,7 +55,7 @@ class Team:
         self._has_locks = True
         try:
             with self.turn():
-                self.is_first = self.is_alone
+                self.is_first = not self._has_locks or self._is_free(_MEMBERS)
                 if self.is_first:
                     self._describe(task)
                 else:
@@ -65,11 +68,6 @@ class Team:
     def close(self) -> None:
         """Leave the team and release all clips."""
         self._file.close()
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether no other process is in the team at this moment."""
-        return not self._has_locks or self._is_free(_MEMBERS)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
