@@ -56,6 +56,7 @@ def main() -> int:
         config,
         components,
         weights,
+        workdir=f"hf:{repository}" if repository else out.name,
         license_name=_LICENSE.value or "",
         figures=figures,
     )

@@ -56,7 +56,9 @@ def main() -> int:
     )
     metrics = evaluation.rows[GENERATED].metrics
     figures = {name: metrics[name] for name in _METRICS}
-    card = model_card(_NAME, config, sampler.components, weights, license_name=_LICENSE, figures=figures)
+    card = model_card(
+        _NAME, config, sampler.components, weights, workdir="", license_name=_LICENSE, figures=figures
+    )
     write_text(out / CARD, card)
     _write_examples(clips, out)
     print(out)

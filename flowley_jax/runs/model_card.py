@@ -23,6 +23,7 @@ def model_card(
     components: Components,
     weights: Weights,
     *,
+    workdir: str,
     license_name: str = "",
     figures: Mapping[str, float] | None = None,
 ) -> str:
@@ -33,11 +34,12 @@ def model_card(
       config: configuration of the run.
       components: components of the run.
       weights: the shared weights.
+      workdir: value of `sample --workdir` for this model; "" if it is the default.
       license_name: license of the weights, as the hub names it; "" if it is not stated.
       figures: metrics of the model by name.
     """
     figures = figures or {}
-    source = f"hf:{name}" if "/" in name else name
+    flag = f"--workdir {workdir} " if workdir else ""
     kind = "a flow map, for few steps" if weights.are_flow_map else "a rectified flow"
     parameters = sum(leaf.size for leaf in jax.tree.leaves(weights.parameters))
     solver = config.sample.solver
@@ -49,7 +51,7 @@ def model_card(
         "Flowley-JAX.",
         "",
         "```sh",
-        f"python -m flowley_jax.sample --workdir {source} --video a.mp4 \\",
+        f"python -m flowley_jax.sample {flag}--video a.mp4 \\",
         '  --prompt "what should be heard" --out b.mp4',
         "```",
         "",
