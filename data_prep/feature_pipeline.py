@@ -126,7 +126,7 @@ def _shared_pool(reader: ClipReader, count: int, time_limit: float) -> WorkerPoo
     key = reader, count, time_limit
     with _LOCK:
         if key not in _POOLS:
-            _POOLS[key] = WorkerPool(reader, count=count, time_limit=time_limit)
+            _POOLS[key] = WorkerPool(reader, count=count, time_limit=time_limit, prepare=reader.prepare)
         return _POOLS[key]
 
 

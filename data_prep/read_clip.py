@@ -9,7 +9,7 @@ import numpy as np
 from data_prep.record_components import RecordComponents
 from data_prep.rejection import Reason, RejectedError, Rejection, read_or_reject
 from data_prep.settings import OptionalStream, RecordSettings
-from flowley_jax.audio.mel import MelConfig, log_mel
+from flowley_jax.audio.mel import MelConfig, log_mel, mel_basis
 from flowley_jax.audio.protocols import samples_for
 from flowley_jax.encoders.protocols import VideoEncoder
 from flowley_jax.media.level import integrated_loudness
@@ -76,6 +76,10 @@ class ClipReader:
         encoder = components.video_encoder
         host_encoder = encoder if encoder.runs_on_host else None
         return cls(components.settings, components.mel, encoder.frame_size, host_encoder)
+
+    def prepare(self) -> None:
+        """Load what reading needs: the first mel basis of a process loads librosa, which takes seconds."""
+        mel_basis(self.mel)
 
     def __call__(self, path: str, optional: OptionalStream = "") -> DecodedClip | Rejection:
         """Return a decoded clip, or the reason why it cannot be used. Never raise.

@@ -4,8 +4,8 @@ It is written by hand because pebble.ProcessPool starts its workers through mult
 the parent's main module, and with it JAX, and could have no environment other than the parent's. A pebble
 worker that hangs in a file would also outlive a parent that was killed.
 
-Run as a program, this module is one worker. Its input is pickled: first a function, then tuples of arguments.
-Its output is the pickled results.
+Run as a program, this module is one worker. Its input is pickled: first a function and what prepares it, then
+tuples of arguments. Its output is the pickled results.
 """
 
 import concurrent.futures
@@ -38,14 +38,22 @@ _ONE_THREAD = dict.fromkeys(
 class Worker:
     """One process, started when it is first needed, and again whenever it has died."""
 
-    def __init__(self, function: Callable[..., Any], time_limit: float):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        time_limit: float,
+        *,
+        prepare: Callable[[], object] | None = None,
+    ):
         """Create the worker; no process is started yet.
 
         Args:
           function: picklable function to call in the process.
           time_limit: maximum duration of one call, in seconds.
+          prepare: picklable function to call once in a new process. It loads what the calls need, so that
+            their time limit does not include that.
         """
-        self._function, self._time_limit = function, time_limit
+        self._function, self._prepare, self._time_limit = function, prepare, time_limit
         self._process: subprocess.Popen | None = None
         # Temporary files of a process that is killed for its time limit would stay.
         self._folder: tempfile.TemporaryDirectory | None = None
@@ -104,7 +112,7 @@ class Worker:
                 start_new_session=True,
             )
         try:
-            _send(process.stdin, self._function)
+            _send(process.stdin, (self._function, self._prepare))
             _receive(process.stdout, _START_SECONDS)
             return process
         except (EOFError, BrokenPipeError, TimeoutError) as error:
@@ -117,15 +125,23 @@ class Worker:
 class WorkerPool:
     """Several workers for any number of threads. They end with `close`, or with this process."""
 
-    def __init__(self, function: Callable[..., Any], *, count: int, time_limit: float):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        count: int,
+        time_limit: float,
+        prepare: Callable[[], object] | None = None,
+    ):
         """Create the workers; their processes start when they are needed.
 
         Args:
           function: picklable function to call in the processes.
           count: number of processes.
           time_limit: maximum duration of one call, in seconds.
+          prepare: as for `Worker`.
         """
-        self._workers = [Worker(function, time_limit) for _ in range(count)]
+        self._workers = [Worker(function, time_limit, prepare=prepare) for _ in range(count)]
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._free.put(worker)
@@ -201,7 +217,9 @@ def _serve() -> None:
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
-        function = _receive(sys.stdin, None)
+        function, prepare = _receive(sys.stdin, None)
+        if prepare is not None:
+            prepare()
         _send(results, "ready")
         while True:
             _send(results, function(*_receive(sys.stdin, None)))

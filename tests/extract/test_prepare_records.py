@@ -1,7 +1,9 @@
 """Making records and components from a table of good and bad clips."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import json
 import pickle
 import shutil
@@ -139,11 +141,18 @@ def test_a_worker_that_hangs_or_crashes_costs_one_file(tmp_path):
     patient.close()
 
 
+def test_loading_does_not_count_towards_the_time_limit_of_a_call():
+    worker = Worker(len, time_limit=1.0, prepare=functools.partial(time.sleep, 2.0))
+    with contextlib.closing(worker):
+        assert worker("four") == 4
+
+
 def test_a_process_that_reads_clips_does_not_import_jax():
     reader = ClipReader.create(RecordComponents(SETTINGS))
     program = (
         "import pickle, sys\n"
         f"reader = pickle.loads({pickle.dumps(reader)!r})\n"
+        "reader.prepare()\n"
         "reader('none.mp4')\n"
         "print('jax' in sys.modules)\n"
     )
