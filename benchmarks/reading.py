@@ -25,8 +25,9 @@ from flowley_jax.cli import run_main
 from flowley_jax.common.files import write_text
 from flowley_jax.common.number_flags import define_int
 from flowley_jax.common.ranges import Range
+from flowley_jax.data.dims import Dims
 from flowley_jax.data.pipeline import train_batches
-from flowley_jax.data.record import Dims, Example, write_records
+from flowley_jax.data.record import Example, write_records
 
 DIMS = Dims(audio_length=250, audio_dim=20, video_length=64, video_dim=768, text_length=77, text_dim=1024)
 BATCH = 64

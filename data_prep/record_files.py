@@ -21,7 +21,8 @@ from flowley_jax.common.files import name_errors, sha256, write_text
 from flowley_jax.common.json_files import read_json_object
 from flowley_jax.common.progress import progress_bar
 from flowley_jax.data.components import Components
-from flowley_jax.data.record import Dims, Example, Shard, shard_name, write_metadata, write_shard
+from flowley_jax.data.dims import Dims
+from flowley_jax.data.record import Example, Shard, shard_name, write_metadata, write_shard
 from flowley_jax.errors import FlowleyError
 from flowley_jax.media.level import integrated_loudness
 

@@ -4,6 +4,7 @@ import functools
 import importlib
 import os
 import tempfile
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -31,3 +32,8 @@ def load_librosa() -> ModuleType:
         for name in _COMPILED:
             importlib.import_module(name)
     return librosa
+
+
+def load_librosa_in_background() -> None:
+    """Start to load librosa in a thread, while this one compiles or computes; a load takes over a second."""
+    threading.Thread(target=load_librosa, name="librosa").start()

@@ -24,7 +24,7 @@ from flowley_jax.common.files import atomic_write, name_errors
 from flowley_jax.common.json_files import read_json_object
 from flowley_jax.common.ranges import SECONDS, Range
 from flowley_jax.data.component_registry import ROLES, Role, find_component
-from flowley_jax.data.record import Dims
+from flowley_jax.data.dims import Dims
 from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder
 from flowley_jax.errors import FlowleyError
 

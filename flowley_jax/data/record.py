@@ -16,13 +16,12 @@ Rows of padding that are not zero are stored too, because the published network 
 
 import bisect
 import contextlib
-import dataclasses
 import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  (so that NumPy knows the type bfloat16)
 import numpy as np
@@ -34,6 +33,7 @@ from tensorflow_datasets.core.splits import SplitDict
 
 from flowley_jax.common.files import atomic_write, name_errors
 from flowley_jax.common.locks import lock_folder
+from flowley_jax.data.dims import Dims
 from flowley_jax.errors import FlowleyError
 
 _NAME = "clip_records"
@@ -49,28 +49,6 @@ TEXT_FIELDS = ("id", "caption", "label")
 TABLE_CAPTIONS = "table"
 
 Example = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Dims:
-    """Sizes of one example.
-
-    Attributes:
-      audio_length, audio_dim: number of latents Ta, and their channels.
-      video_length, video_dim: number of frames Tv, and the width of their features.
-      text_length, text_dim: padded number of tokens Tt, and the width of their features.
-      feature_dtype: stored type of the video and text features.
-      more_captions: caption sources besides the clip table.
-    """
-
-    audio_length: int
-    audio_dim: int
-    video_length: int
-    video_dim: int
-    text_length: int
-    text_dim: int
-    feature_dtype: Literal["float32", "float16"] = "float32"
-    more_captions: tuple[str, ...] = ()
 
 
 class Shard(NamedTuple):

@@ -97,20 +97,6 @@ class _ThreeEighths(diffrax.AbstractERK):
         return 4
 
 
-class _Steps(diffrax.StepTo):
-    """Steps to given times, without Diffrax's checks of them.
-
-    The checks are host callbacks, and JAX keeps no program with callbacks in its compilation cache.
-    """
-
-    def wrap(self, direction: Any) -> "_Steps":
-        return type(self)(ts=self.ts * direction)
-
-    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, *_: Any) -> tuple[Any, int]:
-        del terms, t0, t1, y0
-        return self.ts[1], 2
-
-
 class _FlowMap(diffrax.Euler):
     """Steps by the mean velocity over the whole step."""
 
@@ -170,33 +156,47 @@ def solve_flow(
       share_in_use: share of x whose velocity is not zero. The error of an adaptive solver is the mean over
         this share.
     """
-    adaptive = config.name in ADAPTIVE
-    grid = times or ((0.0, 1.0) if adaptive else time_grid(config).tolist())
+    x = x.astype(jnp.float32)
+    if config.name in ADAPTIVE:
+        start, end = times or (0.0, 1.0)
+        return _solve_adaptively(velocity, x, config, start, end, share_in_use)
+    grid = jnp.asarray(times or time_grid(config), jnp.float32)
 
+    # diffeqsolve would trace the velocity three times, which is half of the time until the first sound.
+    def step(x: Array, ends: tuple[Array, Array]) -> tuple[Array, None]:
+        return solver_step(velocity, x, *ends, config), None
+
+    latent, _ = jax.lax.scan(step, x, (grid[:-1], grid[1:]))
+    evaluations = (len(grid) - 1) * _EVALUATIONS_PER_STEP[config.name]
+    return Solution(latent, jnp.asarray(evaluations), jnp.asarray(True))
+
+
+def _solve_adaptively(
+    velocity: Velocity,
+    x: Float[Array, "B Ta C"],
+    config: SolverConfig,
+    start: float,
+    end: float,
+    share_in_use: Float[Array, ""] | float,
+) -> Solution:
     def norm(error: Array) -> Array:
         return optimistix.rms_norm(error) / jnp.sqrt(share_in_use)
 
     solution = diffrax.diffeqsolve(
         _term(velocity),
         _SOLVERS[config.name](),
-        t0=grid[0],
-        t1=grid[-1],
-        dt0=(grid[-1] - grid[0]) / config.steps if adaptive else None,
-        y0=x.astype(jnp.float32),
-        # Diffrax tries the term out with this; the steps of a flow map pass their own ends.
-        args=jnp.ones(()) if config.name == "flow_map" else None,
-        stepsize_controller=(
-            diffrax.PIDController(rtol=config.rtol, atol=config.atol, norm=norm)
-            if adaptive
-            else _Steps(ts=jnp.asarray(grid, jnp.float32))
-        ),
-        max_steps=MAX_ADAPTIVE_STEPS if adaptive else len(grid) - 1,
+        t0=start,
+        t1=end,
+        dt0=(end - start) / config.steps,
+        y0=x,
+        stepsize_controller=diffrax.PIDController(rtol=config.rtol, atol=config.atol, norm=norm),
+        max_steps=MAX_ADAPTIVE_STEPS,
         throw=False,
     )
     assert solution.ys is not None
-    # The adaptive solvers reuse the last stage of a step as the first of the next one, so only the very first
-    # stage adds an evaluation.
-    evaluations = solution.stats["num_steps"] * _EVALUATIONS_PER_STEP[config.name] + int(adaptive)
+    # These solvers reuse the last stage of a step as the first of the next one, so only the very first stage
+    # adds an evaluation.
+    evaluations = solution.stats["num_steps"] * _EVALUATIONS_PER_STEP[config.name] + 1
     succeeded = solution.result == diffrax.RESULTS.successful
     return Solution(solution.ys[-1], jnp.asarray(evaluations), jnp.asarray(succeeded))
 

@@ -31,7 +31,6 @@ from flowley_jax.model import Flowley, ModelConfig
 from flowley_jax.model.flowley import Constant, abstract_model, merge_model
 from flowley_jax.runs import lora
 from flowley_jax.runs.hub_models import local_folder
-from flowley_jax.runs.snapshots import EmaSnapshots
 from flowley_jax.runs.workdir import (
     BASE,
     MODEL,
@@ -107,6 +106,9 @@ def averaged_weights(workdir: Path, *, sigma_rel: float, step: int | None = None
     components = _components_of(workdir)
     if (workdir / MODEL).exists():
         return _shared_weights(workdir, config, components, sigma_rel=sigma_rel, step=step)
+    # Loads Orbax, which a shared model does not need.
+    from flowley_jax.runs.snapshots import EmaSnapshots
+
     latent_space = components.latent_space if components else None
     base, base_sha256 = None, ""
     _, like, constants = abstract_model(config.model)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flowley_jax.common.devices import BATCH_AXES
 from flowley_jax.common.durations import format_duration
+from flowley_jax.common.librosa_loading import load_librosa_in_background
 from flowley_jax.config import SampleConfig
 from flowley_jax.data.components import Components
 from flowley_jax.errors import FlowleyError
@@ -104,12 +105,15 @@ class Sampler:
         """
         workdir = local_folder(workdir)
         settings = settings or read_config(workdir).sample
+        components = load_components(workdir)
+        if components.vocoder.runs_on_host:
+            load_librosa_in_background()
         weights = averaged_weights(workdir, sigma_rel=settings.sigma_rel)
         check_solver(settings, weights.are_flow_map, workdir)
         if adapter:
             weights = with_adapters(weights, Path(adapter), factor=adapter_factor)
         variables = (weights.parameters, weights.constants)
-        components = dataclasses.replace(load_components(workdir), log_mel_max=weights.log_mel_max)
+        components = dataclasses.replace(components, log_mel_max=weights.log_mel_max)
         return cls(
             graphdef=abstract_model(weights.config)[0],
             variables=jax.tree.map(jnp.asarray, variables),

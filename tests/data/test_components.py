@@ -13,9 +13,10 @@ from flowley_jax.audio.pca import PcaCodec
 from flowley_jax.audio.protocols import AudioCodec, Vocoder, samples_for
 from flowley_jax.data.component_registry import REGISTRY
 from flowley_jax.data.components import Components, components_file
+from flowley_jax.data.dims import Dims
 from flowley_jax.data.generated import SOURCE, write_generated_records
 from flowley_jax.data.pipeline import eval_batches
-from flowley_jax.data.record import Dims, open_records
+from flowley_jax.data.record import open_records
 from flowley_jax.encoders.hashed_text import HashedTextEncoder
 from flowley_jax.encoders.pixels import EarlierPixelEncoder, PixelEncoder
 from flowley_jax.encoders.protocols import TextEncoder, VideoEncoder

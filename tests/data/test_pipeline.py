@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from absl import flags
 
+from flowley_jax.data.dims import Dims
 from flowley_jax.data.pipeline import eval_batches, train_batches
-from flowley_jax.data.record import Dims, write_records
+from flowley_jax.data.record import write_records
 from flowley_jax.errors import FlowleyError
 
 COUNT = 10

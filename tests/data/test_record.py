@@ -10,9 +10,9 @@ import tiny
 
 from flowley_jax.common.locks import lock_folder
 from flowley_jax.data import record
+from flowley_jax.data.dims import Dims
 from flowley_jax.data.pipeline import train_batches
 from flowley_jax.data.record import (
-    Dims,
     arrays_of,
     caption_sources,
     has_records,
