@@ -16,6 +16,7 @@ from flowley_jax.kernels import cudnn
 from flowley_jax.kernels.psca import psca
 from flowley_jax.model.config import AttentionImplementation, ModelConfig
 from flowley_jax.model.layers import Linear, RMSNorm
+from flowley_jax.model.recompute import recomputed
 
 MASKED_SCORE = -1e30
 ROTARY_THETA = 10000.0
@@ -49,8 +50,14 @@ def attention(
         except NotImplementedError as refusal:
             if implementation == "cudnn":
                 raise FlowleyError(f"model.attention_implementation=cudnn: {refusal}") from None
+    return _attend(q * scale, k, v, key_lengths)
+
+
+@recomputed
+def _attend(q: Array, k: Array, v: Array, key_lengths: Array | None) -> Array:
+    """Return softmax(q kᵀ) v. The weights are the largest arrays of the network, so they are not stored."""
     # Heads first: XLA:CPU multiplies the other layout at a quarter of the speed.
-    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q * scale, k, v))
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
     scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32)
     if key_lengths is not None:
         readable = jnp.arange(k.shape[2])[None, :] < key_lengths[:, None]

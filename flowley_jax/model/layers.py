@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from flowley_jax.common.devices import platform_in_use
 from flowley_jax.model.config import AdalnInit
+from flowley_jax.model.recompute import recomputed
 
 Key = jax.Array
 # Draws initial values from a key, a shape and a type.
@@ -158,7 +159,14 @@ class GatedMlp(nnx.Module):
 
     @jax.named_scope("gated_mlp")
     def __call__(self, x: Float[Array, "... D"], *, key: Key | None = None) -> Float[Array, "... D"]:
-        return self.w2(dropout(jax.nn.silu(self.w1(x)) * self.w3(x), self.dropout, key))
+        gate, value = self.w1(x), self.w3(x)
+        keep = keep_mask(key, value.shape, self.dropout)
+        gated = recomputed(functools.partial(_gated, self.dropout))
+        return self.w2(gated(gate, value, keep))
+
+
+def _gated(rate: float, gate: Array, value: Array, keep: Bool[Array, "B ..."] | None) -> Array:
+    return masked(jax.nn.silu(gate) * value, keep, rate)
 
 
 class RMSNorm(nnx.Module):
@@ -203,10 +211,19 @@ def modulated_norm(
 
 def dropout(x: Array, rate: float, key: Key | None) -> Array:
     """Apply inverted dropout to x (B, …) with (B,) keys; return x itself without keys or at rate 0."""
+    return masked(x, keep_mask(key, x.shape, rate), rate)
+
+
+def keep_mask(key: Key | None, shape: tuple[int, ...], rate: float) -> Bool[Array, "B ..."] | None:
+    """Draw which values of this shape (B, …) dropout keeps, with (B,) keys; None if it keeps all."""
     if key is None or rate == 0.0:
-        return x
-    keep = jax.vmap(lambda item_key: _random_16_bits(item_key, x.shape[1:]))(key) >= round(rate * 2**16)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+        return None
+    return jax.vmap(lambda item_key: _random_16_bits(item_key, shape[1:]))(key) >= round(rate * 2**16)
+
+
+def masked(x: Array, keep: Bool[Array, "B ..."] | None, rate: float) -> Array:
+    """Return x / (1 − rate) where it is kept, and 0 elsewhere; x itself without a mask."""
+    return x if keep is None else jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def _random_16_bits(key: Key, shape: tuple[int, ...]) -> Array:

@@ -9,6 +9,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from flowley_jax.common.trees import path_name
 from flowley_jax.config import OptimConfig
 
+ADAM_EPSILON = 1e-8
 MUON_MOMENTUM = 0.95
 # Root mean square of an update at learning rate 1, which is about that of AdamW: both share a rate.
 MUON_RMS = 0.2
@@ -64,7 +65,9 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
             consistent_rms=MUON_RMS,
         )
     else:
-        update = optax.adamw(rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay)
+        update = optax.adamw(
+            rate, b1=config.beta1, b2=config.beta2, eps=ADAM_EPSILON, weight_decay=config.weight_decay
+        )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 

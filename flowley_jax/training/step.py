@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from flowley_jax.common.devices import BATCH_AXES, platform_in_use
-from flowley_jax.common.trees import path_name
 from flowley_jax.config import FlowConfig
 from flowley_jax.flow import path
 from flowley_jax.flow.coupling import group_size, immiscible_assignment
@@ -25,9 +24,7 @@ from flowley_jax.flow.time_sampling import sample_times
 from flowley_jax.model import Flowley
 from flowley_jax.model.flowley import merge_model
 from flowley_jax.model.stack import GatherWeights, identity
-from flowley_jax.runs.ema import update_averages
 from flowley_jax.training.alignment import NO_HEAD, Head, alignment_loss, with_head, without_head
-from flowley_jax.training.optimizer import make_optimizer
 from flowley_jax.training.sharding import Layout
 from flowley_jax.training.state import (
     FlowMapWeights,
@@ -36,6 +33,7 @@ from flowley_jax.training.state import (
     model_weights,
     weights_in_loss,
 )
+from flowley_jax.training.update import updated_state
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -96,33 +94,17 @@ def train_step(
         gradients, (losses, alignment) = _accumulate(
             jax.grad(loss, has_aux=True), trained, examples, config.accumulation
         )
-        with jax.named_scope("optimizer"):
-            optimizer = make_optimizer(config.optim, config.total_steps)
-            updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
-            parameters, head = without_head(optax.apply_updates(trained, updates), state.head)
-        step = state.step + 1
-        with jax.named_scope("ema"):
-            averages = update_averages(state.averages, parameters, step, config.sigma_rels)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(losses.total) & jnp.isfinite(norm)
-        with jax.named_scope("skip_if_not_finite"):
-            parameters, head, optimizer_state, averages = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old),
-                (parameters, head, optimizer_state, averages),
-                (state.parameters, state.head, state.optimizer, state.averages),
-            )
-        updates, _ = without_head(updates, state.head)
+        after, ratios = updated_state(state, gradients, norm, finite=finite, config=config)
         metrics = {
             **_named(losses),
             **({"alignment_loss": alignment} if state.head else {}),
             "gradient_norm": norm,
             "skipped": 1.0 - finite,
-            **update_ratios(updates, state.parameters, when=finite & (step % config.log_every == 0)),
+            **ratios,
         }
-        state = state._replace(
-            step=step, parameters=parameters, optimizer=optimizer_state, averages=averages, head=head
-        )
-        return jax.lax.with_sharding_constraint(state, layout.state_shardings(state)), metrics
+        return jax.lax.with_sharding_constraint(after, layout.state_shardings(after)), metrics
 
 
 @functools.partial(jax.jit, static_argnames=("config", "layout"))
@@ -338,42 +320,6 @@ def _couple_shard(data: jax.Array, noise: jax.Array, *, group: int, shard: int) 
     data, noise = (jax.lax.dynamic_slice_in_dim(x, start, needed * group) for x in (data, noise))
     coupled = noise[immiscible_assignment(data, noise, group=group)]
     return jax.lax.dynamic_slice_in_dim(coupled, first_row - start, shard)
-
-
-@jax.named_scope("update_ratios")
-def update_ratios(updates: Any, parameters: Any, *, when: jax.Array) -> dict[str, jax.Array]:
-    """Return ‖update‖ / ‖weights‖ of every block, and of every section outside of the blocks.
-
-    Args:
-      when: whether to compute the ratios, which reads all weights once more; they are 0 otherwise.
-
-    Returns:
-      Scalars named `update_ratio/<block>`.
-    """
-    blocks: dict[str, list[tuple[jax.Array, jax.Array]]] = {}
-    for (leaf_path, update), weight in zip(
-        jax.tree.leaves_with_path(updates), jax.tree.leaves(parameters), strict=True
-    ):
-        blocks.setdefault(_block_of(path_name(leaf_path)), []).append((update, weight))
-
-    def compute():
-        return {
-            name: _norm(update for update, _ in pairs) / _norm(weight for _, weight in pairs)
-            for name, pairs in blocks.items()
-        }
-
-    ratios = jax.lax.cond(when, compute, lambda: {name: jnp.zeros(()) for name in blocks})
-    return {f"update_ratio/{name}": value for name, value in ratios.items()}
-
-
-def _norm(leaves) -> jax.Array:
-    # A layer that is all zeros, such as the last one at first, must not divide by zero.
-    return jnp.maximum(optax.tree.norm(list(leaves)), 1e-12)
-
-
-def _block_of(name: str) -> str:
-    first, second, *_ = name.split("/")
-    return f"{first}/{second}" if second.isdigit() else first
 
 
 def _accumulate(gradient: Callable[..., Any], parameters: Any, examples: Examples, microbatches: int) -> Any:

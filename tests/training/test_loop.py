@@ -12,7 +12,6 @@ import time
 import weakref
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -35,7 +34,6 @@ from flowley_jax.training import loop, sharding, timing, validation
 from flowley_jax.training.checkpoint import RunCheckpoints
 from flowley_jax.training.loop import train
 from flowley_jax.training.metrics import NonFiniteLossError, Progress, read_history
-from flowley_jax.training.step import update_ratios
 
 
 @pytest.fixture(scope="module")
@@ -254,11 +252,6 @@ def test_metrics_contain_step_times_and_update_ratios(whole_run):
         assert all(row[name] > 0 for name in blocks)
     # No gradient passes a last layer of zeros: at first only weight decay moves the blocks.
     assert rows[0]["update_ratio/multi_stream/0"] == pytest.approx(5e-3 / 3 * 1e-6, rel=1e-3)
-    weights = {"multi": {"0": {"a": jnp.full((3,), 2.0), "b": jnp.ones((4,))}, "1": {"a": jnp.ones((2,))}}}
-    updates = jax.tree.map(lambda leaf: 0.5 * leaf, weights)
-    expected = {"update_ratio/multi/0": 0.5, "update_ratio/multi/1": 0.5}
-    assert update_ratios(updates, weights, when=jnp.asarray(True)) == pytest.approx(expected)
-    assert not any(update_ratios(updates, weights, when=jnp.asarray(False)).values())
 
 
 def test_every_second_of_all_starts_is_charged_to_one_kind(records, tmp_path, monkeypatch):

@@ -1,0 +1,35 @@
+"""Functions whose backward pass computes again what it needs, instead of storing it in the forward pass."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from flowley_jax.common.devices import platform_in_use
+
+
+def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Return a function with the same values and gradients, of which only the arguments are stored.
+
+    Args:
+      function: of positional arguments. What it stores otherwise must depend on the first one.
+    """
+    on_cpu = jax.custom_vjp(function)
+    on_cpu.defvjp(
+        lambda *arguments: (function(*arguments), arguments), functools.partial(_backward, function)
+    )
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> jax.Array:
+        return (on_cpu if platform_in_use() == "cpu" else jax.checkpoint(function))(*arguments)
+
+    return call
+
+
+def _backward(function: Callable[..., jax.Array], arguments: tuple, cotangent: jax.Array) -> tuple:
+    # XLA:CPU drops the barriers of jax.checkpoint, and then merges both computations into one that it stores.
+    # It cannot do so if the second one depends on the cotangent, and it keeps a product with zero.
+    first, *rest = arguments
+    zero = 0.0 * cotangent[(0,) * cotangent.ndim]
+    return jax.vjp(function, first + zero.astype(first.dtype), *rest)[1](cotangent)
