@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from flowley_jax.cli import STOPPED_EARLY, run_main
+from flowley_jax.common.compilation_cache import define_compilation_cache, use_compilation_cache
 from flowley_jax.common.number_flags import define_int
 from flowley_jax.common.ranges import Range
 from flowley_jax.config import ExperimentConfig
@@ -28,6 +29,7 @@ _PROCESSES = define_int(
     "processes", None, "Number of processes, with --coordinator.", Range(least=1, most=65_536)
 )
 _PROCESS = define_int("process", None, "Index of this process, from 0.", Range(least=0, below=65_536))
+_COMPILATION_CACHE = define_compilation_cache("; with several processes, none")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; a run that it holds is resumed.", required=True
 )
@@ -44,6 +46,9 @@ def main() -> int:
             "trains on random records; to read them, give --config.data.generate=0"
         )
     distributed.initialize(coordinator=_COORDINATOR.value, count=_PROCESSES.value, index=_PROCESS.value)
+    # Many hosts would write to one home folder at the same time.
+    if _COMPILATION_CACHE.value is not None or distributed.is_alone():
+        use_compilation_cache(_COMPILATION_CACHE.value)
     from flowley_jax.evaluation.during_training import train
 
     workdir = Path(_WORKDIR.value)

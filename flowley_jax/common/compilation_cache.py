@@ -1,8 +1,4 @@
-"""JAX's persistent compilation cache: the programs that a command compiled, for its next start.
-
-Training has no such cache by default: it compiles few programs for hours of work, and many hosts would write
-to one home folder at the same time.
-"""
+"""JAX's persistent compilation cache: the programs that a command compiled, for its next start."""
 
 import hashlib
 import logging
@@ -31,13 +27,17 @@ _TIME_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _LOCK, _PROGRAM, _USED = ".lockfile", "-cache", "-atime"
 
 
-def define_compilation_cache() -> flags.FlagHolder[str | None]:
-    """Define the flag `--compilation-cache`, whose value `use_compilation_cache` takes."""
+def define_compilation_cache(exception: str = "") -> flags.FlagHolder[str | None]:
+    """Define the flag `--compilation-cache`, whose value `use_compilation_cache` takes.
+
+    Args:
+      exception: when the command has no cache by default, for the help.
+    """
     return flags.DEFINE_string(
         "compilation_cache",
         None,
         f"Folder for compiled programs, which the next start reuses; none turns this off. By default what "
-        f"{_FOLDER_VARIABLE} names, or else flowley-jax in the user's cache folder.",
+        f"{_FOLDER_VARIABLE} names, or else flowley-jax in the user's cache folder{exception}.",
     )
 
 

@@ -122,6 +122,11 @@ def _named_lost_process() -> Iterator[None]:
         ) from error
 
 
+def is_alone() -> bool:
+    """Return whether this process is the only one of the run."""
+    return jax.process_count() == 1
+
+
 def is_first() -> bool:
     """Return whether this is the process that writes files and shows progress."""
     return jax.process_index() == 0

@@ -127,23 +127,22 @@ def _adamw(
     # The state of `make_optimizer`: clipping, and AdamW's moments, decay and schedule.
     clip_state, (adam, decay_state, schedule) = state
     count = optax.safe_increment(adam.count)
-    rate = learning_rate(optim, config.total_steps)(schedule.count)
+    rate = jnp.asarray(learning_rate(optim, config.total_steps)(schedule.count))
     clip = jnp.where(norm < optim.clip_norm, 1.0, optim.clip_norm / norm)
-    first_scale, second_scale = (1.0 / (1.0 - beta**count) for beta in (optim.beta1, optim.beta2))
+    first_scale, second_scale = (1.0 / (1.0 - jnp.power(beta, count)) for beta in (optim.beta1, optim.beta2))
 
     def moments(gradient: Array, first: Array, second: Array) -> tuple[Array, Array]:
         gradient = clip * gradient
-        return _apart(
-            jnp.where(finite, optim.beta1 * first + (1 - optim.beta1) * gradient, first),
-            jnp.where(finite, optim.beta2 * second + (1 - optim.beta2) * gradient**2, second),
-        )
+        new_first = optim.beta1 * first + (1 - optim.beta1) * gradient
+        new_second = optim.beta2 * second + (1 - optim.beta2) * gradient**2
+        return _apart((jnp.where(finite, new_first, first), jnp.where(finite, new_second, second)))
 
     def direction(first: Array, second: Array) -> Array:
         return first_scale * first / (jnp.sqrt(second_scale * second) + ADAM_EPSILON)
 
     def new_weight(weight: Array, first: Array, second: Array) -> Array:
         update = rate * (direction(first, second) + optim.weight_decay * weight)
-        return _apart(jnp.where(finite, weight - update, weight))[0]
+        return _apart(jnp.where(finite, weight - update, weight))
 
     def update(weight: Array, first: Array, second: Array) -> Array:
         # From the new weight, because the old one was overwritten.
@@ -165,7 +164,7 @@ def _adamw(
     )
 
 
-def _apart(*arrays: Array) -> tuple[Array, ...]:
+def _apart(arrays: Any) -> Any:
     """Return the arrays, which are computed before anything that uses them on a CPU.
 
     XLA:CPU has no loops with several results. It would compute these again in the loops that use them, from
