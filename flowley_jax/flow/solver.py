@@ -162,7 +162,7 @@ def solve_flow(
         return _solve_adaptively(velocity, x, config, start, end, share_in_use)
     grid = jnp.asarray(times or time_grid(config), jnp.float32)
 
-    # diffeqsolve would trace the velocity three times, which is half of the time until the first sound.
+    # diffeqsolve would trace the velocity three times, which delays the first sound by a second.
     def step(x: Array, ends: tuple[Array, Array]) -> tuple[Array, None]:
         return solver_step(velocity, x, *ends, config), None
 

@@ -28,8 +28,9 @@ def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def _backward(function: Callable[..., jax.Array], arguments: tuple, cotangent: jax.Array) -> tuple:
-    # XLA:CPU drops the barriers of jax.checkpoint, and then merges both computations into one that it stores.
-    # It cannot do so if the second one depends on the cotangent, and it keeps a product with zero.
+    # XLA:CPU drops the barriers of jax.checkpoint, and then merges the second computation with the first one,
+    # whose result it has to store. It cannot if the second one depends on the cotangent. XLA keeps a product
+    # with zero.
     first, *rest = arguments
     zero = 0.0 * cotangent[(0,) * cotangent.ndim]
     return jax.vjp(function, first + zero.astype(first.dtype), *rest)[1](cotangent)
