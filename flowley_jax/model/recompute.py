@@ -1,12 +1,29 @@
 """Functions whose backward pass computes again what it needs, instead of storing it in the forward pass."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from flowley_jax.common.devices import platform_in_use
+
+_EVERYTHING_STORED = contextvars.ContextVar("everything_stored", default=False)
+
+
+@contextlib.contextmanager
+def everything_stored() -> Iterator[None]:
+    """Trace programs in which nothing is computed again, to count their FLOPs.
+
+    JAX traces a function once for each kind of arguments: trace a new one.
+    """
+    token = _EVERYTHING_STORED.set(True)
+    try:
+        yield
+    finally:
+        _EVERYTHING_STORED.reset(token)
 
 
 def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -22,6 +39,8 @@ def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> jax.Array:
+        if _EVERYTHING_STORED.get():
+            return function(*arguments)
         return (on_cpu if platform_in_use() == "cpu" else jax.checkpoint(function))(*arguments)
 
     return call

@@ -1,6 +1,7 @@
 """FLOPs of a training step and of the network, and the peak rate of the devices: the parts of MFU."""
 
 import dataclasses
+import functools
 import logging
 from typing import Any
 
@@ -12,6 +13,7 @@ from flowley_jax.config import ExperimentConfig, MeshConfig
 from flowley_jax.data.record import FEATURE_FIELDS
 from flowley_jax.model import ModelConfig
 from flowley_jax.model.flowley import abstract_model, merge_model
+from flowley_jax.model.recompute import everything_stored
 from flowley_jax.training.sharding import Layout, make_layout, with_shardings
 from flowley_jax.training.state import StepConfig, abstract_state
 from flowley_jax.training.step import train_step
@@ -72,7 +74,14 @@ def step_flops(config: ExperimentConfig, lengths: Lengths) -> float:
         batch_size=counted.data.batch_size,
         devices=jax.devices("cpu")[:1],
     )
-    costs: Any = lower_step(counted, layout, lengths).cost_analysis()
+    config_of_step = StepConfig.from_experiment(counted)
+    # A function of its own, because JAX would take the trace of a step that computes things again.
+    step = functools.partial(train_step.__wrapped__, config=config_of_step, layout=layout)
+    with everything_stored():
+        lowered = jax.jit(step).lower(
+            abstract_state(config_of_step, layout), abstract_batch(counted, layout, lengths)
+        )
+    costs: Any = lowered.cost_analysis()
     return float(costs["flops"])
 
 
