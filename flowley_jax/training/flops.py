@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import logging
 from typing import Any
 
@@ -76,7 +77,7 @@ def step_flops(config: ExperimentConfig, lengths: Lengths) -> float:
     )
     config_of_step = StepConfig.from_experiment(counted)
     # A function of its own, because JAX would take the trace of a step that computes things again.
-    step = functools.partial(train_step.__wrapped__, config=config_of_step, layout=layout)
+    step = functools.partial(inspect.unwrap(train_step), config=config_of_step, layout=layout)
     with everything_stored():
         lowered = jax.jit(step).lower(
             abstract_state(config_of_step, layout), abstract_batch(counted, layout, lengths)
