@@ -29,8 +29,8 @@ def test_ordinary_sounds_are_kept_and_need_no_remark():
 def test_loud_and_silent_sounds_are_named():
     _, remarks = _levelled([2.0 * TONE, 0.5 * TONE, 1e-4 * TONE, 0.0 * TONE, *[3.0 * TONE] * 3])
     assert remarks == [
-        "4 of 7 sounds (0.wav, 4.wav, 5.wav, …) had peaks far above full scale, which were limited; lower "
-        "--guidance if they sound distorted",
+        "4 of 7 sounds (0.wav, 4.wav, 5.wav, …) had peaks far above full scale, which were limited; if they "
+        "sound distorted, try another --seed or a lower --guidance",
         "2 of 7 sounds (2.wav, 3.wav) are almost silent, below -50 LUFS; try another --seed or prompt",
     ]
 

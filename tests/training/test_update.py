@@ -1,6 +1,7 @@
 """The update at the end of a step: AdamW next to Optax's, steps that are skipped, and the update ratios."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -12,8 +13,9 @@ import tiny
 
 from flowley_jax.common.trees import named_leaves
 from flowley_jax.runs.ema import update_averages
+from flowley_jax.training.alignment import NO_HEAD
 from flowley_jax.training.optimizer import make_optimizer
-from flowley_jax.training.state import StepConfig, create_state
+from flowley_jax.training.state import StepConfig, TrainState
 from flowley_jax.training.update import updated_state
 
 STEPS = 12
@@ -32,13 +34,18 @@ def _start(kind="adamw", **changes):
     step = dataclasses.replace(
         StepConfig.from_experiment(config), optim=dataclasses.replace(config.optim, **optim), log_every=2
     )
-    channels = config.model.audio_dim
-    state = create_state(
-        step, tiny.layout(config), latent_mean=np.zeros(channels), latent_std=np.ones(channels)
+    layers = {"kernel": {"value": jnp.zeros((5, 7))}, "bias": {"value": jnp.zeros((7,))}}
+    parameters = _random({"blocks": {"0": layers, "1": layers}, "final_conv": layers}, 0)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        parameters=parameters,
+        frozen={},
+        constants={},
+        optimizer=make_optimizer(step.optim, step.total_steps).init(parameters),
+        averages=(parameters,) * len(step.sigma_rels),
+        head=NO_HEAD,
     )
-    # Weights that start with zeros have no ratio.
-    parameters = _random(state.parameters, 0)
-    return step, state._replace(parameters=parameters, averages=(parameters,) * len(state.averages))
+    return step, state
 
 
 def _random(tree, seed):
@@ -46,18 +53,10 @@ def _random(tree, seed):
     return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), tree)
 
 
-@jax.jit
-def _norm(tree):
-    return optax.tree.norm(tree)
-
-
+@functools.partial(jax.jit, static_argnames="config")
 def _update(state, gradients, config, *, finite=True):
-    update = jax.jit(
-        lambda state, gradients, finite: updated_state(
-            state, gradients, _norm(gradients), finite=finite, config=config
-        )
-    )
-    return update(state, gradients, jnp.asarray(finite))
+    norm = optax.tree.norm(gradients)
+    return updated_state(state, gradients, norm, finite=jnp.asarray(finite), config=config)
 
 
 def _close(found, expected, *, rtol):
@@ -73,7 +72,7 @@ def test_adamw_is_that_of_optax_with_and_without_clipping():
     for step in range(1, STEPS + 1):
         # Every second gradient is below the limit of the norm.
         gradients = _random(weights, step)
-        factor = (0.5 if step % 2 else 20.0) / _norm(gradients)
+        factor = (0.5 if step % 2 else 20.0) / optax.tree.norm(gradients)
         gradients = jax.tree.map(lambda leaf, factor=factor: factor * leaf, gradients)
         updates, moments = jax.jit(optimizer.update)(gradients, moments, weights)
         weights = optax.apply_updates(weights, updates)
