@@ -35,5 +35,5 @@ def load_librosa() -> ModuleType:
 
 
 def load_librosa_in_background() -> None:
-    """Start to load librosa in a thread, while this one compiles or computes; a load takes over a second."""
+    """Start loading librosa in a thread: it takes over a second, in which the caller can compile."""
     threading.Thread(target=load_librosa, name="librosa").start()

@@ -1,8 +1,7 @@
 """The end of a training step: the update of weights, moments and averages.
 
-Their memory traffic is most of it. AdamW is therefore written out, with the formulas and the state of
-`optax.adamw` after clipping by the global norm: each array of the state is read and written once, and nothing
-of its size is stored in between. Muon is Optax's.
+It spends most of its time on memory traffic. AdamW is therefore written out, with the formulas and the state
+of `optax.adamw` after clipping by the global norm, so that no tree of updates is stored. Muon is Optax's.
 """
 
 from collections.abc import Callable
